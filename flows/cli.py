@@ -1,0 +1,346 @@
+"""The user's command line: `pruneflow configure | plan | run | status | promote | rollback`.
+
+Nothing heavy is imported before a command needs it, so that `pruneflow --help` answers at once.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pruneflow.errors import InputError, PruneflowError
+
+if TYPE_CHECKING:
+    from flows.pipeline import Outcome
+    from pruneflow.config import PipelineSettings
+
+REFUSED = 1
+
+app = typer.Typer(
+    name="pruneflow",
+    help="Prune a language model in rounds, measure what it kept, and register what passes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; errors a user can act on are one line on stderr."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except PruneflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: run again to continue where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def configure(
+    profile: Annotated[str, typer.Argument(help="A name in configs/profiles/, e.g. demo.")],
+) -> None:
+    """Write configs/pipeline.yaml whole, from a profile and the defaults.
+
+    Example: pruneflow configure demo
+    """
+    _enter_workspace()
+    from pruneflow import plan as planning
+
+    kept = planning.configure(profile)
+    if kept is not None:
+        print(f"the former configs/pipeline.yaml is kept as {kept}")
+    print(f"configs/pipeline.yaml is the profile {profile}")
+
+
+@app.command()
+def plan(
+    ratio: Annotated[
+        float, typer.Option(help="Share of the block weights to remove, between 0 and 1.")
+    ],
+    rounds: Annotated[int, typer.Option(help="In how many rounds.")],
+    schedule: Annotated[
+        str, typer.Option(help="linear (equal steps) or geometric (equal shares of what is left).")
+    ] = "linear",
+) -> None:
+    """Write the rounds of configs/pipeline.yaml.
+
+    Example: pruneflow plan --ratio 0.3 --rounds 6 --schedule geometric
+    """
+    _enter_workspace()
+    from pruneflow import plan as planning
+
+    settings = planning.plan(ratio, rounds, schedule)
+    for name, planned in settings.rounds.items():
+        print(f"{name}  removes {planned.ratio:.1%} of the block weights, from {planned.parent}")
+
+
+@app.command()
+def run() -> None:
+    """Prune, measure, decide and register, as configs/ says; only what changed is done again.
+
+    Exit code: 0 accepted, 1 refused by the gates, 2 bad input.
+
+    Example: pruneflow configure demo && pruneflow run
+    """
+    _enter_workspace()
+    from pruneflow.workspace import run_lock
+
+    with run_lock() as environment:
+        settings = preflight()
+        os.environ.update(environment)
+        set_environment()
+        outcome = _run_flow()
+    _print_outcome(outcome, settings)
+    if outcome.version is None:
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show which version is in production, and from which data; the candidate and the previous.
+
+    Example: pruneflow status --json
+    """
+    _enter_workspace()
+    settings = _settings()
+    from tasks import registry
+
+    versions = registry.status(settings.registry)
+    if as_json:
+        print(json.dumps({"model": settings.registry.name, **versions}, indent=2))
+        return
+    print(f"model       {settings.registry.name}")
+    for alias, version in versions.items():
+        print(f"{alias:<12}{_version_line(version)}")
+        if alias == registry.PRODUCTION and version is not None:
+            print(f"  model digest      {version.get('model_digest', 'unknown')}")
+            print(f"  calibration set   {version.get('data_digest', 'unknown')}")
+            print(f"  gates' decision   {version.get('decision_digest', 'unknown')}")
+            print(f"  code              {_code_line(version)}")
+            print(f"  MLflow run        {version['run_id']}")
+
+
+@app.command()
+def promote(
+    version: Annotated[
+        str | None, typer.Argument(help="Which version; the candidate when left out.")
+    ] = None,
+) -> None:
+    """Put a version into production; the one in use is kept as `previous`.
+
+    Example: pruneflow promote 3
+    """
+    _enter_workspace()
+    settings = _settings().registry
+    from tasks import registry
+
+    print(registry.promote(settings, version).sentence(settings.name))
+
+
+@app.command()
+def rollback() -> None:
+    """Put the previous version back into production; a second rollback undoes the first.
+
+    Example: pruneflow rollback
+    """
+    _enter_workspace()
+    settings = _settings().registry
+    from tasks import registry
+
+    print(registry.rollback(settings).sentence(settings.name))
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="As in dvc.yaml, e.g. documents or round@r1.")],
+) -> None:
+    """Run one stage now, whether or not anything changed (what dvc.yaml calls).
+
+    Example: pruneflow stage documents
+    """
+    _enter_workspace()
+    from pruneflow import stages
+
+    stages.run_stage_by_name(name)
+
+
+@app.command()
+def lock_sources() -> None:
+    """Write data/sources.lock anew: sha256 of every file that installed packages give.
+
+    Example: pruneflow lock-sources
+    """
+    _enter_workspace()
+    from pruneflow import stages
+    from pruneflow.calibration import sources
+
+    sources.lock_sources(stages.DOMAINS_FILE, stages.SOURCES_LOCK, stages.LM_EVAL)
+
+
+def preflight() -> "PipelineSettings":
+    """Check all that can be checked in a moment, before Prefect starts.
+
+    Raises:
+        InputError: a setting, the model, a domain or the data folder cannot be used.
+    """
+    settings = _settings()
+    _check_domains(settings.documents.domains)
+    _check_writable(Path("data"))
+    from pruneflow.evaluation.gates import load_gates
+    from pruneflow.models.loading import check_source
+
+    load_gates(Path("configs/gates.yaml"))
+    check_source(settings.model)
+    return settings
+
+
+def set_environment() -> None:
+    """Set what Prefect reads when it is imported; whatever the user has set stays.
+
+    Without a server of the user's, Prefect keeps its state in the workspace, not in $HOME.
+    """
+    if "PREFECT_HOME" not in os.environ and "PREFECT_API_URL" not in os.environ:
+        os.environ["PREFECT_HOME"] = str(Path(".pruneflow/prefect").absolute())
+    for key, value in {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s %(message)s",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s %(message)s",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }.items():
+        os.environ.setdefault(key, value)
+
+
+def _run_flow() -> "Outcome":
+    """Run the flow and return its outcome; its failure becomes the error it stands for."""
+    print("starting Prefect", file=sys.stderr, flush=True)
+    from flows.pipeline import pipeline
+    from tasks.stages import BAD_INPUT
+
+    _quieten()
+    state = pipeline(return_state=True)
+    if state.is_completed():
+        return state.result()
+    if state.is_crashed() or state.is_cancelled():
+        raise KeyboardInterrupt
+    if state.name == BAD_INPUT:
+        raise InputError(state.message)
+    raise PruneflowError(state.message)
+
+
+def _quieten() -> None:
+    """Leave on the terminal what our tasks and flows say, and other loggers' warnings.
+
+    Prefect's own lines about states stay on the run's page; a crash is still shown whole.
+    """
+    import logging
+
+    import prefect
+    from prefect.logging.configuration import setup_logging
+
+    engine = str(Path(prefect.__file__).parent)
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        if not record.pathname.startswith(engine):
+            return record.levelno >= logging.INFO
+        crashed = record.exc_info is not None and record.exc_info[0] is not None
+        states = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
+        return crashed if states else record.levelno >= logging.WARNING
+
+    setup_logging()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(is_shown)
+
+
+def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
+    from rich.console import Console
+
+    from flows.pipeline import MODEL, REPORT
+    from pruneflow.reporting.table import result_table
+
+    name = settings.registry.name
+    Console().print(result_table(outcome.summary))
+    print(f"report      {REPORT}")
+    print(f"model       {MODEL}")
+    print(f"MLflow      mlflow ui --backend-store-uri {settings.registry.tracking_uri}")
+    if outcome.version is None:
+        print("refused     nothing is registered, production stays as it is")
+    elif outcome.in_production:
+        print(f"accepted    version {outcome.version} of {name} is in production")
+    elif outcome.accepted:
+        print(
+            f"accepted    version {outcome.version} of {name} is the candidate: pruneflow promote"
+        )
+    else:
+        print(f"not judged  version {outcome.version} of {name} is the candidate, gates are off")
+    for reason in outcome.reasons:
+        print(f"  {reason}")
+
+
+def _version_line(version: dict[str, str] | None) -> str:
+    if version is None:
+        return "none"
+    digests = [version.get(key, "unknown")[:12] for key in ("model_digest", "data_digest")]
+    return f"version {version['version']}, model {digests[0]}, calibration set {digests[1]}"
+
+
+def _code_line(version: dict[str, str]) -> str:
+    dirty = " with changes that are not committed" if version.get("git_dirty") == "true" else ""
+    return f"{version.get('git_commit', 'unknown')}{dirty}"
+
+
+def _enter_workspace() -> None:
+    from pruneflow.workspace import check_workspace
+
+    check_workspace()
+
+
+def _settings() -> "PipelineSettings":
+    from pruneflow.config import load_settings
+
+    return load_settings()
+
+
+def _check_domains(names: list[str]) -> None:
+    from pruneflow.calibration.sources import load_domains
+
+    path = Path("configs/domains.yaml")
+    known = load_domains(path)
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"configs/pipeline.yaml: documents.domains names {name}, which {path} does not "
+                f"describe: use {', '.join(known)}, or describe it there"
+            )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror})") from None
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"{place} cannot be written: make it writable")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> Any:
+    """Let SIGTERM end a run as Ctrl-C does, so that no stage is left behind."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

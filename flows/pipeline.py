@@ -1,0 +1,216 @@
+"""The whole pipeline as a Prefect flow: DVC's stages in order, then gates, tracking, registry.
+
+`dvc.yaml` is the only description of the stages: the flow walks its graph. What follows the stages
+has side effects outside the workspace's data, and so is no DVC stage.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
+from pruneflow.config import PipelineSettings, load_settings
+from pruneflow.errors import InputError, PruneflowError
+from pruneflow.workspace import check_workspace, run_lock
+from tasks import registry
+from tasks.stages import failed, run_stage
+from tasks.tracking import CALIBRATION, DECISION, REPORTS, git_state, log_run
+
+GATES = Path("configs/gates.yaml")
+MODEL = Path("data/model")
+SUMMARY = REPORTS / "summary.json"
+REPORT = REPORTS / "report.html"
+LOCK = Path("dvc.lock")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: whether the gates accepted the model, and what became of it."""
+
+    accepted: bool
+    reasons: list[str]
+    summary: dict[str, Any]
+    run_id: str
+    version: str | None = None
+    in_production: bool = False
+
+
+class StepFailed(PruneflowError):
+    """A task ended in a Failed state, which the flow passes on as its own."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state.message)
+        self.state = state
+
+
+@flow(name="pipeline", validate_parameters=False)
+def pipeline() -> State:
+    """Prune, evaluate, decide, track and register, as configs/ says.
+
+    Returns:
+        A Completed state holding an `Outcome`, named ``Accepted`` or ``Refused``; or a Failed
+        state whose message is one line for the user, named ``BadInput`` for bad input.
+    """
+    try:
+        check_workspace()
+        settings = load_settings()
+        with run_lock() as environment:
+            _run_stages(environment)
+            outcome = _conclude(settings)
+    except StepFailed as error:
+        return failed(error, error.state.name)
+    except PruneflowError as error:
+        return failed(error)
+    if outcome.version is not None:
+        return Completed(name="Accepted", data=outcome)
+    return Completed(name="Refused", message="; ".join(outcome.reasons), data=outcome)
+
+
+def stage_order() -> list[str]:
+    """Return the stages of dvc.yaml by name, every stage after those it depends on.
+
+    Raises:
+        InputError: dvc.yaml or what it reads cannot be understood.
+    """
+    import networkx
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            index = repo.index
+            written = {stage: place for place, stage in enumerate(index.stages)}
+            # DVC's edges point from a stage to its dependencies.
+            order = networkx.lexicographical_topological_sort(
+                index.graph.reverse(copy=True), key=written.__getitem__
+            )
+            return [stage.addressing for stage in order]
+    except DvcException as error:
+        raise InputError(f"dvc.yaml cannot be used: {' '.join(str(error).split())}") from None
+
+
+def served_model_needs() -> list[str]:
+    """Return the pip requirements of the served model: what is installed here."""
+    names = ("mlflow", "torch", "transformers", "safetensors")
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]
+
+
+@task(name="step", task_run_name="{name}", cache_policy=NO_CACHE)
+def step(name: str, action: Callable[[], Any]) -> State:
+    """Run one thing that follows the stages; it ends in a Failed state instead of a traceback."""
+    try:
+        return Completed(data=action())
+    except PruneflowError as error:
+        return failed(error)
+
+
+def _run_stages(environment: dict[str, str]) -> None:
+    names = stage_order()
+    if not names:
+        raise InputError("dvc.yaml has no stages: restore it from git")
+    for place, name in enumerate(names, start=1):
+        position = f"[{place}/{len(names)}]"
+        _result(run_stage(name, position, environment, return_state=True))
+
+
+def _conclude(settings: PipelineSettings) -> Outcome:
+    """Decide, track, and register what was accepted."""
+    logger = get_run_logger()
+    from pruneflow.evaluation.gates import may_register
+
+    summary = read_json(SUMMARY)
+    decision = _step("gates", lambda: _decide(summary))
+    lineage = _lineage(decision)
+    run_id = _step(
+        "tracking", lambda: log_run(settings, summary, decision, {**lineage.tags(), **_versions()})
+    )
+    accepted, reasons = bool(decision["accepted"]), list(decision["reasons"])
+    number, in_production = None, False
+    if may_register(decision):
+        number = _step(
+            "registration",
+            lambda: registry.register(
+                settings.registry, MODEL, run_id, lineage, served_model_needs()
+            ),
+        )
+        logger.info(f"version {number} of {settings.registry.name} is the candidate")
+    if accepted and settings.registry.promotion == "auto":
+        move = _step(
+            "promotion", lambda: registry.promote(settings.registry, number, by_hand=False)
+        )
+        logger.info(move.sentence(settings.registry.name))
+        in_production = True
+    if number is None:
+        logger.info("refused by the gates: nothing is registered, production stays as it is")
+    _publish(summary, number is not None, reasons)
+    return Outcome(accepted, reasons, summary, run_id, number, in_production)
+
+
+def _decide(summary: dict[str, Any]) -> dict[str, Any]:
+    from pruneflow.evaluation.gates import decide, load_gates
+
+    decision = decide(summary, load_gates(GATES))
+    write_json(DECISION, decision)
+    return decision
+
+
+def _lineage(decision: Mapping[str, Any]) -> registry.Lineage:
+    from pruneflow.models.loading import model_digest
+
+    digest = model_digest(MODEL)
+    if digest != decision["model"]:
+        raise InputError(
+            f"{MODEL} is not the model that was evaluated: somebody changed it; run "
+            "`dvc repro -f -s select` and then `pruneflow run` again"
+        )
+    commit, dirty = git_state()
+    return registry.Lineage(
+        model_digest=digest,
+        data_digest=str(read_json(CALIBRATION / "manifest.json")["digest"]),
+        decision_digest=sha256_json(decision),
+        git_commit=commit,
+        git_dirty=dirty,
+        dvc_lock=sha256_file(LOCK),
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "transformers", "dvc", "prefect", "mlflow", "lm_eval")
+    return {f"version.{name}": version(name) for name in names}
+
+
+def _publish(summary: dict[str, Any], accepted: bool, reasons: list[str]) -> None:
+    """Show the result on the run's page in Prefect."""
+    from pruneflow.reporting.comparison import comparison
+
+    lines = ["| | dense | pruned | change or kept |", "|---|---:|---:|---:|"]
+    for section, rows in comparison(summary).items():
+        lines.append(f"| **{section}** | | | |")
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+    verdict = ["accepted" if accepted else "refused", *(f"- {reason}" for reason in reasons)]
+    create_markdown_artifact(
+        key="result",
+        markdown="\n".join([*lines, "", *verdict, "", f"Report: `{REPORT}`"]),
+        description="Dense against pruned",
+    )
+
+
+def _step(name: str, action: Callable[[], Result]) -> Result:
+    get_run_logger().info(name)
+    return _result(step(name, action, return_state=True))
+
+
+def _result(state: State) -> Any:
+    if not state.is_completed():
+        raise StepFailed(state)
+    return state.result()

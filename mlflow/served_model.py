@@ -1,0 +1,56 @@
+"""What `mlflow models serve` runs: a list of prompts in, a list of continuations out.
+
+MLflow stores this file beside the model ("models from code") and runs it in environments where
+pruneflow is not installed, so it knows only transformers.
+"""
+
+import mlflow
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+MAX_NEW_TOKENS = 64
+
+
+class PrunedModel(PythonModel):
+    """A causal language model that continues prompts greedily."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load weights and tokenizer: safetensors only, and no code from the model directory."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        directory = context.artifacts["checkpoint"]
+        self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        self.model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype="auto", use_safetensors=True, trust_remote_code=False
+        ).eval()
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Continue each prompt; `params` may hold ``max_new_tokens``.
+
+        Without type hints on purpose: MLflow would make the signature from them, and such a
+        signature has no parameters.
+
+        Args:
+            context: what MLflow passes; not used.
+            model_input: a list of prompts, or the table of one column that MLflow makes of it.
+            params: checked against the signature by MLflow.
+        """
+        import torch
+
+        prompts = model_input if isinstance(model_input, list) else model_input.iloc[:, 0]
+        budget = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
+        texts = []
+        for prompt in prompts:
+            inputs = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+            with torch.inference_mode():
+                output = self.model.generate(
+                    **inputs,
+                    max_new_tokens=budget,
+                    do_sample=False,
+                    pad_token_id=self.tokenizer.eos_token_id,
+                )
+            new = output[0, inputs["input_ids"].shape[1] :]
+            texts.append(self.tokenizer.decode(new, skip_special_tokens=True))
+        return texts
+
+
+mlflow.models.set_model(PrunedModel())

@@ -1,0 +1,1 @@
+"""Calibration data: sources, documents, validation, packed token blocks."""

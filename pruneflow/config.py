@@ -1,0 +1,284 @@
+"""Every setting of the pipeline: its type, unit, range and default. Unknown keys are errors.
+
+`configs/pipeline.yaml` is the one source of parameters: `dvc.yaml` reads it, and so does every
+stage. `pruneflow configure PROFILE` writes it whole from a profile and the defaults below.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pruneflow.artifacts import staged_file
+from pruneflow.errors import InputError
+
+PIPELINE_FILE = Path("configs/pipeline.yaml")
+DENSE = "dense"
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]*$")]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, and nothing is changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    """Which dense model to prune."""
+
+    name: Name = Field("model", description="Name of the model in reports and in the registry.")
+    source: str = Field(
+        description="A model directory, a hub id, a .gguf file, or package:NAME/FILE for a file "
+        "that an installed Python package carries."
+    )
+    revision: str | None = Field(None, description="Commit of a hub id; needed for hub ids.")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="sha256 of a .gguf file, checked on reading."
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="Data type in which weights are stored."
+    )
+
+
+class ComputeSettings(Settings):
+    """How models are run."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`auto` takes a GPU when torch sees one."
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16",
+        description="Type of forward and backward passes; sums are float32 or more.",
+    )
+    batch_tokens: Count = Field(2048, description="Tokens in one forward pass (a memory bound).")
+    backward_batch_tokens: Count = Field(
+        1024, description="Tokens in one forward and backward pass, which keeps activations."
+    )
+
+
+class DocumentSettings(Settings):
+    """How the table of documents is drawn from the sources in configs/domains.yaml."""
+
+    domains: list[Name] = Field(min_length=1, description="Which domains of configs/domains.yaml.")
+    max_per_domain: Count = Field(800, description="Documents kept of each domain.")
+    min_characters: Count = Field(80, description="Shorter documents are dropped.")
+    max_characters: Count = Field(20_000, description="Longer documents are cut at a line end.")
+    validation_share: Share = Field(0.15, description="Documents for health checks of rounds.")
+    test_share: Share = Field(0.25, description="Documents for perplexity; never calibrated on.")
+    seed: int = Field(0, ge=0, description="Which documents are drawn when there are too many.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DocumentSettings":
+        if len(set(self.domains)) != len(self.domains):
+            raise ValueError("domains lists a domain twice")
+        if self.validation_share + self.test_share > 0.8:
+            raise ValueError("validation_share + test_share leave under 20 % for calibration")
+        if self.max_characters < self.min_characters:
+            raise ValueError("max_characters is below min_characters")
+        return self
+
+
+class CalibrationSettings(Settings):
+    """How documents become packed token blocks."""
+
+    sequence_length: int = Field(128, ge=8, description="Tokens in a calibration sequence.")
+    sequences: Count = Field(48, description="Calibration sequences over all domains.")
+    weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Share of a domain relative to the others; 1 when absent."
+    )
+    validation_sequences: Count = Field(4, description="Validation sequences of each domain.")
+    test_sequence_length: int = Field(256, ge=8, description="Tokens in a perplexity window.")
+    test_sequences: Count = Field(12, description="Perplexity windows of each domain.")
+    seed: int = Field(0, ge=0, description="Which sequences are drawn.")
+
+
+class PruningSettings(Settings):
+    """How one round chooses units, removes them and refits what is left."""
+
+    score: Literal["mask_fisher", "magnitude", "random"] = Field(
+        "mask_fisher", description="How important a unit is; see pruneflow/pruning/scores.py."
+    )
+    neuron_multiple: Count = Field(
+        32, description="MLP widths stay multiples of this (64 or 128 suit GPUs)."
+    )
+    prune_attention: bool = Field(True, description="Whether whole KV groups may be removed.")
+    min_neuron_share: Share = Field(0.1, description="Share of a layer's neurons always kept.")
+    refit: Literal["least_squares", "none"] = Field(
+        "least_squares", description="What the kept columns of a consumer become."
+    )
+    ridge: float = Field(
+        0.01, gt=0, description="Ridge of the refit, as a share of the mean diagonal of H."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the random score.")
+
+
+class HealthSettings(Settings):
+    """When a round counts as broken, so that the descent ends at the one before."""
+
+    max_perplexity_ratio: float = Field(
+        10.0, gt=1, description="Worst domain's validation perplexity over the dense model's."
+    )
+
+
+class RoundSettings(Settings):
+    """One round of the descent."""
+
+    parent: Name = Field(description="The round this one starts from; `dense` for the first.")
+    ratio: Share = Field(
+        description="Share of the dense model's block weights removed when this round is done."
+    )
+
+
+class EvaluationSettings(Settings):
+    """The measure of dense and pruned model."""
+
+    tasks: list[Name] = Field(
+        default=["piqa", "siqa"], min_length=1, description="Files of configs/lm_eval/."
+    )
+    questions: Annotated[int, Field(ge=10)] = Field(200, description="Questions of each task.")
+    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
+        2000, description="Resamples behind a 95 % interval."
+    )
+    seed: int = Field(0, ge=0, description="Which questions, and the bootstrap's draws.")
+
+
+class LatencySettings(Settings):
+    """The measure of speed and memory."""
+
+    prompt_tokens: Count = Field(256, description="Tokens of a prefill.")
+    new_tokens: Count = Field(24, description="Tokens decoded after it.")
+    repeats: Count = Field(5, description="Interleaved repeats; the median is reported.")
+
+
+class RegistrySettings(Settings):
+    """Where accepted models go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    name: str = Field(
+        "pruneflow", pattern=r"^[^/:\s][^/:]*$", description="Registered model in MLflow."
+    )
+    experiment: str = Field("pruneflow", min_length=1, description="MLflow experiment.")
+    tracking_uri: str = Field(
+        "sqlite:///mlflow/mlflow.db", description="MLflow's store; a server's URL for teams."
+    )
+    artifact_location: str = Field(
+        "mlflow/artifacts", description="Where a new experiment keeps files (a folder or a URL)."
+    )
+    promotion: Literal["auto", "manual"] = Field(
+        "auto", description="Whether an accepted candidate goes to production by itself."
+    )
+
+
+class PipelineSettings(Settings):
+    """The whole of configs/pipeline.yaml."""
+
+    model: ModelSettings
+    compute: ComputeSettings = ComputeSettings()
+    documents: DocumentSettings
+    calibration: CalibrationSettings = CalibrationSettings()
+    pruning: PruningSettings = PruningSettings()
+    health: HealthSettings = HealthSettings()
+    rounds: dict[Name, RoundSettings] = Field(min_length=1)
+    final_round: Name
+    evaluation: EvaluationSettings = EvaluationSettings()
+    latency: LatencySettings = LatencySettings()
+    registry: RegistrySettings = RegistrySettings()
+
+    @model_validator(mode="after")
+    def _chain(self) -> "PipelineSettings":
+        parent, ratio = DENSE, 0.0
+        for name, settings in self.rounds.items():
+            if name == DENSE:
+                raise ValueError(f"rounds.{name}: this name is the unpruned model's")
+            if settings.parent != parent:
+                raise ValueError(f"rounds.{name}.parent must be {parent}, the round before it")
+            if settings.ratio <= ratio:
+                raise ValueError(
+                    f"rounds.{name}.ratio is {settings.ratio:g}, not above {ratio:g}: each round "
+                    "removes more than the one before it"
+                )
+            parent, ratio = name, settings.ratio
+        if self.final_round != parent:
+            raise ValueError(f"final_round must be {parent}, the last of rounds")
+        unknown = set(self.calibration.weights) - set(self.documents.domains)
+        if unknown:
+            raise ValueError(
+                f"calibration.weights names {sorted(unknown)[0]}, which is not in documents.domains"
+            )
+        if self.calibration.sequences < len(self.documents.domains):
+            raise ValueError(
+                "calibration.sequences is below the number of domains: give each at least one"
+            )
+        return self
+
+
+def load_settings(path: Path = PIPELINE_FILE) -> PipelineSettings:
+    """Read and check a pipeline file.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or a key is unknown or out of range.
+    """
+    return parse_settings(read_yaml(path), path)
+
+
+def parse_settings(values: Any, where: Path) -> PipelineSettings:
+    """Check the values of a pipeline file; `where` is named in the error."""
+    return check(PipelineSettings, values, where)
+
+
+def check(kind: type[SettingsT], values: Any, where: Path) -> SettingsT:
+    """Turn plain values into typed settings.
+
+    Raises:
+        InputError: names the first offending key and what it should be.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        # A misspelt key is both unknown and missing: the first of these tells more.
+        problems = error.errors(include_url=False)
+        first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key {key}: remove it or correct its spelling"
+        elif first["type"] == "missing":
+            message = f"{key} is missing: add it"
+        elif first["type"] == "value_error":
+            message = str(first["ctx"]["error"])
+        else:
+            message = f"{key} is {first['input']!r}: {first['msg'].lower()}"
+        raise InputError(f"{where}: {message}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        InputError: the file is missing or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing: run `pruneflow configure demo` to write one"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid YAML: {detail}") from None
+
+
+def write_settings(settings: PipelineSettings, path: Path = PIPELINE_FILE) -> None:
+    """Write a complete pipeline file: every setting, defaults included, for DVC to depend on."""
+    header = "# Written by `pruneflow configure`; edit freely. Every key: pruneflow/config.py\n"
+    body = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    with staged_file(path) as temporary:
+        temporary.write_text(header + body, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Measures: perplexity, question answering, latency, retention, gates."""

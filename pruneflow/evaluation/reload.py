@@ -1,0 +1,76 @@
+"""Run alone in a fresh process: load a model with plain transformers and continue a text.
+
+``python -I reload.py DIRECTORY DTYPE NEW_TOKENS`` prints one line of JSON. This file imports
+nothing of this project, and makes sure that nothing else can: what it loads, any user can load.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+PROMPT = "The capital of France is"
+PROJECT = ("pruneflow", "flows", "tasks")
+
+
+def forbid_project() -> None:
+    """Make every import of this project fail, even where it is installed beside transformers."""
+    for name in PROJECT:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
+def peak_memory() -> int:
+    """Return the most bytes of memory this process has held so far.
+
+    Linux keeps it in VmHWM, which starts anew with each program. ``ru_maxrss`` does not: there a
+    child begins at what its parent held when it was started. It is used where there is no VmHWM.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reload(directory: str, dtype: str, new_tokens: int) -> dict[str, Any]:
+    """Load `directory` and greedily continue PROMPT.
+
+    Returns:
+        ``text``, ``prompt_ids`` and ``ids`` of the continuation, ``memory`` in bytes (``before``
+        loading and at its ``peak``), and ``problems``: keys that were missing, left over, or of
+        the wrong shape.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    before = peak_memory()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, dtype), output_loading_info=True
+    )
+    model, loading = loaded
+    problems = [
+        f"{kind.replace('_', ' ')}: {', '.join(sorted(str(key) for key in loading[kind])[:3])}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+        if loading.get(kind)
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    prompt = tokenizer(PROMPT, return_tensors="pt")
+    output = model.generate(**prompt, max_new_tokens=new_tokens, do_sample=False)
+    prompt_ids = prompt["input_ids"][0].tolist()
+    ids = output[0].tolist()[len(prompt_ids) :]
+    return {
+        "text": tokenizer.decode(ids, skip_special_tokens=True),
+        "prompt_ids": prompt_ids,
+        "ids": ids,
+        "memory": {"before": before, "peak": peak_memory()},
+        "problems": problems,
+    }
+
+
+if __name__ == "__main__":
+    forbid_project()
+    print(json.dumps(reload(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

@@ -1,0 +1,30 @@
+"""One progress bar with time left: live on a terminal, a plain line now and then in a log."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items, showing on stderr how many are done and how long the rest will take.
+
+    Args:
+        items: what to go through.
+        label: a few words naming the work, e.g. ``"score r1"``.
+        total: number of items, when `items` has no length.
+    """
+    from tqdm import tqdm
+
+    live = sys.stderr.isatty()
+    yield from tqdm(
+        items,
+        desc=label,
+        total=total,
+        mininterval=0.1 if live else 5.0,
+        maxinterval=10.0,
+        dynamic_ncols=live,
+        ascii=not live,
+        leave=True,
+    )

@@ -1,0 +1,1 @@
+"""One round of pruning: statistics, scores, allocation, surgery, refit."""

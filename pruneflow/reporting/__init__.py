@@ -1,0 +1,1 @@
+"""What people read: the report page, summary.json and the model card."""

@@ -1,0 +1,192 @@
+"""Charts as SVG text for the report page: byte for byte the same for the same numbers.
+
+They are drawn in placeholder colours, which become the page's CSS variables, so that one chart
+suits a light and a dark page.
+"""
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from pruneflow.reporting.numbers import decimal, percent, times
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, ACCENT, SECOND = "#010203", "#010204", "#010205", "#010206"
+CSS = {
+    INK: "currentColor",
+    MUTED: "var(--muted)",
+    ACCENT: "var(--accent)",
+    SECOND: "var(--second)",
+}
+WIDTH = 4.8  # inches; about a phone's width at the page's text size
+
+
+def perplexity_chart(perplexity: dict[str, Any]) -> str:
+    """Draw each domain's perplexity ratio; the line at 1 is the dense model."""
+    domains = perplexity["domains"]
+    ratios = [values["ratio"] for values in domains.values()]
+    figure, axes = _figure(0.5 + 0.3 * len(domains))
+    rows = range(len(domains))
+    axes.hlines(rows, 1, ratios, color=ACCENT, linewidth=2)
+    axes.plot(ratios, rows, "o", color=ACCENT, markersize=6)
+    axes.axvline(1, color=MUTED, linewidth=1)
+    for row, ratio in zip(rows, ratios, strict=True):
+        axes.annotate(
+            times(ratio), (ratio, row), (8, 0), textcoords="offset points", va="center", color=INK
+        )
+    _label_rows(axes, list(domains))
+    axes.set_xlim(min(1, *ratios) - 0.05, max(1.1, *ratios) * 1.15)
+    axes.set_xlabel("perplexity, pruned / dense")
+    return _svg(
+        figure,
+        "perplexity",
+        "Perplexity of the pruned model over the dense model's, by domain: "
+        + ", ".join(f"{name} {times(ratio)}" for name, ratio in zip(domains, ratios, strict=True)),
+    )
+
+
+def retention_chart(tasks: dict[str, Any]) -> str:
+    """Draw each task's retention with its interval; the line at 100 % is the dense model."""
+    figure, axes = _figure(0.7 + 0.35 * len(tasks))
+    values = [task["retention"] for task in tasks.values()]
+    for row, task in enumerate(tasks.values()):
+        axes.hlines(row, 100 * task["low"], 100 * task["high"], color=ACCENT, linewidth=2)
+        axes.plot(100 * task["retention"], row, "o", color=ACCENT, markersize=7)
+        axes.annotate(
+            percent(task["retention"]),
+            (100 * task["retention"], row),
+            (0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+        )
+    axes.axvline(100, color=MUTED, linewidth=1)
+    _label_rows(axes, list(tasks))
+    axes.set_ylim(len(tasks) - 0.5, -0.7)
+    axes.set_xlabel("accuracy kept, per cent of the dense model's")
+    return _svg(
+        figure,
+        "retention",
+        "Accuracy kept, with 95 % intervals: "
+        + ", ".join(
+            f"{name} {percent(value)} ({percent(task['low'])} to {percent(task['high'])})"
+            for (name, task), value in zip(tasks.items(), values, strict=True)
+        ),
+    )
+
+
+def descent_chart(rounds: list[dict[str, Any]]) -> str:
+    """Draw validation perplexity over the descent, mean and worst domain, from the dense model."""
+    done = [record for record in rounds if record["mean_ratio"] is not None]
+    removed = [0.0, *(100 * record["achieved_ratio"] for record in done)]
+    mean = [1.0, *(record["mean_ratio"] for record in done)]
+    worst = [1.0, *((record["health"] or {}).get("worst_ratio") for record in done)]
+    figure, axes = _figure(2.6)
+    axes.plot(removed, mean, "o-", color=ACCENT, markersize=5, label="mean of domains")
+    known = [(x, y) for x, y in zip(removed, worst, strict=True) if y is not None]
+    axes.plot(*zip(*known, strict=True), "s--", color=SECOND, markersize=5, label="worst domain")
+    for x, record in zip(removed[1:], done, strict=True):
+        axes.annotate(
+            record["round"],
+            (x, record["mean_ratio"]),
+            (0, -14),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+        )
+    axes.set_xlabel("block weights removed, per cent")
+    axes.set_ylabel("perplexity, pruned / dense")
+    axes.margins(0.08, 0.16)
+    axes.legend(frameon=False, labelcolor=INK, loc="upper left")
+    return _svg(
+        figure,
+        "descent",
+        "Validation perplexity over the dense model's, by round: "
+        + ", ".join(
+            f"{record['round']} at {percent(record['achieved_ratio'])} removed: mean "
+            f"{times(record['mean_ratio'])}, worst {decimal(worst_ratio)}"
+            for record, worst_ratio in zip(done, worst[1:], strict=True)
+        ),
+    )
+
+
+def widths_chart(rounds: list[dict[str, Any]]) -> str:
+    """Draw how many neurons and key-value groups each layer has left after each round."""
+    from matplotlib.ticker import MaxNLocator
+
+    done = [record for record in rounds if record.get("widths")]
+    figure, _ = _figure(3.2, rows=2)
+    described = []
+    for axes, key, label in zip(
+        figure.axes, ("neurons", "kv_groups"), ("neurons", "KV groups"), strict=True
+    ):
+        for number, record in enumerate(done, start=1):
+            widths = record["widths"][key]
+            last = number == len(done)
+            axes.step(
+                range(len(widths)),
+                widths,
+                where="mid",
+                color=ACCENT if last else SECOND,
+                linewidth=2 if last else 1,
+                alpha=1 if last else 0.3 + 0.6 * number / len(done),
+                label=record["round"],
+            )
+            span = f"{min(widths)} to {max(widths)}" if min(widths) < max(widths) else widths[0]
+            described.append(f"{record['round']} {span} {label} a layer")
+        axes.set_ylim(0, 1.15 * max(max(record["widths"][key]) for record in done))
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    figure.axes[0].legend(frameon=False, labelcolor=INK, loc="lower left", ncols=6)
+    figure.axes[1].set_xlabel("layer")
+    return _svg(figure, "widths", "Widths of layers: " + ", ".join(described))
+
+
+def _figure(height: float, rows: int = 1) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    for row in range(rows):
+        axes = figure.add_subplot(rows, 1, row + 1)
+        axes.patch.set_alpha(0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(MUTED)
+        axes.tick_params(color=MUTED, labelcolor=INK)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+    return figure, figure.axes[0]
+
+
+def _label_rows(axes: "Axes", names: list[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+
+
+def _svg(figure: "Figure", name: str, description: str) -> str:
+    """Write a figure as an inline SVG element with a text alternative and no link outside."""
+    import html
+
+    import matplotlib
+
+    stream = io.StringIO()
+    # A salt of its own keeps the ids of two charts on one page apart.
+    with matplotlib.rc_context(
+        {"svg.hashsalt": f"pruneflow-{name}", "svg.fonttype": "none", "font.size": 10}
+    ):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 sans-serif", text)
+    for colour, css in CSS.items():
+        text = text.replace(colour, css)
+    label = html.escape(description, quote=True)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()

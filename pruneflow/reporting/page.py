@@ -1,0 +1,38 @@
+"""The report page: one HTML file that needs no network, for a phone or a desk, light or dark."""
+
+from typing import Any
+
+from pruneflow.reporting import charts
+from pruneflow.reporting.comparison import comparison
+from pruneflow.reporting.summary import verdict
+from pruneflow.reporting.templates import render
+
+
+def render_page(
+    summary: dict[str, Any], rounds: list[dict[str, Any]], documents: dict[str, Any]
+) -> str:
+    """Return the report as HTML.
+
+    Args:
+        summary: the machine-readable result.
+        rounds: the round.json of every round, in order (for the widths of layers).
+        documents: manifest of the documents (for the data card).
+    """
+    from markupsafe import Markup
+
+    drawings = {
+        "perplexity": charts.perplexity_chart(summary["perplexity"]),
+        "retention": charts.retention_chart(summary["tasks"]),
+    }
+    if any(record["mean_ratio"] is not None for record in summary["rounds"]):
+        drawings["descent"] = charts.descent_chart(summary["rounds"])
+    if any(record.get("widths") for record in rounds):
+        drawings["widths"] = charts.widths_chart(rounds)
+    return render(
+        "page.html.jinja",
+        summary=summary,
+        verdict=verdict(summary),
+        sections=comparison(summary),
+        charts={name: Markup(svg) for name, svg in drawings.items()},
+        domains=documents["domains"],
+    )

@@ -1,0 +1,30 @@
+"""The Jinja templates beside this file."""
+
+from pathlib import Path
+from typing import Any
+
+
+def render(name: str, **values: Any) -> str:
+    """Fill a template; HTML is escaped in ``*.html.jinja``, and a missing value is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from pruneflow.reporting import numbers
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=name.endswith(".html.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for function in (
+        numbers.count,
+        numbers.decimal,
+        numbers.percent,
+        numbers.times,
+        numbers.megabytes,
+        numbers.milliseconds,
+    ):
+        environment.filters[function.__name__] = function
+    return environment.get_template(name).render(**values)

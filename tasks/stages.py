@@ -1,0 +1,241 @@
+"""Run one DVC stage as a child process, from a Prefect task.
+
+`dvc repro -s NAME` decides by itself whether the stage has anything to do. It runs in a session of
+its own, so that ending the flow ends DVC, the stage and whatever the stage started.
+"""
+
+import codecs
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from pruneflow.errors import InputError, PruneflowError
+from pruneflow.workspace import clear_error, read_error
+
+BAD_INPUT = "BadInput"
+GRACE_SECONDS = 10.0
+RETRIES = 3
+RETRY_SECONDS = 5.0
+
+# What DVC says to people who type its commands; everything else it says is shown.
+_CHATTER = (
+    "To track the changes with git",
+    "To enable auto staging",
+    "Use `dvc push`",
+    "Generating lock file",
+    "Updating lock file",
+    "Data and pipelines are up to date",
+    "Running stage ",
+    "Stage ",
+    "Verifying data sources",
+    "> ",
+    "\tgit add",
+    "\tdvc config core.autostage",
+)
+# A line of a stage or of DVC that repeats what `last_error.json` says in one line.
+_ERROR = ("ERROR: ", "error: ")
+# What can pass by itself: another command holds DVC's lock for a moment.
+_PASSING = ("is busy", "Unable to acquire lock", "Resource temporarily unavailable")
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """How a stage ended."""
+
+    name: str
+    unchanged: bool
+    seconds: float
+
+
+class StageError(PruneflowError):
+    """A stage that failed for another reason than bad input."""
+
+
+def failed(error: PruneflowError, name: str | None = None) -> State:
+    """Return the state that says an error in one line.
+
+    Returned and not raised, because Prefect logs a traceback for what is raised, which tells a
+    user nothing. Bad input has a name of its own: running again cannot help.
+    """
+    named = name or (BAD_INPUT if error.exit_code == InputError.exit_code else "Failed")
+    return Failed(name=named, message=str(error))
+
+
+@task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE)
+def run_stage(name: str, position: str = "", environment: dict[str, str] | None = None) -> State:
+    """Run the DVC stage `name`, unless nothing it depends on has changed.
+
+    Args:
+        name: the stage as DVC addresses it, e.g. ``round@r2``.
+        position: shown before the name, e.g. ``[7/14]``.
+        environment: added to the child's environment, e.g. the token of the run.
+
+    Returns:
+        A Completed state holding a `StageOutcome`; or a Failed state whose message is one line for
+        the user, named ``BadInput`` when running again cannot help.
+    """
+    logger = get_run_logger()
+    label = f"{position} {name}".strip()
+    logger.info(label)
+    try:
+        outcome = reproduce(name, logger.info, environment or {})
+    except PruneflowError as error:
+        return failed(error)
+    done = "nothing to do" if outcome.unchanged else f"done in {outcome.seconds:.0f} s"
+    logger.info(f"{label}: {done}")
+    return Completed(message=done, data=outcome)
+
+
+def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str]) -> StageOutcome:
+    """Run `dvc repro -s NAME`, again when DVC was busy, and wait for it to end.
+
+    Raises:
+        InputError: the stage named what is wrong with its input.
+        StageError: the stage failed in another way.
+    """
+    started = time.monotonic()
+    for attempt in range(RETRIES + 1):
+        clear_error()
+        code, said = _run_child(
+            [sys.executable, "-m", "dvc", "repro", "-s", name], log, environment
+        )
+        if code == 0:
+            unchanged = any("didn't change, skipping" in line for line in said)
+            return StageOutcome(name, unchanged, time.monotonic() - started)
+        recorded = read_error()
+        if recorded is not None:
+            kind = InputError if recorded.exit_code == InputError.exit_code else StageError
+            raise kind(recorded.message)
+        if attempt < RETRIES and any(word in line for line in said for word in _PASSING):
+            log(f"{name}: DVC is busy, trying again in {RETRY_SECONDS:.0f} s")
+            time.sleep(RETRY_SECONDS)
+            continue
+        break
+    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+    reason = " ".join(errors[-1].split()) if errors else f"it ended with exit code {code}"
+    raise StageError(f"stage {name} failed: {reason}")
+
+
+def stage_environment(extra: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a stage: this Python's programs first, output unbuffered."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
+
+
+def _run_child(
+    command: list[str], log: Callable[[str], Any], environment: dict[str, str]
+) -> tuple[int, list[str]]:
+    """Run a command in its own session; returns its exit code and the lines it said."""
+    said: list[str] = []
+
+    def hear(line: str) -> bool:
+        """Keep a line; says whether it is one to show."""
+        said.append(line)
+        return bool(line.strip()) and not line.startswith(_CHATTER + _ERROR)
+
+    with _stderr(hear) as stderr:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            env=stage_environment(environment),
+            text=True,  # also turns a bar's carriage returns into ends of lines
+            errors="replace",
+        )
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if hear(line.rstrip("\n")):
+                    log(line.rstrip())
+            code = child.wait()
+        except BaseException:  # Ctrl-C, a cancelled flow, a time limit
+            _end_group(child)
+            raise
+    return code, said
+
+
+def _end_group(child: "subprocess.Popen[str]") -> None:
+    """End every process of the child's session: politely, then for good."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, sign)
+        except ProcessLookupError:
+            break
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline:
+            child.poll()
+            try:
+                os.killpg(child.pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.05)
+    child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+@contextmanager
+def _stderr(hear: Callable[[str], bool]) -> Iterator[int]:
+    """Yield what a child's stderr should be, so that its progress bars stay live on a terminal.
+
+    On a terminal that is a terminal of the child's own, whose output is copied to ours, lines that
+    `hear` rejects left out. Otherwise bars become lines of the log.
+    """
+    if not sys.stderr.isatty():
+        yield subprocess.STDOUT
+        return
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    size = shutil.get_terminal_size()
+    termios.tcsetwinsize(theirs, (size.lines, size.columns))
+    copier = threading.Thread(target=_copy, args=(ours, hear), daemon=True)
+    copier.start()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        copier.join(timeout=GRACE_SECONDS)
+        os.close(ours)
+
+
+def _copy(source: int, hear: Callable[[str], bool]) -> None:
+    """Copy a terminal's bytes to stderr: bars at once, lines when they are complete."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    rest, open_line = "", False
+    while True:
+        try:
+            read = os.read(source, 1 << 16)
+        except OSError:  # Linux's end of file, once every process has closed its side
+            read = b""
+        *lines, rest = (rest + decoder.decode(read, final=not read)).split("\n")
+        if not read and rest:
+            lines.append(rest)
+        for line in lines:
+            if hear(line) or open_line:
+                sys.stderr.write(line + "\n")
+            open_line = False
+        if "\r" in rest or (open_line and rest):
+            sys.stderr.write(rest)
+            rest, open_line = "", True
+        sys.stderr.flush()
+        if not read:
+            break

@@ -1,0 +1,244 @@
+"""What MLflow keeps of a run: settings, measures, the calibration set, reports and records."""
+
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from pruneflow.artifacts import read_json
+from pruneflow.config import PipelineSettings, RegistrySettings
+from pruneflow.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CALIBRATION = Path("data/calibration/set")
+CHECKPOINTS = Path("data/checkpoints")
+REPORTS = Path("data/reports")
+DECISION = REPORTS / "decision.json"
+
+_BATCH = 100  # MLflow's limit of parameters in one call
+_DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
+_FOLDER_SCHEMES = ("", "file")
+
+
+def connect(settings: RegistrySettings) -> "MlflowClient":
+    """Open MLflow's store, made on first use; relative places are relative to the workspace.
+
+    Raises:
+        InputError: the store cannot be opened.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    file = store_file(settings)
+    if file is not None:
+        _check_file(file)
+
+    import mlflow
+
+    # Absolute, because MLflow keeps stores it has opened under their URI, wherever one is now.
+    uri = settings.tracking_uri if file is None else f"sqlite:///{file.absolute()}"
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client = mlflow.MlflowClient()
+    with store_errors(settings):
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def store_errors(settings: RegistrySettings) -> Iterator[None]:
+    """Turn MLflow's failures to reach its store into one line."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        detail = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"MLflow's store {settings.tracking_uri} cannot be used ({detail}): check "
+            "registry.tracking_uri in configs/pipeline.yaml"
+        ) from None
+
+
+def store_file(settings: RegistrySettings) -> Path | None:
+    """Return the SQLite file of the store; None when the store is something else."""
+    prefix = "sqlite:///"
+    if not settings.tracking_uri.startswith(prefix):
+        return None
+    return Path(settings.tracking_uri.removeprefix(prefix))
+
+
+def log_run(
+    settings: PipelineSettings,
+    summary: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> str:
+    """Write one MLflow run about a finished pipeline; returns its id.
+
+    Args:
+        settings: logged as parameters, ``section.key``.
+        summary: ``data/reports/summary.json``; every number becomes a metric.
+        decision: the gates' decision; refused runs are tagged with the reasons.
+        tags: digests and versions the result came from.
+    """
+    client = connect(settings.registry)
+    import mlflow
+
+    experiment = _experiment(client, settings.registry)
+    parameters = flatten(settings.model_dump(mode="json"))
+    metrics = numbers(summary)
+    with mlflow.start_run(experiment_id=experiment, run_name=_run_name(settings)) as run:
+        for batch in _batches(parameters):
+            mlflow.log_params(batch)
+        for batch in _batches(metrics):
+            mlflow.log_metrics(batch)
+        for step, record in enumerate(round_records(settings), start=1):
+            for batch in _batches(
+                {f"round/{key}": value for key, value in numbers(record).items()}
+            ):
+                mlflow.log_metrics(batch, step=step)
+        mlflow.set_tags({**tags, **_decision_tags(decision)})
+        _log_calibration_set()
+        _log_files(settings)
+        return str(run.info.run_id)
+
+
+def git_state() -> tuple[str, str]:
+    """Return the commit of the code, and whether tracked files differ from it.
+
+    ``dvc.lock`` is left out: it changes with every run, and every run keeps it as a file.
+
+    Returns:
+        (commit, ``true`` or ``false``), both ``unknown`` outside a git repository.
+    """
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    if commit is None or changed is None:
+        return "unknown", "unknown"
+    return commit, "true" if changed else "false"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one with dotted keys; lists and scalars stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number of nested mappings as a metric, named ``perplexity/law/pruned``."""
+    found: dict[str, float] = {}
+    for key, value in flatten(values).items():
+        if isinstance(value, (int, float)):
+            found[_metric_name(key)] = float(value)
+    return found
+
+
+def round_records(settings: PipelineSettings) -> list[dict[str, Any]]:
+    """Return the records of the rounds, in their order."""
+    return [read_json(CHECKPOINTS / name / "round.json") for name in settings.rounds]
+
+
+def _check_file(file: Path) -> None:
+    """Open the SQLite file once: MLflow itself would try for minutes before it gives up."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except (OSError, sqlite3.Error) as error:
+        raise InputError(
+            f"MLflow's store {file} cannot be used ({error}): make it writable, or change "
+            "registry.tracking_uri in configs/pipeline.yaml"
+        ) from None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _run_name(settings: PipelineSettings) -> str:
+    ratio = settings.rounds[settings.final_round].ratio
+    return f"{settings.model.name}-{ratio:.0%}-less"
+
+
+def _decision_tags(decision: Mapping[str, Any]) -> dict[str, str]:
+    accepted = bool(decision["accepted"])
+    reasons = [str(reason) for reason in decision.get("reasons", [])]
+    tags = {"decision": "accepted" if accepted else "refused"}
+    return tags if accepted else {**tags, "reasons": "\n".join(reasons)}
+
+
+def _log_calibration_set() -> None:
+    import mlflow
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.data.sources import LocalArtifactDatasetSource
+
+    digest = str(read_json(CALIBRATION / "manifest.json")["digest"])
+    dataset = MetaDataset(
+        LocalArtifactDatasetSource(str(CALIBRATION)),
+        name="calibration",
+        digest=digest[:_DIGEST_CHARACTERS],
+    )
+    mlflow.log_input(dataset, context="calibration")
+    mlflow.set_tag("calibration_digest", digest)
+
+
+def _log_files(settings: PipelineSettings) -> None:
+    """Keep everything small that says how the model came about."""
+    import mlflow
+
+    for path in sorted(REPORTS.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            mlflow.log_artifact(str(path), "reports")
+    mlflow.log_artifacts("configs", "configs")
+    # Not under its own name: DVC takes any dvc.yaml below the workspace for its own.
+    mlflow.log_text(Path("dvc.yaml").read_text(encoding="utf-8"), "pipeline/stages.yaml")
+    mlflow.log_artifact("dvc.lock", "pipeline")
+    for name in settings.rounds:
+        mlflow.log_artifact(str(CHECKPOINTS / name / "round.json"), f"rounds/{name}")
+    for name in ("set", "documents"):
+        manifest = CALIBRATION.parent / name / "manifest.json"
+        if manifest.is_file():
+            mlflow.log_artifact(str(manifest), f"calibration/{name}")
+
+
+def _experiment(client: "MlflowClient", settings: RegistrySettings) -> str:
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    location = settings.artifact_location
+    if urlparse(location).scheme in _FOLDER_SCHEMES:
+        folder = Path(unquote(urlparse(location).path))
+        folder.mkdir(parents=True, exist_ok=True)
+        location = folder.absolute().as_uri()
+    return str(client.create_experiment(settings.experiment, artifact_location=location))
+
+
+def _metric_name(key: str) -> str:
+    """Keep what MLflow allows in names; dots part the levels, as slashes do in its page."""
+    allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
+    return allowed.replace(".", "/")
+
+
+def _batches(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    items = list(values.items())
+    for start in range(0, len(items), _BATCH):
+        yield dict(items[start : start + _BATCH])

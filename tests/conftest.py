@@ -1,0 +1,121 @@
+"""Tiny models and workspaces that every suite shares."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).parent.parent
+
+# Every supported family, small: grouped-query attention, biases and norms where it has them.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {},
+}
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., Any]:
+    """Make a random model of a family, float64 so that equalities are sharp."""
+
+    def make(family: str = "llama", **changes: Any) -> Any:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        values: dict[str, Any] = {
+            "vocab_size": 97,
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 4,
+            "max_position_embeddings": 128,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.2,
+            "pad_token_id": None,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            **FAMILIES[family],
+            **changes,
+        }
+        config = AutoConfig.for_model(family, **values)
+        model = AutoModelForCausalLM.from_config(config).double().eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("bias", "norm.weight")):
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def tiny_tokens() -> Any:
+    """Token ids for two domains, ``[sequences, tokens]``."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randint(0, 97, (6, 16), generator=generator) for name in ("prose", "code")}
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A byte-level tokenizer trained in a moment on this project's own README."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([(ROOT / "README.md").read_text() + "text" * 9], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+@pytest.fixture
+def tiny_model_directory(
+    tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> Path:
+    """An ordinary model directory, as a user would have it."""
+    directory = tmp_path / "tiny-model"
+    model = tiny_model(vocab_size=400).float()
+    model.save_pretrained(directory)
+    tiny_tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder of its own, with the real graph and configs and no data yet."""
+    from dvc.repo import Repo
+
+    folder = tmp_path / "workspace"
+    for name in ("configs", "pruneflow", "mlflow", "flows", "tasks"):
+        shutil.copytree(
+            ROOT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__", "artifacts", "*.db*", "pipeline.yaml"),
+        )
+    (folder / "data").mkdir()
+    shutil.copytree(ROOT / "data/text", folder / "data/text")
+    shutil.copy(ROOT / "data/sources.lock", folder / "data/sources.lock")
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    Repo.init(str(folder), no_scm=True).close()
+    (folder / ".dvc/config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+    monkeypatch.chdir(folder)
+    return folder

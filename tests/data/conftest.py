@@ -1,0 +1,73 @@
+"""A small workspace: two domains in files below data/text, and five evaluation questions."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from pruneflow.artifacts import write_json, write_manifest
+from pruneflow.calibration.documents import build_documents
+from pruneflow.config import DocumentSettings
+
+os.environ["GX_ANALYTICS_ENABLED"] = "false"
+
+WORDS = ("river", "stone", "cloud", "paper", "winter", "garden", "silver", "engine", "letter")
+QUESTION = (
+    "After the long winter the gardener wanted to plant seeds again but the frozen ground "
+    "was still far too hard for his old spade"
+)
+
+
+def sentence(seed: int, words: int = 30) -> str:
+    return f"Note {seed}: " + " ".join(random.Random(seed).choices(WORDS, k=words)) + "."
+
+
+class Workspace:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.domains_file = root / "configs/domains.yaml"
+        self.lock_file = root / "data/sources.lock"
+        self.benchmarks = root / "data/benchmarks"
+        self.out = root / "data/calibration/documents"
+        self.settings = DocumentSettings(domains=["notes", "letters"])
+        write_json(self.lock_file, {"files": {}})
+        self.benchmarks.mkdir(parents=True)
+        question = {"id": "t-1", "question": QUESTION, "choices": ["wait", "dig"], "label": 0}
+        (self.benchmarks / "task.jsonl").write_text(json.dumps(question) + "\n")
+        write_manifest(self.benchmarks)
+        self.domains_file.parent.mkdir()
+        self.domains_file.write_text(
+            "notes:\n"
+            "- {kind: files, files: [data/text/notes.jsonl], licence: MIT}\n"
+            "letters:\n"
+            "- {kind: files, files: [data/text/letters/*.txt], licence: CC0-1.0, language: fr}\n"
+            "empty: []\n"
+        )
+        self.write_notes([sentence(number) for number in range(60)])
+        (root / "data/text/letters").mkdir()
+        for number in range(30):
+            path = root / f"data/text/letters/{number:02}.txt"
+            path.write_text(sentence(1000 + number))
+
+    def write_notes(self, texts: list[str]) -> None:
+        path = self.root / "data/text/notes.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def build(self, **changes) -> dict:
+        settings = DocumentSettings(**{**self.settings.model_dump(), **changes})
+        return build_documents(
+            settings, self.domains_file, self.lock_file, self.benchmarks, self.out, self.root
+        )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def question() -> str:
+    return QUESTION

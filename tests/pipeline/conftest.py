@@ -1,0 +1,235 @@
+"""A toy workspace: real Prefect, DVC and MLflow around stages that write a few bytes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pruneflow.config import parse_settings, write_settings
+
+REPOSITORY = Path(__file__).parents[2]
+
+TOY = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+from pruneflow.artifacts import write_json, write_manifest
+from pruneflow.config import load_settings
+from pruneflow.errors import InputError, PruneflowError
+from pruneflow.models.loading import model_digest
+from pruneflow.workspace import stage_lock
+
+def model(directory, content):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"content": content}))
+    return model_digest(directory)
+
+def main(name):
+    settings = load_settings()
+    with Path("executed.txt").open("a") as log:
+        log.write(name + "\\n")
+    if Path(f"fail-{name}").exists():
+        raise InputError(f"the toy stage {name} was told to fail: delete fail-{name}")
+    if Path(f"slow-{name}").exists():
+        helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+        Path("pids.json.new").write_text(json.dumps([os.getpid(), helper.pid]))
+        Path("pids.json.new").rename("pids.json")
+        time.sleep(120)
+    print(f"the toy stage {name} says hello")
+    print("a bar: 50%\\ra bar: 100%", file=sys.stderr)
+    if name == "calibration":
+        out = Path("data/calibration/set")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "blocks.txt").write_text("tokens")
+        write_manifest(out)
+    elif name in settings.rounds:
+        out = Path("data/checkpoints") / name
+        ratio = settings.rounds[name].ratio
+        digest = model(out, ratio)
+        write_json(out / "round.json", {"round": name, "ratio": ratio, "digest": digest})
+    elif name == "select":
+        model(Path("data/model"), settings.rounds[settings.final_round].ratio)
+    elif name == "report":
+        summary = json.loads(Path("summary.json").read_text())
+        summary["digests"] = {"pruned": model_digest(Path("data/model"))}
+        write_json(Path("data/reports/summary.json"), summary)
+        Path("data/reports/report.html").write_text("<p>toy</p>")
+
+try:
+    with stage_lock(sys.argv[1]):
+        main(sys.argv[1])
+except PruneflowError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+DVC = """
+vars:
+  - configs/pipeline.yaml
+stages:
+  report:
+    cmd: python toy.py report
+    deps:
+      - data/model
+      - summary.json
+    outs:
+      - data/reports/summary.json
+      - data/reports/report.html
+  select:
+    cmd: python toy.py select
+    deps:
+      - data/checkpoints/${final_round}
+    outs:
+      - data/model
+  round:
+    foreach: ${rounds}
+    do:
+      cmd: python toy.py ${key}
+      deps:
+        - data/calibration/set
+      params:
+        - configs/pipeline.yaml:
+            - rounds.${key}
+      outs:
+        - data/checkpoints/${key}:
+            persist: true
+  calibration:
+    cmd: python toy.py calibration
+    outs:
+      - data/calibration/set:
+          persist: true
+"""
+
+GATES = """
+run_mode: enabled
+gates:
+  - metric: block_ratio
+    comparison: at_least
+    limit: LIMIT
+    why: It must get smaller.
+"""
+
+SERVED = """
+import mlflow
+
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return model_input
+
+mlflow.models.set_model(Model())
+"""
+
+SETTINGS = {
+    "model": {"name": "toy", "source": "dense"},
+    "documents": {"domains": ["law"]},
+    "rounds": {"r1": {"parent": "dense", "ratio": 0.1}, "r2": {"parent": "r1", "ratio": 0.2}},
+    "final_round": "r2",
+}
+
+
+def both(dense: float, pruned: float) -> dict[str, float]:
+    return {"dense": dense, "pruned": pruned, "ratio": pruned / dense}
+
+
+def summary(block_ratio: float = 0.2) -> dict:
+    """What reports and gates read of a result, with made-up numbers."""
+    speed = {key: {"median": 2.0, "min": 1.0, "max": 3.0} for key in ("prefill", "decode")}
+    speed["first_token"] = {"median": 0.1, "min": 0.1, "max": 0.2}
+    task = {"metric": "acc", "chance": 0.5, "questions": 200, "dense": 0.6, "pruned": 0.5}
+    task |= {"retention": 0.83, "low": 0.7, "high": 0.9}
+    return {
+        "model": {"name": "toy", "delivered": "r2"},
+        "parameters": {
+            "dense": 100,
+            "pruned": 80,
+            "block_weights": {"dense": 50, "pruned": 40},
+            "block_ratio": block_ratio,
+        },
+        "perplexity": {
+            "domains": {"law": {**both(10, 12), "tokens": 100}},
+            "mean_ratio": 1.2,
+            "worst": {"domain": "law", "ratio": 1.2},
+        },
+        "tasks": {"piqa": task},
+        "latency": {"dense": speed, "pruned": speed, "speedup": speed},
+        "memory": {"dense": {"peak": 2}, "pruned": {"peak": 1}},
+        "bytes": both(1000, 800),
+        "reload": {"ok": True},
+    }
+
+
+class Workspace:
+    """A toy project folder and the commands one would type in it."""
+
+    def __init__(self, folder: Path, prefect_home: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")},
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": str(REPOSITORY),
+            "PREFECT_HOME": str(prefect_home),
+        }
+
+    def set(self, **sections: dict) -> None:
+        """Write configs/pipeline.yaml with some sections changed."""
+        settings = parse_settings({**SETTINGS, **sections}, Path("toy"))
+        write_settings(settings, self.folder / "configs/pipeline.yaml")
+
+    def gate(self, limit: float) -> None:
+        """Set the least block ratio that is accepted."""
+        text = GATES.replace("LIMIT", str(limit))
+        (self.folder / "configs/gates.yaml").write_text(text)
+
+    def start(self, *arguments: str, **options) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def do(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `python ARGUMENTS` in the workspace to its end."""
+        with self.start(*arguments) as process:
+            out, errors = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+    def pruneflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.do("-m", "flows.cli", *arguments)
+
+    def executed(self) -> list[str]:
+        """Return the stages that really ran, in order, and forget them."""
+        log = self.folder / "executed.txt"
+        names = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return names
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    folder = tmp_path / "workspace"
+    for name in (".dvc", "configs", "mlflow", "dense"):
+        (folder / name).mkdir(parents=True)
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / ".gitignore").write_text("/data\n/.pruneflow\n")
+    (folder / "toy.py").write_text(TOY)
+    (folder / "dvc.yaml").write_text(DVC)
+    (folder / "mlflow/served_model.py").write_text(SERVED)
+    (folder / "summary.json").write_text(json.dumps(summary()))
+    (folder / "dense/config.json").write_text('{"model_type": "llama"}')
+    source = {"kind": "python", "content": "topics", "licence": "PSF-2.0"}
+    (folder / "configs/domains.yaml").write_text(yaml.safe_dump({"law": [source]}))
+    toy = Workspace(folder, tmp_path / "prefect")
+    toy.set()
+    toy.gate(0.15)
+    subprocess.run(["git", "init", "-q", "."], cwd=folder, check=True)
+    monkeypatch.chdir(folder)
+    return toy

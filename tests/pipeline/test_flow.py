@@ -1,0 +1,146 @@
+"""The pipeline flow on a real Prefect server, and what a user sees of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.pipeline import pipeline
+from flows.promotion import promotion
+from pruneflow.artifacts import read_json, sha256_json
+from pruneflow.config import load_settings
+from tasks import registry
+from tasks.tracking import connect
+from tests.pipeline.conftest import Workspace
+
+pytestmark = pytest.mark.slow
+
+STAGES = ["calibration", "r1", "r2", "select", "report"]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def production() -> str | None:
+    found = registry.status(load_settings().registry)[registry.PRODUCTION]
+    return None if found is None else found["version"]
+
+
+def test_the_flow_runs_registers_promotes_and_then_has_nothing_to_do(
+    workspace: Workspace, server: None
+) -> None:
+    state = pipeline(return_state=True)
+    assert state.name == "Accepted"
+    outcome = state.result()
+    assert (outcome.accepted, outcome.version, outcome.in_production) == (True, "1", True)
+    assert workspace.executed() == STAGES
+    decision = read_json(Path("data/reports/decision.json"))
+    assert decision["accepted"]
+
+    settings = load_settings().registry
+    client = connect(settings)
+    run = client.get_run(outcome.run_id)
+    assert run.data.params["rounds.r2.ratio"] == "0.2"
+    assert run.data.metrics["perplexity/domains/law/pruned"] == 12
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "round/ratio")] == [
+        0.1,
+        0.2,
+    ]
+    (dataset,) = run.inputs.dataset_inputs
+    manifest = read_json(Path("data/calibration/set/manifest.json"))
+    assert manifest["digest"].startswith(dataset.dataset.digest)
+    assert run.data.tags["decision"] == "accepted"
+    version = client.get_model_version_by_alias(settings.name, "production")
+    assert version.tags["decision_digest"] == sha256_json(decision)
+    assert version.tags["data_digest"] == manifest["digest"]
+
+    again = pipeline(return_state=True).result()
+    assert workspace.executed() == []
+    assert (again.version, again.in_production) == ("1", True)
+    assert registry.status(settings)["previous"] is None
+
+    workspace.set(rounds={**load_rounds(), "r2": {"parent": "r1", "ratio": 0.3}})
+    assert pipeline(return_state=True).result().version == "2"
+    assert workspace.executed() == ["r2", "select", "report"]
+    move = promotion(version="1", return_state=True).result()
+    assert (move.version, move.former) == ("1", "2")
+
+
+def load_rounds() -> dict[str, dict]:
+    return {name: each.model_dump() for name, each in load_settings().rounds.items()}
+
+
+def test_a_refused_model_is_not_registered_and_production_stays(
+    workspace: Workspace, server: None
+) -> None:
+    pipeline()
+    workspace.gate(0.9)
+    workspace.set(rounds={**load_rounds(), "r2": {"parent": "r1", "ratio": 0.3}})
+    state = pipeline(return_state=True)
+    assert state.name == "Refused"
+    outcome = state.result()
+    assert (outcome.accepted, outcome.version) == (False, None)
+    assert outcome.reasons and outcome.reasons[0] in state.message
+    assert production() == "1"
+    settings = load_settings().registry
+    client = connect(settings)
+    assert len(client.search_model_versions(f"name='{settings.name}'")) == 1
+    tags = client.get_run(outcome.run_id).data.tags
+    assert tags["decision"] == "refused" and outcome.reasons[0] in tags["reasons"]
+
+
+def test_with_manual_promotion_an_accepted_model_waits_as_candidate(
+    workspace: Workspace, server: None
+) -> None:
+    workspace.set(registry={"promotion": "manual"})
+    outcome = pipeline(return_state=True).result()
+    assert (outcome.version, outcome.in_production, production()) == ("1", False, None)
+    assert promotion(return_state=True).result().changed
+    assert production() == "1"
+
+
+def test_gates_that_are_off_let_a_candidate_pass_but_nothing_into_production(
+    workspace: Workspace, server: None
+) -> None:
+    gates = Path("configs/gates.yaml")
+    gates.write_text(gates.read_text().replace("enabled", "disabled"))
+    outcome = pipeline(return_state=True).result()
+    assert (outcome.accepted, outcome.version, production()) == (False, "1", None)
+
+
+def test_a_failing_stage_ends_the_flow_with_its_line(workspace: Workspace, server: None) -> None:
+    Path("fail-r2").touch()
+    state = pipeline(return_state=True)
+    assert state.is_failed() and state.name == "BadInput"
+    assert state.message == "the toy stage r2 was told to fail: delete fail-r2"
+    assert workspace.executed() == ["calibration", "r1", "r2"]
+
+
+def test_the_command_line_shows_one_line_and_exit_code_2_for_bad_input(
+    workspace: Workspace,
+) -> None:
+    Path("fail-r1").touch()
+    done = workspace.pruneflow("run")
+    assert done.returncode == 2
+    assert done.stderr.count("was told to fail") == 1
+    assert done.stderr.splitlines()[-1].startswith("error: the toy stage r1 was told to fail")
+    for noise in ("Traceback", "NoneType", "Finished in state", "httpx"):
+        assert noise not in done.stderr + done.stdout
+    assert "[2/5] round@r1" in done.stderr
+
+
+def test_the_command_line_lists_the_reasons_and_exits_1_when_refused(
+    workspace: Workspace,
+) -> None:
+    workspace.gate(0.9)
+    done = workspace.pruneflow("run")
+    assert done.returncode == 1
+    assert "block_ratio is 0.2, below the limit 0.9" in done.stdout
+    assert "data/reports/report.html" in done.stdout
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow/mlflow.db" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert production() is None

@@ -1,0 +1,139 @@
+"""The main job on real weights and real text, with a small budget, as a user runs it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pruneflow.config import parse_settings, write_settings
+from pruneflow.plan import load_profile
+
+pytestmark = pytest.mark.slow
+
+
+def pruneflow(*arguments):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        timeout=850,
+    )
+
+
+@pytest.fixture
+def small_budget(workspace):
+    """The demo's settings with little text, two rounds and few questions."""
+    values = load_profile("demo").model_dump(mode="json")
+    values["calibration"].update(
+        {"sequences": 16, "validation_sequences": 1, "test_sequences": 1}
+    )
+    values["documents"]["max_per_domain"] = 60
+    values["rounds"] = {
+        "r1": {"parent": "dense", "ratio": 0.03},
+        "r2": {"parent": "r1", "ratio": 0.06},
+    }
+    values["final_round"] = "r2"
+    values["evaluation"].update({"questions": 10, "bootstrap_samples": 100})
+    values["latency"].update({"prompt_tokens": 32, "new_tokens": 4, "repeats": 1})
+    write_settings(parse_settings(values, "test"))
+    gates = {
+        "run_mode": "enabled",
+        "gates": [
+            {"metric": metric, "comparison": comparison, "limit": limit, "why": "a test"}
+            for metric, comparison, limit in (
+                ("block_ratio", "at_least", 0.06),
+                ("reload_ok", "at_least", 1),
+                ("perplexity_ratio_mean", "at_most", 1.6),
+                ("perplexity_ratio_worst", "at_most", 3.0),
+            )
+        ],
+    }
+    Path("configs/gates.yaml").write_text(yaml.safe_dump(gates))
+    return gates
+
+
+def test_the_main_job_on_real_weights(small_budget):
+    done = pruneflow("run")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    for words in ("data/reports/report.html", "mlflow ui", "is in production"):
+        assert words in done.stdout
+    summary = json.loads(Path("data/reports/summary.json").read_text())
+    _check_perplexity_by_hand(summary)
+    _check_plain_process_continues_sensibly()
+    _check_mlflow(summary)
+    status = json.loads(pruneflow("status", "--json").stdout)
+    assert status["production"]["version"] == status["candidate"]["version"] == "1"
+    assert status["production"]["model_digest"] == summary["digests"]["pruned"]
+    assert status["production"]["data_digest"] == summary["digests"]["calibration_set"]
+
+    # Gates that the model cannot meet: reasons, exit code 1, production untouched, nothing redone.
+    small_budget["gates"][2]["limit"] = 0.5
+    Path("configs/gates.yaml").write_text(yaml.safe_dump(small_budget))
+    before = {path: path.stat().st_mtime_ns for path in Path("data/checkpoints").rglob("*")}
+    refused = pruneflow("run")
+    assert refused.returncode == 1, refused.stderr[-3000:]
+    assert "perplexity_ratio_mean" in refused.stdout
+    assert before == {p: p.stat().st_mtime_ns for p in Path("data/checkpoints").rglob("*")}
+    assert json.loads(pruneflow("status", "--json").stdout) == status
+
+
+def _check_perplexity_by_hand(summary):
+    """Every window alone, tokens 2..T, in the stated type, by nothing of the engine's."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    blocks = load_file("data/calibration/held_out/blocks.safetensors")
+    for name, directory in (("dense", "data/checkpoints/dense"), ("pruned", "data/model")):
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+        for domain, values in summary["perplexity"]["domains"].items():
+            losses = []
+            for window in blocks[f"test/{domain}"].long():
+                with torch.no_grad():
+                    logits = model(window[None]).logits[0, :-1].float()
+                chosen = logits.log_softmax(-1)[torch.arange(len(window) - 1), window[1:]]
+                losses.append(-chosen)
+            by_hand = math.exp(torch.cat(losses).double().mean())
+            assert values[name] == pytest.approx(by_hand, rel=0.02), (name, domain)
+
+
+def _check_plain_process_continues_sensibly():
+    """Plain transformers, somewhere else, without this project."""
+    model = Path("data/model").absolute()
+    script = f"""
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(model)!r})
+tokenizer = AutoTokenizer.from_pretrained({str(model)!r})
+ids = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=12, do_sample=False)[0]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=model.parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+def _check_mlflow(summary):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mlflow/mlflow.db').absolute()}")
+    version = client.get_model_version_by_alias("smollm2-135m-pruned", "production")
+    run = client.get_run(version.run_id)
+    assert run.data.params["pruning.score"] == "mask_fisher"
+    assert run.data.metrics["perplexity/mean_ratio"] == pytest.approx(
+        summary["perplexity"]["mean_ratio"]
+    )
+    (dataset,) = [item.dataset for item in run.inputs.dataset_inputs]
+    assert summary["digests"]["calibration_set"].startswith(dataset.digest)
+    names = {item.path for item in client.list_artifacts(version.run_id, "reports")}
+    assert {"reports/report.html", "reports/summary.json", "reports/decision.json"} <= names

@@ -1,0 +1,190 @@
+"""The real graph on a tiny model: `dvc repro` does what is needed, and no more."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pruneflow.config import parse_settings, write_settings
+from pruneflow.models.loading import model_digest
+from pruneflow.plan import descent
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command, **changes):
+    """Run a command of the project in the current directory."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, **changes}
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+    )
+
+
+def repro(*arguments):
+    """Run `dvc repro` and return the stages that were executed."""
+    done = run("dvc", "repro", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return executed(done)
+
+
+def executed(done):
+    return [
+        line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")
+    ]
+
+
+@pytest.fixture
+def tiny_pipeline(workspace, tiny_model_directory):
+    """Settings of a whole pipeline on a tiny model and Python's own text."""
+
+    def write(rounds=3, **changes):
+        values = {
+            "model": {"source": str(tiny_model_directory), "dtype": "float32"},
+            "compute": {"device": "cpu", "dtype": "float32"},
+            "documents": {"domains": ["code", "technical"], "max_per_domain": 40},
+            "calibration": {
+                "sequence_length": 32,
+                "sequences": 8,
+                "test_sequence_length": 32,
+                "test_sequences": 2,
+            },
+            "pruning": {"neuron_multiple": 4},
+            "rounds": descent(0.1 * rounds, rounds, "linear"),
+            "final_round": f"r{rounds}",
+            "evaluation": {"questions": 10, "bootstrap_samples": 100},
+            "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 1},
+            **changes,
+        }
+        write_settings(parse_settings(values, "test"))
+        return values
+
+    write()
+    return write
+
+
+def test_the_graph_is_walked_once_and_only_what_changed_is_done_again(tiny_pipeline):
+    stages = repro()
+    assert stages[-1] == "report"
+    assert [name for name in stages if name.startswith("round")] == [
+        "round@r1",
+        "round@r2",
+        "round@r3",
+    ]
+    assert len(stages) == 13
+    summary = json.loads(Path("data/reports/summary.json").read_text())
+    assert summary["digests"]["pruned"] == model_digest(Path("data/model"))
+
+    assert repro() == []
+
+    digests = {name: model_digest(Path("data/checkpoints") / name) for name in ("r1", "r2", "r3")}
+    values = tiny_pipeline()
+    values["rounds"]["r3"]["ratio"] = 0.4
+    write_settings(parse_settings(values, "test"))
+    again = repro()
+    assert [name for name in again if name.startswith("round")] == ["round@r3"]
+    assert set(again) == {"round@r3", "select", "evaluation", "latency", "report"}
+    assert model_digest(Path("data/checkpoints/r2")) == digests["r2"]
+    assert model_digest(Path("data/checkpoints/r3")) != digests["r3"]
+
+    # From three rounds to two: the second is delivered, the leftover third is not.
+    values["rounds"].pop("r3")
+    values["final_round"] = "r2"
+    write_settings(parse_settings(values, "test"))
+    fewer = repro()
+    assert set(fewer) == {"select", "evaluation", "latency", "report"}
+    assert model_digest(Path("data/model")) == digests["r2"]
+    assert Path("data/checkpoints/r3").is_dir()
+
+    # One domain more: everything from the documents on, but not the dense model.
+    values["documents"]["domains"].append("maths")
+    write_settings(parse_settings(values, "test"))
+    more = repro("round@r1")
+    assert "documents" in more and "round@r1" in more and "model" not in more
+
+
+def _spoil_model(values):
+    values["model"]["source"] = "./no/such/model"
+    return "model.source: ./no/such/model does not exist"
+
+
+def _spoil_family(values):
+    other = Path("other-model")
+    shutil.copytree(values["model"]["source"], other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    values["model"]["source"] = str(other)
+    return "models of type mamba are not supported; supported are llama, mistral"
+
+
+def _spoil_domain(values):
+    domains = yaml.safe_load(Path("configs/domains.yaml").read_text())
+    domains["mine"] = [{"kind": "files", "licence": "CC0-1.0", "files": ["data/text/mine/*.txt"]}]
+    Path("configs/domains.yaml").write_text(yaml.safe_dump(domains))
+    values["documents"]["domains"].append("mine")
+    return "mine"
+
+
+def _spoil_empty_domain(values):
+    message = _spoil_domain(values)
+    Path("data/text/mine").mkdir(parents=True)
+    Path("data/text/mine/a.txt").write_text("")
+    return message
+
+
+def _spoil_length(values):
+    values["calibration"]["sequences"] = 1_000_000
+    return "calibration sequences"
+
+
+def _spoil_output(values):
+    Path("data/calibration").write_text("in the way")
+    return "data/calibration"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "stages"),
+    [
+        (_spoil_model, ["model"]),
+        (_spoil_family, ["model"]),
+        (_spoil_domain, ["questions", "documents"]),
+        (_spoil_empty_domain, ["questions", "documents"]),
+        (_spoil_length, ["model", "questions", "documents", "validate", "calibration"]),
+        (_spoil_output, ["questions", "documents"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_half_written(
+    tiny_pipeline, spoil, stages
+):
+    values = tiny_pipeline()
+    words = spoil(values)
+    write_settings(parse_settings(values, "test"))
+    for name in stages:
+        done = run("pruneflow", "stage", name)
+        if name != stages[-1]:
+            assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0]
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not [path for path in Path("data").rglob(".*") if path.name.endswith((".new", ".old"))]
+    if stages == ["model"]:
+        assert not Path("data/checkpoints/dense").exists()
+
+
+def test_a_run_that_is_bad_input_ends_with_exit_code_2_and_one_line(tiny_pipeline):
+    values = tiny_pipeline()
+    words = _spoil_model(values)
+    write_settings(parse_settings(values, "test"))
+    done = run("flows.cli", "run")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and words in done.stderr

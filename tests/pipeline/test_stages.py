@@ -1,0 +1,143 @@
+"""The walk of DVC's graph, and one DVC stage as a child process."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.pipeline import stage_order
+from pruneflow.errors import InputError, WorkspaceBusyError
+from pruneflow.workspace import TOKEN, run_lock
+from tasks.stages import StageError, reproduce
+from tests.pipeline.conftest import Workspace
+
+RUN_STAGE = "from tasks.stages import reproduce; reproduce('round@r1', print, {})"
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition, seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_the_order_is_that_of_the_graph_whatever_the_order_in_the_file(
+    workspace: Workspace,
+) -> None:
+    assert stage_order() == ["calibration", "round@r1", "round@r2", "select", "report"]
+
+
+def test_ten_rounds_keep_their_order(workspace: Workspace) -> None:
+    names = [f"r{number}" for number in range(1, 12)]
+    parents = ["dense", *names]
+    rounds = {
+        name: {"parent": parents[place], "ratio": 0.05 * (place + 1)}
+        for place, name in enumerate(names)
+    }
+    workspace.set(rounds=rounds, final_round="r11")
+    order = stage_order()
+    assert [name for name in order if "@" in name] == [f"round@{name}" for name in names]
+
+
+def test_integer_keys_would_make_no_round_so_settings_refuse_them(workspace: Workspace) -> None:
+    file = Path("configs/pipeline.yaml")
+    text = file.read_text().replace("  r1:", "  1:").replace("  r2:", "  2:")
+    file.write_text(text)
+    assert [name for name in stage_order() if "@" in name] == []
+    done = workspace.pruneflow("run")
+    assert done.returncode == 2
+    assert "configs/pipeline.yaml: rounds.1" in done.stderr
+
+
+def test_a_dvc_file_that_cannot_be_read_is_bad_input(workspace: Workspace) -> None:
+    Path("dvc.yaml").write_text("stages: [")
+    with pytest.raises(InputError, match=r"dvc.yaml cannot be used"):
+        stage_order()
+
+
+def test_a_stage_runs_once_and_says_its_lines(workspace: Workspace) -> None:
+    lines: list[str] = []
+    assert not reproduce("calibration", lines.append, {}).unchanged
+    assert lines == ["the toy stage calibration says hello", "a bar: 50%", "a bar: 100%"]
+    assert reproduce("calibration", lines.append, {}).unchanged
+    assert workspace.executed() == ["calibration"]
+
+
+def test_bad_input_of_a_stage_arrives_as_its_own_line(workspace: Workspace) -> None:
+    Path("fail-calibration").touch()
+    lines: list[str] = []
+    with pytest.raises(InputError, match=r"^the toy stage calibration was told to fail: delete"):
+        reproduce("calibration", lines.append, {})
+    assert lines == []
+
+
+def test_a_stage_without_its_dependency_says_what_is_missing(workspace: Workspace) -> None:
+    with pytest.raises(StageError, match=r"stage select failed: .*data/checkpoints/r2"):
+        reproduce("select", print, {})
+
+
+def test_a_stage_is_part_of_the_run_that_hands_it_the_token(workspace: Workspace) -> None:
+    with run_lock() as environment:
+        assert environment[TOKEN]
+        reproduce("calibration", print, environment)
+        assert workspace.do("toy.py", "calibration").returncode == WorkspaceBusyError.exit_code
+    assert workspace.executed() == ["calibration"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_runner_ends_dvc_the_stage_and_its_children(
+    workspace: Workspace, sign: int
+) -> None:
+    Path("slow-calibration").touch()
+    runner = workspace.start("-m", "flows.cli", "run")
+    assert wait_until(lambda: Path("pids.json").exists(), 180)
+    pids = json.loads(Path("pids.json").read_text())
+    assert all(alive(pid) for pid in pids)
+    runner.send_signal(sign)
+    _, errors = runner.communicate(timeout=60)
+    assert wait_until(lambda: not any(alive(pid) for pid in pids), 20)
+    assert runner.returncode == 130
+    assert "Traceback" not in errors
+    with run_lock():
+        pass
+
+
+@pytest.mark.slow
+def test_a_stage_whose_starter_was_killed_still_holds_the_workspace(workspace: Workspace) -> None:
+    Path("slow-r1").touch()
+    reproduce("calibration", print, {})
+    runner = workspace.start("-c", RUN_STAGE)
+    assert wait_until(lambda: Path("pids.json").exists())
+    pids = json.loads(Path("pids.json").read_text())
+    try:
+        runner.kill()
+        runner.communicate()
+        assert alive(pids[0])
+        Path("slow-r1").unlink()
+        successor = subprocess.Popen(
+            ["python", "toy.py", "calibration"],
+            env=workspace.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        # Nobody handed it a token, so it holds run.lock itself: others are refused by its pid.
+        _, errors = successor.communicate(timeout=60)
+        assert f"pid {pids[0]}" in errors and successor.returncode == 2
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,155 @@
+"""Settings: what is refused, in which words; profiles and plans."""
+
+import copy
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pruneflow.config import load_settings, parse_settings, write_settings
+from pruneflow.errors import InputError
+from pruneflow.plan import configure, descent, load_profile, plan
+from tests.conftest import ROOT
+
+WHERE = Path("configs/pipeline.yaml")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with the real profiles and the demo's settings."""
+    profiles = tmp_path / "configs/profiles"
+    profiles.mkdir(parents=True)
+    for path in (ROOT / "configs/profiles").glob("*.yaml"):
+        (profiles / path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    configure("demo")
+    return tmp_path
+
+
+def _changed(values, keys, value):
+    values = copy.deepcopy(values)
+    place = values
+    *path, last = keys.split(".")
+    for key in path:
+        place = place[key]
+    place[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        ("rounds.r3.ratio", 0, "rounds.r3.ratio is 0"),
+        ("rounds.r3.ratio", 1.2, "rounds.r3.ratio is 1.2: .*less than 1"),
+        ("rounds.r3.ratio", -1, "rounds.r3.ratio is -1: .*greater than 0"),
+        ("rounds.r3.ratio", 0.1, "rounds.r3.ratio is 0.1, not above 0.135"),
+        ("rounds.r3.parent", "r1", "rounds.r3.parent must be r2"),
+        ("rounds.r3.ratio", ".nan", "rounds.r3.ratio"),
+        ("final_round", "r2", "final_round must be r3"),
+        ("pruning.rounds", 3, "unknown key pruning.rounds"),
+        ("pruning.score", "best", "pruning.score is 'best'"),
+        ("calibration.sequences", 7, "below the number of domains"),
+        ("calibration.weights", {"poetry": 2.0}, "poetry, which is not in documents.domains"),
+        ("documents.domains", [], "documents.domains"),
+        ("documents.domains", ["news", "news"], "twice"),
+        ("registry.name", "a/b", "registry.name"),
+        ("typo", 1, "unknown key typo"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_the_key(project, keys, value, words):
+    values = yaml.safe_load(WHERE.read_text())
+    with pytest.raises(InputError, match=words) as caught:
+        parse_settings(_changed(values, keys, value), WHERE)
+    message = str(caught.value)
+    assert message.startswith("configs/pipeline.yaml: ")
+    assert "\n" not in message
+
+
+def test_a_missing_key_and_a_missing_file_and_broken_yaml(project):
+    values = yaml.safe_load(WHERE.read_text())
+    del values["final_round"]
+    with pytest.raises(InputError, match="final_round is missing"):
+        parse_settings(values, WHERE)
+    WHERE.write_text("model: [")
+    with pytest.raises(InputError, match="is not valid YAML"):
+        load_settings()
+    WHERE.unlink()
+    with pytest.raises(InputError, match="pruneflow configure demo"):
+        load_settings()
+
+
+def test_the_committed_pipeline_is_the_demo_profile():
+    written = load_settings(ROOT / WHERE)
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        assert written == load_profile("demo")
+    finally:
+        os.chdir(before)
+
+
+def test_what_is_written_is_read_back_whole(project):
+    settings = load_settings()
+    write_settings(settings)
+    assert load_settings() == settings
+    assert set(yaml.safe_load(WHERE.read_text())) == set(settings.model_dump())
+
+
+def test_configure_keeps_a_file_that_the_user_has_changed(project):
+    assert configure("demo") is None
+    changed = WHERE.read_text().replace("ratio: 0.2", "ratio: 0.25")
+    WHERE.write_text(changed)
+    kept = configure("demo")
+    assert kept is not None
+    assert kept.read_text() == changed
+    assert load_settings().rounds["r3"].ratio == 0.2
+
+
+def test_an_unknown_profile_is_refused_and_the_known_are_named(project):
+    with pytest.raises(InputError, match=r"no profile big .*demo"):
+        configure("big")
+
+
+def test_a_linear_descent_has_equal_steps():
+    assert descent(0.3, 3, "linear") == {
+        "r1": {"parent": "dense", "ratio": 0.1},
+        "r2": {"parent": "r1", "ratio": 0.2},
+        "r3": {"parent": "r2", "ratio": 0.3},
+    }
+
+
+def test_a_geometric_descent_removes_the_same_share_of_what_is_left():
+    ratios = [step["ratio"] for step in descent(0.5, 4, "geometric").values()]
+    left = [1.0, *(1 - ratio for ratio in ratios)]
+    shares = [after / before for before, after in itertools.pairwise(left)]
+    assert ratios[-1] == 0.5
+    assert shares == pytest.approx([0.5**0.25] * 4, abs=1e-3)
+
+
+def test_a_plan_changes_the_rounds_and_nothing_else(project):
+    before = load_settings()
+    plan(0.3, 6, "geometric")
+    after = load_settings()
+    assert list(after.rounds) == ["r1", "r2", "r3", "r4", "r5", "r6"]
+    assert (after.final_round, after.rounds["r6"].ratio) == ("r6", 0.3)
+    assert after.model_copy(update={"rounds": before.rounds, "final_round": "r3"}) == before
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rounds", "schedule", "words"),
+    [
+        (0, 3, "linear", "between 0 and 1"),
+        (1.2, 3, "linear", "between 0 and 1"),
+        (0.2, 0, "linear", "1 to 100"),
+        (0.2, 3, "steep", "linear or geometric"),
+    ],
+)
+def test_a_plan_out_of_range_is_refused_and_changes_nothing(
+    project, ratio, rounds, schedule, words
+):
+    before = WHERE.read_text()
+    with pytest.raises(InputError, match=words):
+        plan(ratio, rounds, schedule)
+    assert WHERE.read_text() == before

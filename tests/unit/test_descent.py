@@ -1,0 +1,133 @@
+"""The descent: what a round records, when it ends, and what is delivered."""
+
+import pytest
+
+from pruneflow import stages
+from pruneflow.artifacts import read_json, write_manifest
+from pruneflow.config import parse_settings, write_settings
+from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.models.loading import model_digest, tokenizer_digest
+from pruneflow.models.record import read_record
+from pruneflow.plan import descent
+
+
+@pytest.fixture
+def descended(workspace, tiny_model_directory, tiny_tokenizer):
+    """A workspace with a tiny dense model and a calibration set of random tokens."""
+    import torch
+    from safetensors.torch import save_file
+
+    def settings(**changes):
+        values = {
+            "model": {"source": str(tiny_model_directory), "dtype": "float32"},
+            "compute": {"device": "cpu", "dtype": "float32"},
+            "documents": {"domains": ["prose", "code"]},
+            "calibration": {"sequence_length": 16, "sequences": 12},
+            "pruning": {"neuron_multiple": 4},
+            "rounds": descent(0.3, 3, "linear"),
+            "final_round": "r3",
+            **changes,
+        }
+        made = parse_settings(values, "test")
+        write_settings(made)
+        return made
+
+    stages.model(settings())
+    generator = torch.Generator().manual_seed(2)
+    stages.CALIBRATION_SET.mkdir(parents=True)
+    save_file(
+        {
+            f"{split}/{domain}": torch.randint(
+                0, 400, (6, 16), generator=generator, dtype=torch.int32
+            )
+            for split in ("calibration", "validation")
+            for domain in ("prose", "code")
+        },
+        stages.CALIBRATION_SET / "blocks.safetensors",
+    )
+    dense = stages.CHECKPOINTS / "dense"
+    write_manifest(stages.CALIBRATION_SET, tokenizer=tokenizer_digest(dense))
+    return settings
+
+
+def _descend(settings):
+    for name in settings.rounds:
+        stages.prune(settings, name)
+    stages.select(settings)
+
+
+def test_every_round_is_a_complete_model_and_the_last_is_delivered(descended):
+    from transformers import AutoModelForCausalLM
+
+    _descend(descended())
+    parent = "dense"
+    for name, ratio in (("r1", 0.1), ("r2", 0.2), ("r3", 0.3)):
+        directory = stages.CHECKPOINTS / name
+        record = read_record(directory)
+        assert (record["status"], record["parent"], record["delivered"]) == ("done", parent, name)
+        assert ratio <= record["achieved_ratio"] < ratio + 3 * 4 * 72 / 15_552
+        assert record["digest"] == model_digest(directory)
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        assert sum(p.numel() for p in model.parameters()) == record["parameters"]
+        assert {len(kept) for kept in read_json(directory / "statistics/kept.json")["neurons"]} == {
+            record["widths"]["neurons"][0]
+        }
+        parent = name
+    assert model_digest(stages.MODEL) == read_record(stages.CHECKPOINTS / "r3")["digest"]
+    assert sorted(path.suffix for path in stages.MODEL.iterdir()).count(".safetensors") == 1
+
+
+def test_a_round_done_again_gives_the_same_bytes(descended):
+    settings = descended()
+    stages.prune(settings, "r1")
+    first = {
+        path.name: path.read_bytes()
+        for path in (stages.CHECKPOINTS / "r1").rglob("*")
+        if path.is_file()
+    }
+    stages.prune(settings, "r1")
+    assert first == {
+        path.name: path.read_bytes()
+        for path in (stages.CHECKPOINTS / "r1").rglob("*")
+        if path.is_file()
+    }
+
+
+def test_after_an_unhealthy_round_the_last_healthy_one_is_delivered(descended):
+    settings = descended()
+    stages.prune(settings, "r1")
+    strict = descended(health={"max_perplexity_ratio": 1.0000001})
+    stages.prune(strict, "r2")
+    stages.prune(settings, "r3")
+    stages.select(settings)
+    unhealthy = read_record(stages.CHECKPOINTS / "r2")
+    skipped = read_record(stages.CHECKPOINTS / "r3")
+    assert (unhealthy["status"], unhealthy["delivered"]) == ("unhealthy", "r1")
+    assert (stages.CHECKPOINTS / "r2/model.safetensors").is_file()
+    assert (skipped["status"], skipped["delivered"]) == ("skipped", "r1")
+    assert [path.name for path in (stages.CHECKPOINTS / "r3").iterdir()] == ["round.json"]
+    assert model_digest(stages.MODEL) == read_record(stages.CHECKPOINTS / "r1")["digest"]
+
+
+def test_a_checkpoint_swapped_behind_the_record_is_not_delivered(descended):
+    settings = descended()
+    _descend(settings)
+    config = stages.CHECKPOINTS / "r3/config.json"
+    config.write_text(config.read_text().replace("silu", "gelu"))
+    before = model_digest(stages.MODEL)
+    with pytest.raises(DamagedArtifactError, match="is not the model that r3 delivers"):
+        stages.select(settings)
+    assert model_digest(stages.MODEL) == before
+
+
+def test_a_calibration_set_of_another_tokenizer_is_refused_and_nothing_is_written(descended):
+    settings = descended()
+    write_manifest(stages.CALIBRATION_SET, tokenizer="0" * 64)
+    with pytest.raises(InputError, match="another tokenizer"):
+        stages.prune(settings, "r1")
+    assert [path.name for path in stages.CHECKPOINTS.iterdir()] == ["dense"]
+
+
+def test_an_unknown_stage_is_refused_and_the_known_are_named(workspace):
+    with pytest.raises(InputError, match="there is no stage bake: use model, questions"):
+        stages.run_stage_by_name("bake")

@@ -1,0 +1,141 @@
+"""Sources of models, digests, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from pruneflow.config import ComputeSettings, ModelSettings
+from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.models.loading import (
+    check_source,
+    load_model,
+    load_source,
+    model_digest,
+    resolve_device,
+    tokenizer_digest,
+)
+from pruneflow.models.record import write_record
+
+CPU = ComputeSettings(device="cpu", dtype="float32")
+
+
+def _record(directory):
+    digest = model_digest(directory)
+    write_record(
+        directory,
+        round="dense",
+        status="done",
+        delivered="dense",
+        delivered_digest=digest,
+        digest=digest,
+        dense={},
+    )
+
+
+def test_a_local_directory_is_loaded_with_its_weights(tiny_model_directory):
+    from safetensors.torch import load_file
+
+    settings = ModelSettings(source=str(tiny_model_directory), dtype="float32")
+    check_source(settings)
+    model, tokenizer = load_source(settings)
+    stored = load_file(tiny_model_directory / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in stored.items())
+    assert tokenizer.eos_token == "<end>"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("/nowhere/model", "does not exist"),
+        ("./nowhere", "does not exist"),
+        ("nowhere.gguf", "does not exist"),
+        ("someone/some-model", "model.revision"),
+        ("package:no_such_package/model.gguf", "is not installed"),
+    ],
+)
+def test_a_source_that_is_not_there_is_one_clear_line(source, words):
+    with pytest.raises(InputError, match=words) as caught:
+        check_source(ModelSettings(source=source))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unsupported_architecture_is_refused_before_loading(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(InputError, match=r"mamba are not supported; supported are llama"):
+        check_source(ModelSettings(source=str(tmp_path)))
+
+
+def test_a_gguf_with_another_sha256_is_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(InputError, match="sha256"):
+        check_source(ModelSettings(source=str(path), sha256="0" * 64))
+
+
+def test_weights_with_nan_are_refused_and_the_tensor_is_named(tiny_model_directory):
+    from safetensors.torch import load_file, save_file
+
+    path = tiny_model_directory / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        load_source(ModelSettings(source=str(tiny_model_directory), dtype="float32"))
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(tiny_model_directory):
+    from safetensors.torch import load_file, save_file
+
+    path = tiny_model_directory / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(DamagedArtifactError, match=r"missing keys.*layers\.1\.mlp\.up_proj"):
+        load_source(ModelSettings(source=str(tiny_model_directory), dtype="float32"))
+
+
+def test_pickled_weights_are_never_read(tiny_model_directory):
+    path = tiny_model_directory / "model.safetensors"
+    from safetensors.torch import load_file
+
+    torch.save(load_file(path), tiny_model_directory / "pytorch_model.bin")
+    path.unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_source(ModelSettings(source=str(tiny_model_directory)))
+
+
+def test_a_flipped_byte_is_found_before_the_model_is_used(tiny_model_directory):
+    _record(tiny_model_directory)
+    load_model(tiny_model_directory, CPU)
+    path = tiny_model_directory / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedArtifactError, match="is damaged"):
+        load_model(tiny_model_directory, CPU)
+
+
+def test_a_directory_without_a_record_is_refused(tiny_model_directory):
+    with pytest.raises(DamagedArtifactError, match=r"round\.json is missing"):
+        load_model(tiny_model_directory, CPU)
+
+
+def test_the_digest_is_over_weights_configuration_and_tokenizer_only(
+    tiny_model_directory, tmp_path
+):
+    digest, tokenizer = model_digest(tiny_model_directory), tokenizer_digest(tiny_model_directory)
+    other = shutil.copytree(tiny_model_directory, tmp_path / "other")
+    (other / "notes.md").write_text("nothing that matters")
+    assert (model_digest(other), tokenizer_digest(other)) == (digest, tokenizer)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    assert model_digest(other) != digest
+    assert tokenizer_digest(other) == tokenizer
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_an_error():
+    with pytest.raises(InputError, match="sees no GPU"):
+        resolve_device(ComputeSettings(device="cuda"))

@@ -1,0 +1,80 @@
+"""The folder mlflow/: it never shadows the package, and what it serves continues prompts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+FIND = "import importlib.util as u; print(u.find_spec('mlflow').origin)"
+
+
+def test_the_folder_is_no_package() -> None:
+    assert not list((REPOSITORY / "mlflow").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-c", FIND],
+        ["-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "--rootdir=.", "{script}"],
+        ["{script}"],
+    ],
+    ids=["-c", "-m pytest", "script"],
+)
+def test_importing_mlflow_from_the_repository_gives_the_real_one(
+    command: list[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "test_find.py"
+    script.write_text(f"def test_find():\n    {FIND}\nif __name__ == '__main__': test_find()\n")
+    done = subprocess.run(
+        [sys.executable, *(part.format(script=script) for part in command)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = next(line for line in done.stdout.splitlines() if line.endswith("__init__.py"))
+    assert "site-packages" in found
+    assert not Path(found).is_relative_to(REPOSITORY / "mlflow")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_served_model_continues_prompts_and_obeys_its_parameter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tasks.registry import _signature
+
+    words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<eos>": 2}, unk_token="b"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="b")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    config = LlamaConfig(
+        vocab_size=3,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        bos_token_id=2,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    model.lm_head.weight.data.zero_()  # every next token is the first word
+    model.save_pretrained(tmp_path / "dense")
+    mlflow.pyfunc.save_model(
+        str(tmp_path / "served"),
+        python_model=str(REPOSITORY / "mlflow/served_model.py"),
+        artifacts={"checkpoint": str(tmp_path / "dense")},
+        pip_requirements=["transformers"],
+        signature=_signature(),
+    )
+    served = mlflow.pyfunc.load_model(str(tmp_path / "served"))
+    assert served.predict(["a b", "b"], params={"max_new_tokens": 3}) == ["a a a", "a a a"]
+    assert len(served.predict(["b"])[0].split()) == 64
