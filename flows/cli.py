@@ -182,10 +182,10 @@ def lock_sources() -> None:
     Example: pruneflow lock-sources
     """
     _enter_workspace()
-    from pruneflow import stages
+    from pruneflow import paths
     from pruneflow.calibration import sources
 
-    sources.lock_sources(stages.DOMAINS_FILE, stages.SOURCES_LOCK, stages.LM_EVAL)
+    sources.lock_sources(paths.DOMAINS_FILE, paths.SOURCES_LOCK, paths.LM_EVAL)
 
 
 def preflight() -> "PipelineSettings":
@@ -234,8 +234,13 @@ def _run_flow() -> "Outcome":
     state = pipeline(return_state=True)
     if state.is_completed():
         return state.result()
-    if state.is_crashed() or state.is_cancelled():
+    if state.is_cancelled():
         raise KeyboardInterrupt
+    if state.is_crashed():
+        raise PruneflowError(
+            f"the run crashed ({' '.join(str(state.message).split())}): what is done is kept, "
+            "run again to continue"
+        )
     if state.name == BAD_INPUT:
         raise InputError(state.message)
     raise PruneflowError(state.message)
@@ -268,26 +273,37 @@ def _quieten() -> None:
 def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
     from rich.console import Console
 
-    from flows.pipeline import MODEL, REPORT
+    from pruneflow.paths import MODEL, PAGE
     from pruneflow.reporting.table import result_table
 
     name = settings.registry.name
     Console().print(result_table(outcome.summary))
-    print(f"report      {REPORT}")
+    print(f"report      {PAGE}")
     print(f"model       {MODEL}")
-    print(f"MLflow      mlflow ui --backend-store-uri {settings.registry.tracking_uri}")
+    store = f"--backend-store-uri {settings.registry.tracking_uri}"
+    print(f"MLflow      {_program('mlflow')} ui {store}")
     if outcome.version is None:
         print("refused     nothing is registered, production stays as it is")
     elif outcome.in_production:
         print(f"accepted    version {outcome.version} of {name} is in production")
     elif outcome.accepted:
         print(
-            f"accepted    version {outcome.version} of {name} is the candidate: pruneflow promote"
+            f"accepted    version {outcome.version} of {name} is the candidate: "
+            f"{_program('pruneflow')} promote"
         )
     else:
-        print(f"not judged  version {outcome.version} of {name} is the candidate, gates are off")
+        print(
+            f"let pass    version {outcome.version} of {name} is the candidate: gates stop nothing "
+            "unless their run_mode is enabled"
+        )
     for reason in outcome.reasons:
         print(f"  {reason}")
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment from here, whether or not it is on the path."""
+    program = Path(sys.executable).parent / name
+    return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
 
 
 def _version_line(version: dict[str, str] | None) -> str:
@@ -332,8 +348,11 @@ def _check_writable(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror})") from None
-    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        if not os.access(place, os.W_OK | os.X_OK):
+    places = [folder]
+    if os.access(folder, os.R_OK):
+        places += [path for path in folder.iterdir() if path.is_dir()]
+    for place in places:
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
             raise InputError(f"{place} cannot be written: make it writable")
 
 

@@ -7,7 +7,6 @@ has side effects outside the workspace's data, and so is no DVC stage.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger, task
@@ -19,16 +18,11 @@ from prefect.states import Completed
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
 from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError
-from pruneflow.workspace import check_workspace, run_lock
+from pruneflow.paths import CALIBRATION_SET, DECISION, DVC_LOCK, GATES_FILE, MODEL, PAGE, SUMMARY
+from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
 from tasks import registry
-from tasks.stages import failed, run_stage
-from tasks.tracking import CALIBRATION, DECISION, REPORTS, git_state, log_run
-
-GATES = Path("configs/gates.yaml")
-MODEL = Path("data/model")
-SUMMARY = REPORTS / "summary.json"
-REPORT = REPORTS / "report.html"
-LOCK = Path("dvc.lock")
+from tasks.stages import failed, run_stage, stage_order
+from tasks.tracking import git_state, log_run
 
 Result = TypeVar("Result")
 
@@ -58,7 +52,8 @@ def pipeline() -> State:
     """Prune, evaluate, decide, track and register, as configs/ says.
 
     Returns:
-        A Completed state holding an `Outcome`, named ``Accepted`` or ``Refused``; or a Failed
+        A Completed state holding an `Outcome`, named ``Accepted``, ``Refused`` or
+        ``LetPass`` (refused by gates that are not enabled); or a Failed
         state whose message is one line for the user, named ``BadInput`` for bad input.
     """
     try:
@@ -72,31 +67,8 @@ def pipeline() -> State:
     except PruneflowError as error:
         return failed(error)
     if outcome.version is not None:
-        return Completed(name="Accepted", data=outcome)
+        return Completed(name="Accepted" if outcome.accepted else "LetPass", data=outcome)
     return Completed(name="Refused", message="; ".join(outcome.reasons), data=outcome)
-
-
-def stage_order() -> list[str]:
-    """Return the stages of dvc.yaml by name, every stage after those it depends on.
-
-    Raises:
-        InputError: dvc.yaml or what it reads cannot be understood.
-    """
-    import networkx
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo() as repo:
-            index = repo.index
-            written = {stage: place for place, stage in enumerate(index.stages)}
-            # DVC's edges point from a stage to its dependencies.
-            order = networkx.lexicographical_topological_sort(
-                index.graph.reverse(copy=True), key=written.__getitem__
-            )
-            return [stage.addressing for stage in order]
-    except DvcException as error:
-        raise InputError(f"dvc.yaml cannot be used: {' '.join(str(error).split())}") from None
 
 
 def served_model_needs() -> list[str]:
@@ -118,6 +90,7 @@ def _run_stages(environment: dict[str, str]) -> None:
     names = stage_order()
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")
+    wait_for_stage_left_behind()
     for place, name in enumerate(names, start=1):
         position = f"[{place}/{len(names)}]"
         _result(run_stage(name, position, environment, return_state=True))
@@ -144,7 +117,12 @@ def _conclude(settings: PipelineSettings) -> Outcome:
             ),
         )
         logger.info(f"version {number} of {settings.registry.name} is the candidate")
-    if accepted and settings.registry.promotion == "auto":
+    automatic = accepted and settings.registry.promotion == "auto"
+    if automatic and number is not None and registry.was_rolled_back(settings.registry, number):
+        logger.info(
+            f"version {number} was rolled back before: only `pruneflow promote` puts it back"
+        )
+    elif automatic:
         move = _step(
             "promotion", lambda: registry.promote(settings.registry, number, by_hand=False)
         )
@@ -152,14 +130,14 @@ def _conclude(settings: PipelineSettings) -> Outcome:
         in_production = True
     if number is None:
         logger.info("refused by the gates: nothing is registered, production stays as it is")
-    _publish(summary, number is not None, reasons)
+    _publish(summary, accepted, reasons)
     return Outcome(accepted, reasons, summary, run_id, number, in_production)
 
 
 def _decide(summary: dict[str, Any]) -> dict[str, Any]:
     from pruneflow.evaluation.gates import decide, load_gates
 
-    decision = decide(summary, load_gates(GATES))
+    decision = decide(summary, load_gates(GATES_FILE))
     write_json(DECISION, decision)
     return decision
 
@@ -176,11 +154,11 @@ def _lineage(decision: Mapping[str, Any]) -> registry.Lineage:
     commit, dirty = git_state()
     return registry.Lineage(
         model_digest=digest,
-        data_digest=str(read_json(CALIBRATION / "manifest.json")["digest"]),
+        data_digest=str(read_json(CALIBRATION_SET / "manifest.json")["digest"]),
         decision_digest=sha256_json(decision),
         git_commit=commit,
         git_dirty=dirty,
-        dvc_lock=sha256_file(LOCK),
+        dvc_lock=sha256_file(DVC_LOCK),
     )
 
 
@@ -200,7 +178,7 @@ def _publish(summary: dict[str, Any], accepted: bool, reasons: list[str]) -> Non
     verdict = ["accepted" if accepted else "refused", *(f"- {reason}" for reason in reasons)]
     create_markdown_artifact(
         key="result",
-        markdown="\n".join([*lines, "", *verdict, "", f"Report: `{REPORT}`"]),
+        markdown="\n".join([*lines, "", *verdict, "", f"Report: `{PAGE}`"]),
         description="Dense against pruned",
     )
 

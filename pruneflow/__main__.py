@@ -1,9 +1,15 @@
 """The engine's own command: `python -m pruneflow stage NAME`, what dvc.yaml calls."""
 
 import argparse
+import importlib.util
+import os
 import sys
+from pathlib import Path
 
 from pruneflow.errors import PruneflowError
+
+NEEDED = ("filelock", "pydantic", "torch", "transformers")
+PROJECT_PYTHON = Path(".venv/bin/python")
 
 
 def main() -> int:
@@ -14,6 +20,7 @@ def main() -> int:
     stage.add_argument("name", help="as in dvc.yaml, e.g. documents or round@r1")
     commands.add_parser("lock-sources", help="write data/sources.lock from the installed packages")
     arguments = parser.parse_args()
+    _use_project_python()
     try:
         from pruneflow.workspace import check_workspace
 
@@ -24,7 +31,7 @@ def main() -> int:
             run_stage_by_name(arguments.name)
         else:
             from pruneflow.calibration.sources import lock_sources
-            from pruneflow.stages import DOMAINS_FILE, LM_EVAL, SOURCES_LOCK
+            from pruneflow.paths import DOMAINS_FILE, LM_EVAL, SOURCES_LOCK
 
             lock_sources(DOMAINS_FILE, SOURCES_LOCK, LM_EVAL)
     except PruneflowError as error:
@@ -33,6 +40,17 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _use_project_python() -> None:
+    """Go on with the project's own Python when this one lacks what the project needs.
+
+    `dvc repro` in a shell whose PATH does not begin with .venv/bin calls any `python` it finds.
+    """
+    lacks = any(importlib.util.find_spec(name) is None for name in NEEDED)
+    inside = Path(sys.prefix).resolve() == PROJECT_PYTHON.parents[1].resolve()
+    if lacks and not inside and PROJECT_PYTHON.is_file():
+        os.execv(PROJECT_PYTHON, [str(PROJECT_PYTHON), "-m", "pruneflow", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ SettingsT = TypeVar("SettingsT", bound=BaseModel)
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]*$")]
+# DVC reads `rounds.NAME` as a path of keys, so a dot in it would be taken apart.
+RoundName = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]*$")]
 
 
 class Settings(BaseModel):
@@ -185,11 +187,20 @@ class PipelineSettings(Settings):
     calibration: CalibrationSettings = CalibrationSettings()
     pruning: PruningSettings = PruningSettings()
     health: HealthSettings = HealthSettings()
-    rounds: dict[Name, RoundSettings] = Field(min_length=1)
-    final_round: Name
+    rounds: dict[RoundName, RoundSettings] = Field(min_length=1)
+    final_round: RoundName
     evaluation: EvaluationSettings = EvaluationSettings()
     latency: LatencySettings = LatencySettings()
     registry: RegistrySettings = RegistrySettings()
+
+    @model_validator(mode="after")
+    def _precise(self) -> "PipelineSettings":
+        if self.compute.dtype == "bfloat16" and self.model.dtype != "bfloat16":
+            raise ValueError(
+                f"model.dtype is {self.model.dtype}, but compute.dtype bfloat16 would round its "
+                "weights: set compute.dtype to float32, or model.dtype to bfloat16"
+            )
+        return self
 
     @model_validator(mode="after")
     def _chain(self) -> "PipelineSettings":
@@ -223,9 +234,29 @@ def load_settings(path: Path = PIPELINE_FILE) -> PipelineSettings:
     """Read and check a pipeline file.
 
     Raises:
-        InputError: the file is missing, is not YAML, or a key is unknown or out of range.
+        InputError: the file is missing, is not YAML, or a key is unknown, out of range or left
+            out: DVC reads the same file and knows no defaults.
     """
-    return parse_settings(read_yaml(path), path)
+    values = read_yaml(path)
+    settings = parse_settings(values, path)
+    absent = _first_absent(settings.model_dump(mode="json"), values)
+    if absent:
+        raise InputError(
+            f"{path}: {absent} is missing: add it (pruneflow/config.py has its default), or write "
+            "the whole file with `pruneflow configure`"
+        )
+    return settings
+
+
+def _first_absent(wanted: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str | None:
+    for key, value in wanted.items():
+        if key not in given:
+            return f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(given[key], dict):
+            deeper = _first_absent(value, given[key], f"{prefix}{key}.")
+            if deeper:
+                return deeper
+    return None
 
 
 def parse_settings(values: Any, where: Path) -> PipelineSettings:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pruneflow.artifacts import staged_file
 from pruneflow.config import (
     DENSE,
     PIPELINE_FILE,
@@ -29,11 +30,14 @@ def configure(profile: str) -> Path | None:
     """
     settings = load_profile(profile)
     kept = None
-    if PIPELINE_FILE.is_file() and not _same(PIPELINE_FILE, settings):
-        kept = PIPELINE_FILE.with_suffix(".yaml.orig")
-        kept.write_bytes(PIPELINE_FILE.read_bytes())
-    elif PIPELINE_FILE.is_file():
-        return None
+    if PIPELINE_FILE.is_file():
+        if _same(PIPELINE_FILE, settings):
+            return None
+        # What a profile gives can be had again; what a user wrote must not be lost.
+        if not any(_same(PIPELINE_FILE, load_profile(path.stem)) for path in _profiles()):
+            kept = PIPELINE_FILE.with_suffix(".yaml.orig")
+            with staged_file(kept) as temporary:
+                temporary.write_bytes(PIPELINE_FILE.read_bytes())
     write_settings(settings)
     return kept
 
@@ -46,7 +50,7 @@ def load_profile(profile: str) -> PipelineSettings:
     """
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml"))) or "none"
+        known = ", ".join(path.stem for path in _profiles()) or "none"
         raise InputError(f"there is no profile {profile} in {PROFILES}: use {known}")
     return parse_settings(read_yaml(path), path)
 
@@ -94,6 +98,10 @@ def descent(ratio: float, rounds: int, schedule: str) -> dict[str, dict[str, Any
         name: {"parent": parent, "ratio": round(value, 6)}
         for parent, name, value in zip(names[:-1], names[1:], ratios, strict=True)
     }
+
+
+def _profiles() -> list[Path]:
+    return sorted(PROFILES.glob("*.yaml"))
 
 
 def _same(path: Path, settings: PipelineSettings) -> bool:

@@ -7,7 +7,6 @@ other's outputs and configs/, and write nothing else.
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pruneflow.artifacts import (
     read_json,
@@ -17,33 +16,29 @@ from pruneflow.artifacts import (
     write_json,
 )
 from pruneflow.config import DENSE, PipelineSettings, load_settings
+from pruneflow.descent import prune
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.record import read_record, write_record
+from pruneflow.models.structure import sizes_of
+from pruneflow.paths import (
+    BASELINE,
+    BENCHMARKS,
+    CALIBRATION_SET,
+    CARD,
+    CHECKPOINTS,
+    DOCUMENTS,
+    DOMAINS_FILE,
+    EVALUATION,
+    HELD_OUT,
+    LATENCY,
+    LM_EVAL,
+    MODEL,
+    PAGE,
+    SOURCES_LOCK,
+    SUMMARY,
+    VALIDATION,
+)
 from pruneflow.workspace import stage_lock
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-DOMAINS_FILE = Path("configs/domains.yaml")
-LM_EVAL = Path("configs/lm_eval")
-SOURCES_LOCK = Path("data/sources.lock")
-BENCHMARKS = Path("data/benchmarks")
-DOCUMENTS = Path("data/calibration/documents")
-VALIDATION = Path("data/calibration/validation.json")
-CALIBRATION_SET = Path("data/calibration/set")
-HELD_OUT = Path("data/calibration/held_out")
-CHECKPOINTS = Path("data/checkpoints")
-MODEL = Path("data/model")
-REPORTS = Path("data/reports")
-BASELINE = REPORTS / "baseline.json"
-EVALUATION = REPORTS / "evaluation.json"
-LATENCY = REPORTS / "latency.json"
-SUMMARY = REPORTS / "summary.json"
-PAGE = REPORTS / "report.html"
-CARD = REPORTS / "model_card.md"
-
-# Beside the model, in a folder of its own: serving engines read every *.safetensors they find.
-STATISTICS = "statistics"
 
 
 def run_stage_by_name(name: str) -> None:
@@ -76,7 +71,7 @@ def model(settings: PipelineSettings) -> None:
         dense, tokenizer = load_source(settings.model)
         save(dense, tokenizer, directory, getattr(torch, settings.model.dtype))
         digest = model_digest(directory)
-        sizes = _sizes(dense)
+        sizes = sizes_of(dense)
         write_record(
             directory,
             round=DENSE,
@@ -89,8 +84,6 @@ def model(settings: PipelineSettings) -> None:
                 "block_weights": sizes["block_weights"],
                 "neurons": layers_of(dense)[0].neurons,
             },
-            source=settings.model.source,
-            revision=settings.model.revision,
             **sizes,
         )
 
@@ -141,122 +134,6 @@ def calibration(settings: PipelineSettings) -> None:
     )
 
 
-def prune(settings: PipelineSettings, name: str) -> None:
-    """Do one round, check its health, and write it: data/checkpoints/NAME.
-
-    After a round that broke a health limit the descent is over: this one writes its record only.
-    """
-    if name not in settings.rounds:
-        raise InputError(
-            f"there is no round {name} in configs/pipeline.yaml: use {', '.join(settings.rounds)}"
-        )
-    parent = read_record(CHECKPOINTS / settings.rounds[name].parent)
-    with staged_directory(CHECKPOINTS / name) as directory:
-        if parent["status"] == "done":
-            _prune(settings, name, parent, directory)
-        else:
-            write_record(
-                directory,
-                round=name,
-                parent=parent["round"],
-                ratio=settings.rounds[name].ratio,
-                status="skipped",
-                reason=f"the descent ended before it: {parent['round']} is {parent['status']}",
-                **{key: parent[key] for key in ("delivered", "delivered_digest", "dense")},
-            )
-
-
-def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], directory: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.evaluation.health import check_round
-    from pruneflow.evaluation.perplexity import NonFiniteLossError, perplexity_by_domain
-    from pruneflow.models.export import save
-    from pruneflow.models.loading import load_model, model_digest, tokenizer_digest
-    from pruneflow.pruning.rounds import DenseShape, prune_round
-
-    parent_directory = CHECKPOINTS / parent["round"]
-    ratio = settings.rounds[name].ratio
-    chosen = CalibrationSet.load(CALIBRATION_SET, tokenizer_digest(parent_directory))
-    start, tokenizer = load_model(parent_directory, settings.compute)
-    batch_tokens = settings.compute.batch_tokens
-
-    def validate_model(network: "PreTrainedModel", label: str) -> dict[str, Any]:
-        return perplexity_by_domain(network, chosen.blocks["validation"], batch_tokens, label)
-
-    # The dense model is measured once, by the first round; later rounds hand its figures on.
-    validation = parent.get("validation")
-    dense_losses = validation["dense"] if validation else validate_model(start, f"{name} dense")
-    result = prune_round(
-        start,
-        chosen.blocks["calibration"],
-        ratio,
-        DenseShape(parent["dense"]["block_weights"], parent["dense"]["neurons"]),
-        settings.pruning,
-        weights=settings.calibration.weights,
-        batch_tokens=batch_tokens,
-        backward_batch_tokens=settings.compute.backward_batch_tokens,
-        label=name,
-    )
-    # What is measured is what is stored: weights are rounded to the stored type first.
-    save(result.model, tokenizer, directory, getattr(torch, settings.model.dtype))
-    result.model.to(getattr(torch, settings.compute.dtype))
-    losses = {"dense": dense_losses}
-    try:
-        losses["pruned"] = validate_model(result.model, f"{name} validation")
-        health = check_round(dense_losses, losses["pruned"], settings.health)
-    except NonFiniteLossError as error:
-        health = {
-            "healthy": False,
-            "worst_domain": None,
-            "worst_ratio": None,
-            "reason": str(error),
-        }
-    statistics = directory / STATISTICS
-    statistics.mkdir()
-    units = {"neurons": result.scores.neurons, "kv_groups": result.scores.kv_groups}
-    save_file(
-        {
-            f"{kind}.{layer:03d}": tensor.float().contiguous()
-            for kind, tensors in units.items()
-            for layer, tensor in enumerate(tensors)
-        },
-        statistics / "scores.safetensors",
-    )
-    write_json(
-        statistics / "kept.json",
-        {
-            "neurons": [kept.tolist() for kept in result.kept.neurons],
-            "kv_groups": [kept.tolist() for kept in result.kept.kv_groups],
-        },
-    )
-    digest = model_digest(directory)
-    healthy = bool(health["healthy"])
-    write_record(
-        directory,
-        round=name,
-        parent=parent["round"],
-        parent_digest=parent["digest"],
-        ratio=ratio,
-        achieved_ratio=result.achieved_ratio,
-        status="done" if healthy else "unhealthy",
-        delivered=name if healthy else parent["delivered"],
-        delivered_digest=digest if healthy else parent["delivered_digest"],
-        digest=digest,
-        dense=parent["dense"],
-        calibration_set=chosen.digest,
-        calibration_losses=result.scores.losses,
-        score_domains=result.scores.domains,
-        score=settings.pruning.score,
-        refit=settings.pruning.refit,
-        validation=losses,
-        health=health,
-        **_sizes(result.model),
-    )
-
-
 def baseline(settings: PipelineSettings) -> None:
     """Evaluate the dense model, once: data/reports/baseline.json."""
     _evaluate(settings, CHECKPOINTS / DENSE, BASELINE, "dense")
@@ -300,7 +177,7 @@ def _evaluate(settings: PipelineSettings, directory: Path, out: Path, label: str
             "model": {
                 "digest": read_record(directory)["digest"],
                 "bytes": weight_bytes(directory),
-                **_sizes(network),
+                **sizes_of(network),
             },
             "perplexity": perplexity_by_domain(
                 network, held_out.blocks["test"], batch_tokens, f"{label} perplexity"
@@ -351,20 +228,6 @@ def report(settings: PipelineSettings) -> None:
         with staged_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     write_json(SUMMARY, summary)
-
-
-def _sizes(network: "PreTrainedModel") -> dict[str, Any]:
-    from pruneflow.models.structure import block_weights, layers_of, parameters
-
-    layers = layers_of(network)
-    return {
-        "parameters": parameters(network),
-        "block_weights": block_weights(network),
-        "widths": {
-            "neurons": [layer.neurons for layer in layers],
-            "kv_groups": [layer.kv_groups for layer in layers],
-        },
-    }
 
 
 STAGES: dict[str, Callable[[PipelineSettings], None]] = {

@@ -100,6 +100,16 @@ def stage_lock(name: str, wait: float = STAGE_WAIT_SECONDS) -> Iterator[None]:
             raise
 
 
+def wait_for_stage_left_behind(wait: float = STAGE_WAIT_SECONDS) -> None:
+    """Wait until no stage is at work: a run that was killed may have left its stage behind.
+
+    Raises:
+        WorkspaceBusyError: it did not end in time.
+    """
+    with _only_stage("the run", wait):
+        pass
+
+
 def record_error(stage: str, exit_code: int, message: str) -> None:
     """Leave what a stage died of for the process that started it."""
     write_json(STATE / "last_error.json", asdict(StageError(stage, exit_code, message)))

@@ -29,6 +29,8 @@ DECISION_ARTIFACT = "reports/decision.json"
 
 _PENDING = "pending_aliases"
 _FILES = "files_digest"
+_DECISION_RUN = "decision_run"
+_ROLLED_BACK = "rolled_back"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ def register(
         found = _by_digest(client, settings.name, lineage.model_digest)
         if found is None:
             found = _new_version(client, settings, checkpoint, run_id, lineage, needs)
+        # A known model that is accepted again stands on its newest decision and code.
+        for key, value in {**lineage.tags(), _DECISION_RUN: run_id}.items():
+            client.set_model_version_tag(settings.name, found, key, value)
         client.set_registered_model_alias(settings.name, CANDIDATE, found)
         return found
 
@@ -118,7 +123,16 @@ def promote(settings: RegistrySettings, version: str | None = None, by_hand: boo
         if current is not None:
             aliases[PREVIOUS] = current
         _move(client, settings.name, aliases)
+        if _ROLLED_BACK in chosen.tags:
+            client.delete_model_version_tag(settings.name, number, _ROLLED_BACK)
         return Move(number, current, changed=True)
+
+
+def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
+    """Whether somebody took this version out of production: only a person puts it back."""
+    client = connect(settings)
+    with store_errors(settings):
+        return _ROLLED_BACK in client.get_model_version(settings.name, version).tags
 
 
 def rollback(settings: RegistrySettings) -> Move:
@@ -140,7 +154,11 @@ def rollback(settings: RegistrySettings) -> Move:
                 f"{settings.name} has no previous version to go back to: see `pruneflow status`"
             )
         _check_files(settings.name, client.get_model_version(settings.name, previous))
+        client.set_model_version_tag(settings.name, current, _ROLLED_BACK, "true")
         _move(client, settings.name, {PRODUCTION: previous, PREVIOUS: current}, "rollback")
+        target = client.get_model_version(settings.name, previous)
+        if _ROLLED_BACK in target.tags:
+            client.delete_model_version_tag(settings.name, previous, _ROLLED_BACK)
         return Move(previous, current, changed=True)
 
 
@@ -249,7 +267,8 @@ def _check_accepted(client: "MlflowClient", version: "ModelVersion") -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        uri = f"runs:/{version.run_id}/{DECISION_ARTIFACT}"
+        run_id = version.tags.get(_DECISION_RUN, version.run_id)
+        uri = f"runs:/{run_id}/{DECISION_ARTIFACT}"
         decision: Any = json.loads(mlflow.artifacts.load_text(uri))
     except (MlflowException, OSError, ValueError):
         raise InputError(

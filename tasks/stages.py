@@ -133,6 +133,29 @@ def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str])
     raise StageError(f"stage {name} failed: {reason}")
 
 
+def stage_order() -> list[str]:
+    """Return the stages of dvc.yaml by name, every stage after those it depends on.
+
+    Raises:
+        InputError: dvc.yaml or what it reads cannot be understood.
+    """
+    import networkx
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            index = repo.index
+            written = {stage: place for place, stage in enumerate(index.stages)}
+            # DVC's edges point from a stage to its dependencies.
+            order = networkx.lexicographical_topological_sort(
+                index.graph.reverse(copy=True), key=written.__getitem__
+            )
+            return [stage.addressing for stage in order]
+    except DvcException as error:
+        raise InputError(f"dvc.yaml cannot be used: {' '.join(str(error).split())}") from None
+
+
 def stage_environment(extra: dict[str, str]) -> dict[str, str]:
     """Return the environment of a stage: this Python's programs first, output unbuffered."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])

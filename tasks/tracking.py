@@ -12,14 +12,11 @@ from urllib.parse import unquote, urlparse
 from pruneflow.artifacts import read_json
 from pruneflow.config import PipelineSettings, RegistrySettings
 from pruneflow.errors import InputError
+from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CALIBRATION = Path("data/calibration/set")
-CHECKPOINTS = Path("data/checkpoints")
-REPORTS = Path("data/reports")
-DECISION = REPORTS / "decision.json"
 
 _BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
@@ -191,9 +188,9 @@ def _log_calibration_set() -> None:
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.data.sources import LocalArtifactDatasetSource
 
-    digest = str(read_json(CALIBRATION / "manifest.json")["digest"])
+    digest = str(read_json(CALIBRATION_SET / "manifest.json")["digest"])
     dataset = MetaDataset(
-        LocalArtifactDatasetSource(str(CALIBRATION)),
+        LocalArtifactDatasetSource(str(CALIBRATION_SET)),
         name="calibration",
         digest=digest[:_DIGEST_CHARACTERS],
     )
@@ -215,7 +212,7 @@ def _log_files(settings: PipelineSettings) -> None:
     for name in settings.rounds:
         mlflow.log_artifact(str(CHECKPOINTS / name / "round.json"), f"rounds/{name}")
     for name in ("set", "documents"):
-        manifest = CALIBRATION.parent / name / "manifest.json"
+        manifest = CALIBRATION_SET.parent / name / "manifest.json"
         if manifest.is_file():
             mlflow.log_artifact(str(manifest), f"calibration/{name}")
 

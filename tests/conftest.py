@@ -99,7 +99,7 @@ def tiny_model_directory(
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def real_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder of its own, with the real graph and configs and no data yet."""
     from dvc.repo import Repo
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.errors import PruneflowError
-from pruneflow.models.loading import empty_model
+from pruneflow.models.loading import cast_parameters, empty_model
 from pruneflow.models.structure import layers_of, resized_config
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def save(
     dtype: "torch.dtype",
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer into an existing directory."""
-    model.to(dtype)
+    cast_parameters(model, dtype)
     model.config.dtype = dtype
     model.save_pretrained(directory, max_shard_size="4GB")
     tokenizer.save_pretrained(directory)

@@ -9,7 +9,7 @@ from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.config import ComputeSettings, ModelSettings
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.record import read_record
-from pruneflow.models.structure import family_of
+from pruneflow.models.structure import FAMILIES, family_of
 
 if TYPE_CHECKING:
     import torch
@@ -73,15 +73,24 @@ def load_model(
     Raises:
         DamagedArtifactError: bytes changed since the directory was written, or keys do not fit.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     record = read_record(directory)
     if record["digest"] != model_digest(directory):
         raise DamagedArtifactError(
             f"{directory} is damaged (its digest is not its record's): "
             f"delete it and run `dvc repro`"
         )
+    return load_unrecorded(directory, compute), load_tokenizer(directory)
+
+
+def load_unrecorded(directory: Path, compute: ComputeSettings) -> "PreTrainedModel":
+    """Load the model of a directory that is being written and has no record yet.
+
+    Raises:
+        DamagedArtifactError: keys of the weights and of the configuration do not fit.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=getattr(torch, compute.dtype),
@@ -91,8 +100,8 @@ def load_model(
     )
     model, info = loaded
     _check_keys(info, str(directory))
-    model = model.to(resolve_device(compute)).eval().requires_grad_(False)
-    return model, load_tokenizer(directory)
+    loaded_model: PreTrainedModel = model.to(resolve_device(compute)).eval()
+    return loaded_model.requires_grad_(False)
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
@@ -137,6 +146,7 @@ def load_source(
             hold NaN or infinity (the tensor is named).
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     location, gguf = _locate(settings)
@@ -157,9 +167,12 @@ def load_source(
             **common,
         )
         tokenizer = AutoTokenizer.from_pretrained(location, **common)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, SafetensorError) as error:
         detail = " ".join(str(error).split())[:300]
-        raise InputError(f"model.source: {settings.source} cannot be loaded: {detail}") from None
+        raise InputError(
+            f"model.source: {settings.source} cannot be loaded: {detail}; "
+            f"supported families are {', '.join(sorted(FAMILIES))}"
+        ) from None
     model, info = loaded
     family_of(model.config)
     _check_keys(info, settings.source)
@@ -187,6 +200,10 @@ def _locate(settings: ModelSettings) -> tuple[str, str | None]:
         if settings.sha256 and sha256_file(path) != settings.sha256:
             raise InputError(f"model.source: {path} does not have the sha256 in model.sha256")
         return str(path.parent), path.name
+    for key in ("sha256", "revision") if path.is_dir() else ("sha256",):
+        if getattr(settings, key) is not None:
+            kind = "a local directory" if path.is_dir() else "a hub id"
+            raise InputError(f"model.{key} is not used for {kind} such as {source}: set it to null")
     if path.is_dir():
         return str(path), None
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
@@ -211,7 +228,14 @@ def empty_model(
     with no_init_weights():
         model: Any = kind(config)
     model.tie_weights()  # part of the initialisation that was skipped
-    return model.to(dtype)
+    return cast_parameters(model, dtype)
+
+
+def cast_parameters(model: Any, dtype: "torch.dtype") -> Any:
+    """Change the type of the weights and leave buffers alone: rotary frequencies stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _plain(model: "PreTrainedModel", dtype: "torch.dtype") -> "PreTrainedModel":

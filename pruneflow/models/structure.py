@@ -135,6 +135,19 @@ def block_weights(model: "PreTrainedModel") -> int:
     )
 
 
+def sizes_of(model: "PreTrainedModel") -> dict[str, Any]:
+    """What records say of a model's size: parameters, block weights, widths of every layer."""
+    layers = layers_of(model)
+    return {
+        "parameters": parameters(model),
+        "block_weights": block_weights(model),
+        "widths": {
+            "neurons": [layer.neurons for layer in layers],
+            "kv_groups": [layer.kv_groups for layer in layers],
+        },
+    }
+
+
 def parameters(model: "PreTrainedModel") -> int:
     """All parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

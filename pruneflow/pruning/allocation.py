@@ -100,7 +100,7 @@ def allocate_uniform(
         # A coarse step must not overshoot the target by more than the finest one would.
         finest = min(step.weights for step in steps)
         fitting = [s for s in steps if removed + s.weights < weights_to_remove + finest]
-        best = min(fitting or steps, key=lambda step: step.cost)
+        best = min(fitting, key=lambda step: step.cost)
         gone, gone_groups = gone + best.neurons, gone_groups + best.groups
         removed += best.weights
 

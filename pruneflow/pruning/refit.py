@@ -1,9 +1,10 @@
 """Least-squares refit of the kept columns of a consumer.
 
 With W ``[d_out, m]``, its input X ``[T, m]`` and ``H = X^T X``, the kept set S gets
-``W_S <- W H_{:,S} (H_SS + lambda I)^-1``: of all weights on the kept channels, those whose output
-is nearest to the old one on the calibration tokens. No biases are added, so that every
-architecture can hold the result.
+``W_S <- W_S + W_R H_RS (H_SS + lambda I)^-1`` with R the removed channels: of all weights on the
+kept channels, those whose output is nearest to the old one on the calibration tokens, the ridge
+pulling towards the old weights (so keeping everything changes nothing). No biases are added, so
+that every architecture can hold the result.
 """
 
 import logging

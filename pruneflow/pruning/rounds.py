@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pruneflow.config import PruningSettings
+from pruneflow.errors import InputError
 from pruneflow.models.export import rebuild
 from pruneflow.models.structure import (
     Layer,
@@ -93,6 +94,11 @@ def prune_round(
     scores = SCORES[settings.score](inputs)
     neurons, groups = scores.combined(weights or {})
     to_remove = block_weights(model) - round((1 - ratio) * dense.block_weights)
+    if to_remove <= 0:
+        raise InputError(
+            f"{label}: its ratio {ratio:g} is already reached by its parent, which overshot by up "
+            "to one step: raise it, or lower pruning.neuron_multiple"
+        )
     kept = allocate_uniform(neurons, groups, _costs(model, layers, dense, settings), to_remove)
     tokens = torch.cat(list(blocks.values()))
     if settings.refit == "none":

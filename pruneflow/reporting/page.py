@@ -20,7 +20,9 @@ def render_page(
     """
     from markupsafe import Markup
 
-    drawings = {
+    drawings: dict[str, str | None] = {
+        "descent": None,
+        "widths": None,
         "perplexity": charts.perplexity_chart(summary["perplexity"]),
         "retention": charts.retention_chart(summary["tasks"]),
     }
@@ -33,6 +35,6 @@ def render_page(
         summary=summary,
         verdict=verdict(summary),
         sections=comparison(summary),
-        charts={name: Markup(svg) for name, svg in drawings.items()},
+        charts={name: Markup(svg) if svg else None for name, svg in drawings.items()},
         domains=documents["domains"],
     )

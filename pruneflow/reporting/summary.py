@@ -91,7 +91,7 @@ def build_summary(
             "documents": documents["digest"],
             "held_out": baseline["held_out"],
             "benchmarks": baseline["benchmarks"],
-            "settings": sha256_json(settings.model_dump(mode="json")),
+            "settings": sha256_json(settings.model_dump(mode="json", exclude={"registry"})),
         },
         "versions": {
             "python": platform.python_version(),

@@ -44,7 +44,7 @@ def executed(done):
 
 
 @pytest.fixture
-def tiny_pipeline(workspace, tiny_model_directory):
+def tiny_pipeline(real_workspace, tiny_model_directory):
     """Settings of a whole pipeline on a tiny model and Python's own text."""
 
     def write(rounds=3, **changes):

@@ -1,18 +1,20 @@
 """The walk of DVC's graph, and one DVC stage as a child process."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from flows.pipeline import stage_order
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import TOKEN, run_lock
-from tasks.stages import StageError, reproduce
+from tasks.stages import StageError, reproduce, stage_order
 from tests.pipeline.conftest import Workspace
 
 RUN_STAGE = "from tasks.stages import reproduce; reproduce('round@r1', print, {})"
@@ -141,3 +143,43 @@ def test_a_stage_whose_starter_was_killed_still_holds_the_workspace(workspace: W
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_after_kill_9_the_next_run_waits_for_the_stage_left_behind_and_completes(
+    workspace: Workspace,
+) -> None:
+    Path("slow-r1").touch()
+    with Path("killed.log").open("w") as log:
+        # Into a file: Prefect's server outlives the kill and would hold a pipe open.
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run"],
+            env=workspace.environment,
+            stdout=log,
+            stderr=log,
+        )
+    assert wait_until(lambda: Path("pids.json").exists(), 180)
+    stage, *_ = json.loads(Path("pids.json").read_text())
+    left_behind = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    try:
+        assert alive(stage)
+        Path("slow-r1").unlink()
+        with Path("next.log").open("w") as log:
+            following = subprocess.Popen(
+                [sys.executable, "-m", "flows.cli", "run"],
+                env=workspace.environment,
+                stdout=log,
+                stderr=log,
+            )
+        said = Path("next.log")
+        assert wait_until(lambda: "waits for a stage left behind" in said.read_text(), 120)
+        assert following.poll() is None
+        os.kill(stage, signal.SIGKILL)
+        assert following.wait(timeout=300) == 0, said.read_text()
+        assert workspace.executed() == ["calibration", "r1", "r1", "r2", "select", "report"]
+    finally:
+        for process in left_behind:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()

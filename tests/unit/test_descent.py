@@ -12,7 +12,7 @@ from pruneflow.plan import descent
 
 
 @pytest.fixture
-def descended(workspace, tiny_model_directory, tiny_tokenizer):
+def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
     """A workspace with a tiny dense model and a calibration set of random tokens."""
     import torch
     from safetensors.torch import save_file
@@ -128,6 +128,45 @@ def test_a_calibration_set_of_another_tokenizer_is_refused_and_nothing_is_writte
     assert [path.name for path in stages.CHECKPOINTS.iterdir()] == ["dense"]
 
 
-def test_an_unknown_stage_is_refused_and_the_known_are_named(workspace):
+def test_an_unknown_stage_is_refused_and_the_known_are_named(real_workspace):
     with pytest.raises(InputError, match="there is no stage bake: use model, questions"):
         stages.run_stage_by_name("bake")
+
+
+def test_a_round_that_breaks_the_model_is_unhealthy_and_the_report_survives(descended, monkeypatch):
+    """Not a crash: the descent ends at the dense model, and the gates will refuse it."""
+    from pruneflow.evaluation import perplexity
+    from pruneflow.reporting.summary import ROUND_KEYS
+
+    settings = descended()
+    plain = perplexity.perplexity_by_domain
+
+    def broken(model, blocks, batch_tokens, label):
+        if "validation" in label:
+            raise perplexity.NonFiniteLossError("the model gives no finite loss on prose")
+        return plain(model, blocks, batch_tokens, label)
+
+    monkeypatch.setattr(perplexity, "perplexity_by_domain", broken)
+    stages.prune(settings, "r1")
+    stages.prune(settings, "r2")
+    record = read_record(stages.CHECKPOINTS / "r1")
+    assert (record["status"], record["delivered"]) == ("unhealthy", "dense")
+    assert "no finite loss" in record["health"]["reason"]
+    assert "pruned" not in record["validation"]
+    assert "health" in ROUND_KEYS
+    assert read_record(stages.CHECKPOINTS / "r2")["status"] == "skipped"
+
+
+def test_what_a_round_says_of_its_model_is_true_of_the_stored_one(descended):
+    from pruneflow.calibration.blocks import CalibrationSet
+    from pruneflow.evaluation.perplexity import perplexity_by_domain
+    from pruneflow.models.loading import load_model
+
+    settings = descended()
+    stages.prune(settings, "r1")
+    model, _ = load_model(stages.CHECKPOINTS / "r1", settings.compute)
+    blocks = CalibrationSet.load(stages.CALIBRATION_SET).blocks["validation"]
+    assert (
+        perplexity_by_domain(model, blocks, settings.compute.batch_tokens, "again")
+        == read_record(stages.CHECKPOINTS / "r1")["validation"]["pruned"]
+    )

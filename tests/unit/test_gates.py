@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 
@@ -78,8 +77,15 @@ def test_a_refusal_gives_a_sentence_with_value_limit_and_reason():
     ]
 
 
-def test_one_failed_gate_of_many_refuses():
-    settings = load_gates(Path("configs/gates.yaml"))
+def test_one_failed_gate_of_many_refuses(tmp_path):
+    listed = [
+        {"metric": "block_ratio", "comparison": "at_least", "limit": 0.1, "why": "Smaller."},
+        {"metric": "task_retention.siqa", "comparison": "at_least", "limit": 0.8, "why": "Same."},
+        {"metric": "perplexity_ratio_mean", "comparison": "at_most", "limit": 1.6, "why": "Near."},
+    ]
+    path = tmp_path / "gates.yaml"
+    path.write_text(json.dumps({"run_mode": "enabled", "gates": listed}))
+    settings = load_gates(path)
     assert decide(SUMMARY, settings)["accepted"]
     worse = copy.deepcopy(SUMMARY)
     worse["tasks"]["siqa"]["retention"] = 0.5

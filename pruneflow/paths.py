@@ -1,0 +1,26 @@
+"""Where everything in a workspace is, relative to it."""
+
+from pathlib import Path
+
+DOMAINS_FILE = Path("configs/domains.yaml")
+GATES_FILE = Path("configs/gates.yaml")
+LM_EVAL = Path("configs/lm_eval")
+SOURCES_LOCK = Path("data/sources.lock")
+DVC_LOCK = Path("dvc.lock")
+
+BENCHMARKS = Path("data/benchmarks")
+DOCUMENTS = Path("data/calibration/documents")
+VALIDATION = Path("data/calibration/validation.json")
+CALIBRATION_SET = Path("data/calibration/set")
+HELD_OUT = Path("data/calibration/held_out")
+CHECKPOINTS = Path("data/checkpoints")
+MODEL = Path("data/model")
+
+REPORTS = Path("data/reports")
+BASELINE = REPORTS / "baseline.json"
+EVALUATION = REPORTS / "evaluation.json"
+LATENCY = REPORTS / "latency.json"
+SUMMARY = REPORTS / "summary.json"
+PAGE = REPORTS / "report.html"
+CARD = REPORTS / "model_card.md"
+DECISION = REPORTS / "decision.json"
