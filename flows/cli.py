@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pruneflow.errors import InputError, PruneflowError
+from pruneflow.errors import InputError, PruneflowError, report
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
@@ -37,8 +37,7 @@ def main() -> None:
     try:
         app()
     except PruneflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(report(error))
     except KeyboardInterrupt:
         print("interrupted: run again to continue where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from pruneflow.errors import PruneflowError
+from pruneflow.errors import PruneflowError, report
 
 NEEDED = ("filelock", "pydantic", "torch", "transformers")
 PROJECT_PYTHON = Path(".venv/bin/python")
@@ -35,8 +35,7 @@ def main() -> int:
 
             lock_sources(DOMAINS_FILE, SOURCES_LOCK, LM_EVAL)
     except PruneflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
     except KeyboardInterrupt:
         return 130
     return 0

@@ -1,5 +1,8 @@
 """The errors a user can act on; every message says what is wrong, where, and how to mend it."""
 
+import sys
+import traceback
+
 
 class PruneflowError(Exception):
     """Anything pruneflow reports as one line instead of a traceback."""
@@ -19,3 +22,11 @@ class DamagedArtifactError(InputError):
 
 class WorkspaceBusyError(InputError):
     """Another run or stage is at work on this workspace."""
+
+
+def report(error: PruneflowError) -> int:
+    """Say an error in one line on stderr; returns the exit code it stands for."""
+    # Frames keep progress bars open, and the line would land behind a bar.
+    traceback.clear_frames(error.__traceback__)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
