@@ -201,9 +201,9 @@ def _new_version(
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # It wants type hints; mlflow/served_model.py says why there are none.
-        warnings.filterwarnings("ignore", message=".*type hints")
+    # Its advice is recorded, not shown: it wants type hints and an input example, and
+    # mlflow/served_model.py says why there are none. A filter would not do, MLflow sets its own.
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(SERVED_MODEL),
