@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 
 import pytest
 
@@ -15,6 +16,7 @@ from pruneflow.evaluation.gates import (
     load_gates,
     may_register,
 )
+from tests.conftest import ROOT
 
 SUMMARY = {
     "perplexity": {
@@ -178,3 +180,30 @@ def test_a_decision_names_what_it_judged():
     decision = decide(SUMMARY, gates("mean_retention", "at_least", 0.9))
     assert decision["summary"] == sha256_json(SUMMARY)
     assert decision["model"] == "a" * 64
+
+
+@pytest.mark.skipif(
+    subprocess.run(
+        ["git", "diff", "--quiet", "HEAD", "--", "configs/gates.yaml"], cwd=ROOT, check=False
+    ).returncode
+    != 0,
+    reason="configs/gates.yaml has been edited here, or this is no git checkout",
+)
+def test_the_committed_limits_accept_every_measured_seed_and_refuse_the_control():
+    runs = json.loads((ROOT / "benchmarks/results/gate_limits.json").read_text())["runs"]
+    limits = load_gates(ROOT / "configs/gates.yaml")
+    accepted = {}
+    for run in runs:
+        domain, ratio = run["perplexity_ratio_worst"]
+        measured = copy.deepcopy(SUMMARY)
+        measured["parameters"]["block_ratio"] = run["block_ratio"]
+        measured["perplexity"]["mean_ratio"] = run["perplexity_ratio_mean"]
+        measured["perplexity"]["worst"] = {"domain": domain, "ratio": ratio}
+        measured["tasks"] = run["tasks"]
+        accepted[run["score"], run["seed"]] = decide(measured, limits)["accepted"]
+    assert accepted == {
+        ("mask_fisher", 0): True,
+        ("mask_fisher", 1): True,
+        ("mask_fisher", 2): True,
+        ("random", 0): False,
+    }
