@@ -124,7 +124,8 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=12, do_sample=False)
 def _check_mlflow(summary):
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{Path('mlflow/mlflow.db').absolute()}")
+    store = f"sqlite:///{Path('mlflow/mlflow.db').absolute()}"
+    client = mlflow.MlflowClient(store, store)
     version = client.get_model_version_by_alias("smollm2-135m-pruned", "production")
     run = client.get_run(version.run_id)
     assert run.data.params["pruning.score"] == "mask_fisher"
