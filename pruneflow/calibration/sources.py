@@ -12,12 +12,13 @@ Nothing that is read is imported or run. Files of a package must have the sha256
 import hashlib
 import inspect
 import sysconfig
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pruneflow.artifacts import sha256_file, write_json
 from pruneflow.calibration.packages import Reading, expand, package_files, read_locked
@@ -43,7 +44,7 @@ class Document:
     language: str
 
 
-class Source(Settings):
+class Source(Settings, ABC):
     """What every kind of source has."""
 
     licence: str = Field(pattern=r"\S", description="SPDX identifier, or LicenseRef-NAME.")
@@ -54,9 +55,9 @@ class Source(Settings):
     )
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """What the source is called in the table of documents."""
-        raise NotImplementedError
 
 
 class PackageSource(Source, RecordFormat):
@@ -68,6 +69,13 @@ class PackageSource(Source, RecordFormat):
     content: Literal["records", "docstrings"] = Field(
         "records", description="`docstrings` takes those of the public names of each .py file."
     )
+
+    @model_validator(mode="after")
+    def _used(self) -> "PackageSource":
+        ignored = sorted(self.model_fields_set & set(RecordFormat.model_fields))
+        if self.content == "docstrings" and ignored:
+            raise ValueError(f"{ignored[0]} means nothing with content: docstrings: remove it")
+        return self
 
     @property
     def name(self) -> str:
@@ -83,6 +91,12 @@ class PythonSource(Source):
         description="`source`: the standard library's code; `topics`: the help topics' prose."
     )
     files: Patterns = Field(["*.py"], description="Globs inside the standard library's folder.")
+
+    @model_validator(mode="after")
+    def _used(self) -> "PythonSource":
+        if self.content == "topics" and "files" in self.model_fields_set:
+            raise ValueError("files means nothing with content: topics: remove it")
+        return self
 
     @property
     def name(self) -> str:

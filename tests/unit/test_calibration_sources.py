@@ -84,9 +84,22 @@ def test_docstrings_are_taken_without_importing(root):
     assert PACKAGE not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (package(files=["code.py"], content="docstrings", template="{text}"), "template means"),
+        ({"kind": "python", "content": "topics", "files": ["*.py"]}, "files means nothing"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(root, source, words):
+    with pytest.raises(InputError, match=words):
+        texts(root, **source)
+
+
 @pytest.mark.parametrize("content", ["source", "topics"])
 def test_the_python_installation_is_a_source(root, content):
-    found = texts(root, kind="python", content=content, files=["this.py", "json/*.py"])
+    chosen = {"files": ["this.py", "json/*.py"]} if content == "source" else {}
+    found = texts(root, kind="python", content=content, **chosen)
     assert all(found)
     if content == "source":
         assert any("Gur Mra bs Clguba" in text for text in found)

@@ -10,6 +10,7 @@ import pytest
 
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import (
+    STATE,
     TOKEN,
     check_workspace,
     read_error,
@@ -63,7 +64,7 @@ def test_a_killed_holder_leaves_no_lock_behind(holder: subprocess.Popen[str]) ->
     with run_lock() as environment, pytest.MonkeyPatch.context() as patch:
         patch.setenv(TOKEN, environment[TOKEN])
         with stage_lock("model", wait=1):
-            pass
+            assert environment[TOKEN] in (STATE / "run.json").read_text()
 
 
 @pytest.mark.parametrize("holder", ["run_lock()"], indirect=True)
@@ -80,7 +81,7 @@ def test_a_stage_with_the_token_of_the_run_passes(monkeypatch: pytest.MonkeyPatc
     with run_lock() as environment:
         monkeypatch.setenv(TOKEN, environment[TOKEN])
         with stage_lock("model"):
-            pass
+            assert environment[TOKEN] in (STATE / "run.json").read_text()
 
 
 def test_a_token_of_a_run_that_ended_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
