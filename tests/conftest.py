@@ -69,7 +69,7 @@ def tiny_tokens() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
-    """A byte-level tokenizer trained in a moment on this project's own README."""
+    """A byte-level tokenizer trained in a moment on the licence, a text that does not change."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -82,7 +82,7 @@ def tiny_tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([(ROOT / "README.md").read_text() + "text" * 9], trainer)
+    tokenizer.train_from_iterator([(ROOT / "LICENSE").read_text() + "text" * 9], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
 
 

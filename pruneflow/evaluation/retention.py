@@ -52,7 +52,7 @@ def worst_ratio(ratios: Mapping[str, float]) -> tuple[str, float]:
 
 def retention(
     dense_correct: Sequence[int], pruned_correct: Sequence[int], samples: int, seed: int
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Compare two models' answers to the same questions.
 
     The interval is a paired percentile bootstrap: questions are drawn with both models' answers
@@ -68,10 +68,11 @@ def retention(
 
     Returns:
         Accuracies ``dense`` and ``pruned``, their ratio ``retention``, and the ends ``low`` and
-        ``high`` of its 95 % interval.
+        ``high`` of its 95 % interval. These three are None, not measurable, when the dense model
+        has nothing right.
 
     Raises:
-        InputError: the lists differ in length, are empty, or the dense model has nothing right.
+        InputError: the lists differ in length or are empty.
     """
     import numpy as np
 
@@ -83,11 +84,9 @@ def retention(
     both = np.asarray([dense_correct, pruned_correct], dtype=int)
     count = both.shape[1]
     right_dense, right_pruned = (int(right) for right in both.sum(axis=1))
+    accuracies = {"dense": right_dense / count, "pruned": right_pruned / count}
     if right_dense == 0:
-        raise InputError(
-            f"the dense model has none of {count} questions right, so there is nothing to retain: "
-            "choose a task it can do"
-        )
+        return {**accuracies, "retention": None, "low": None, "high": None}
     right_both = int(both.prod(axis=0).sum())
     cells = np.array(
         [
@@ -103,8 +102,7 @@ def retention(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(pruned[defined] / dense[defined], [tail, 1 - tail])
     return {
-        "dense": right_dense / count,
-        "pruned": right_pruned / count,
+        **accuracies,
         "retention": right_pruned / right_dense,
         "low": float(low),
         "high": float(high),

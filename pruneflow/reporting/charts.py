@@ -8,6 +8,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
+from pruneflow.reporting.comparison import interval
 from pruneflow.reporting.numbers import decimal, percent, times
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ def perplexity_chart(perplexity: dict[str, Any]) -> str:
 def retention_chart(tasks: dict[str, Any]) -> str:
     """Draw each task's retention with its interval; the line at 100 % is the dense model."""
     figure, axes = _figure(0.7 + 0.35 * len(tasks))
-    values = [task["retention"] for task in tasks.values()]
     for row, task in enumerate(tasks.values()):
+        if task["retention"] is None:
+            axes.annotate(interval(task), (100, row), ha="center", va="center", color=MUTED)
+            continue
         axes.hlines(row, 100 * task["low"], 100 * task["high"], color=ACCENT, linewidth=2)
         axes.plot(100 * task["retention"], row, "o", color=ACCENT, markersize=7)
         axes.annotate(
@@ -71,10 +74,7 @@ def retention_chart(tasks: dict[str, Any]) -> str:
         figure,
         "retention",
         "Accuracy kept, with 95 % intervals: "
-        + ", ".join(
-            f"{name} {percent(value)} ({percent(task['low'])} to {percent(task['high'])})"
-            for (name, task), value in zip(tasks.items(), values, strict=True)
-        ),
+        + ", ".join(f"{name} {interval(task)}" for name, task in tasks.items()),
     )
 
 

@@ -83,10 +83,17 @@ def _accuracy(tasks: dict[str, Any]) -> list[Row]:
             f"{name} ({task['metric']})",
             percent(task["dense"]),
             percent(task["pruned"]),
-            f"{percent(task['retention'])} ({percent(task['low'])} to {percent(task['high'])})",
+            interval(task),
         )
         for name, task in tasks.items()
     ]
+
+
+def interval(task: dict[str, Any]) -> str:
+    """Write a task's retention with its 95 % interval."""
+    if task["retention"] is None:
+        return "not measurable"
+    return f"{percent(task['retention'])} ({percent(task['low'])} to {percent(task['high'])})"
 
 
 def _speed(latency: dict[str, Any]) -> list[Row]:

@@ -72,7 +72,7 @@ def build_summary(
         "parameters": _parameters(baseline["model"], evaluation["model"]),
         "perplexity": _perplexity(baseline["perplexity"], evaluation["perplexity"]),
         "tasks": tasks,
-        "mean_retention": sum(task["retention"] for task in tasks.values()) / len(tasks),
+        "mean_retention": _mean([task["retention"] for task in tasks.values()]),
         "latency": {
             key: value for key, value in latency.items() if key not in ("bytes", "memory", "reload")
         },
@@ -106,13 +106,14 @@ def verdict(summary: dict[str, Any]) -> str:
     kept = ", ".join(
         f"{task['retention']:.0%} of {name.upper()} accuracy"
         for name, task in summary["tasks"].items()
+        if task["retention"] is not None
     )
     return (
         f"With {parameters['block_ratio']:.1%} of the block weights of "
         f"{summary['model']['name']} removed, perplexity is {perplexity['mean_ratio']:.2f} times "
         f"the dense model's (at worst {perplexity['worst']['ratio']:.2f}, on "
-        f"{perplexity['worst']['domain']}), it keeps {kept}, and it decodes "
-        f"{summary['latency']['speedup']['decode']['median']:.2f} times as fast."
+        f"{perplexity['worst']['domain']}), it keeps {kept or 'no measurable accuracy'}, and it "
+        f"decodes {summary['latency']['speedup']['decode']['median']:.2f} times as fast."
     )
 
 
@@ -180,6 +181,12 @@ def _tasks(
             ),
         }
     return tasks
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """Return the mean, or None when one of the values was not measurable."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _round(record: dict[str, Any]) -> dict[str, Any]:

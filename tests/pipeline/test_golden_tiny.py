@@ -61,7 +61,7 @@ def tiny_pipeline(real_workspace, tiny_model_directory):
             "pruning": {"neuron_multiple": 4},
             "rounds": descent(0.1 * rounds, rounds, "linear"),
             "final_round": f"r{rounds}",
-            "evaluation": {"questions": 10, "bootstrap_samples": 100},
+            "evaluation": {"questions": 40, "bootstrap_samples": 100},
             "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 1},
             **changes,
         }

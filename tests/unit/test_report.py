@@ -11,11 +11,12 @@ import pytest
 
 from pruneflow.config import PipelineSettings
 from pruneflow.errors import InputError
+from pruneflow.evaluation.gates import GatesSettings, decide
 from pruneflow.reporting.comparison import comparison
 from pruneflow.reporting.model_card import render_card
 from pruneflow.reporting.numbers import count, decimal, megabytes, milliseconds, percent, times
 from pruneflow.reporting.page import render_page
-from pruneflow.reporting.summary import build_summary
+from pruneflow.reporting.summary import build_summary, verdict
 from pruneflow.reporting.table import result_table
 
 PERPLEXITY = {
@@ -290,6 +291,19 @@ def test_page_is_the_same_every_time():
     assert render_page(summarise(), ROUNDS, DOCUMENTS) == render_page(
         summarise(), ROUNDS, DOCUMENTS
     )
+
+
+def test_a_task_the_dense_model_cannot_do_is_shown_and_fails_its_gate():
+    baseline = copy.deepcopy(BASELINE)
+    baseline["tasks"]["siqa"]["correct"] = [0] * 200
+    summary = summarise(baseline=baseline)
+    assert summary["mean_retention"] is None
+    assert "SIQA" not in verdict(summary)
+    assert "not measurable" in render_page(summary, ROUNDS, DOCUMENTS)
+    for metric in ("task_retention.siqa", "mean_retention"):
+        gate = {"metric": metric, "comparison": "at_least", "limit": 0.1, "why": "It must know."}
+        decision = decide(summary, GatesSettings(run_mode="enabled", gates=[gate]))
+        assert not decision["accepted"] and "was not measured" in decision["reasons"][0]
 
 
 def test_page_escapes_names():
