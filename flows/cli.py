@@ -62,10 +62,16 @@ def configure(
 
 @app.command()
 def plan(
-    ratio: Annotated[
-        float, typer.Option(help="Share of the block weights to remove, between 0 and 1.")
-    ],
     rounds: Annotated[int, typer.Option(help="In how many rounds.")],
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the block weights to remove, between 0 and 1.")
+    ] = None,
+    parameters: Annotated[
+        int | None, typer.Option(help="Or: parameters to be left, embeddings included.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--bytes", help="Or: bytes of weights to be left.")
+    ] = None,
     schedule: Annotated[
         str, typer.Option(help="linear (equal steps) or geometric (equal shares of what is left).")
     ] = "linear",
@@ -76,10 +82,14 @@ def plan(
     """
     _enter_workspace()
     from pruneflow import plan as planning
+    from pruneflow.pruning.settings import Target
+    from pruneflow.schema import check
 
-    settings = planning.plan(ratio, rounds, schedule)
+    asked = {"ratio": ratio, "parameters": parameters, "bytes": size}
+    goal = check(Target, {key: value for key, value in asked.items() if value is not None}, "plan")
+    settings = planning.plan(goal, rounds, schedule)
     for name, planned in settings.rounds.items():
-        print(f"{name}  removes {planned.ratio:.1%} of the block weights, from {planned.parent}")
+        print(f"{name}  to {planned}, from {planned.parent}")
 
 
 @app.command()

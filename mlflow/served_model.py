@@ -4,6 +4,9 @@ MLflow stores this file beside the model ("models from code") and runs it in env
 pruneflow is not installed, so it knows only transformers.
 """
 
+import json
+from pathlib import Path
+
 import mlflow
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
@@ -14,13 +17,19 @@ class PrunedModel(PythonModel):
     """A causal language model that continues prompts greedily."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load weights and tokenizer: safetensors only, and no code from the model directory."""
+        """Load weights and tokenizer: safetensors only.
+
+        No code of the model directory is run, but for layout per_layer: its config.json names a
+        model file, which pruneflow wrote and its digest covers.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         directory = context.artifacts["checkpoint"]
-        self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+        trust = str(config.get("model_type")).startswith("pruned_")
+        self.tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
         self.model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype="auto", use_safetensors=True, trust_remote_code=False
+            directory, dtype="auto", use_safetensors=True, trust_remote_code=trust
         ).eval()
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]

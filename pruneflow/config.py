@@ -5,30 +5,19 @@ stage. `pruneflow configure PROFILE` writes it whole from a profile and the defa
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pruneflow.artifacts import staged_file
 from pruneflow.errors import InputError
+from pruneflow.pruning.settings import PruningSettings, Target
+from pruneflow.recovery.settings import RecoverySettings
+from pruneflow.schema import Count, Name, RoundName, Settings, Share, check, read_yaml
 
 PIPELINE_FILE = Path("configs/pipeline.yaml")
 DENSE = "dense"
-
-SettingsT = TypeVar("SettingsT", bound=BaseModel)
-
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]*$")]
-# DVC reads `rounds.NAME` as a path of keys, so a dot in it would be taken apart.
-RoundName = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]*$")]
-
-
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, and nothing is changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -100,26 +89,6 @@ class CalibrationSettings(Settings):
     seed: int = Field(0, ge=0, description="Which sequences are drawn.")
 
 
-class PruningSettings(Settings):
-    """How one round chooses units, removes them and refits what is left."""
-
-    score: Literal["mask_fisher", "magnitude", "random"] = Field(
-        "mask_fisher", description="How important a unit is; see pruneflow/pruning/scores.py."
-    )
-    neuron_multiple: Count = Field(
-        32, description="MLP widths stay multiples of this (64 or 128 suit GPUs)."
-    )
-    prune_attention: bool = Field(True, description="Whether whole KV groups may be removed.")
-    min_neuron_share: Share = Field(0.1, description="Share of a layer's neurons always kept.")
-    refit: Literal["least_squares", "none"] = Field(
-        "least_squares", description="What the kept columns of a consumer become."
-    )
-    ridge: float = Field(
-        0.01, gt=0, description="Ridge of the refit, as a share of the mean diagonal of H."
-    )
-    seed: int = Field(0, ge=0, description="Seed of the random score.")
-
-
 class HealthSettings(Settings):
     """When a round counts as broken, so that the descent ends at the one before."""
 
@@ -128,13 +97,10 @@ class HealthSettings(Settings):
     )
 
 
-class RoundSettings(Settings):
-    """One round of the descent."""
+class RoundSettings(Target):
+    """One round of the descent: where it starts, and how small the model is when it is done."""
 
     parent: Name = Field(description="The round this one starts from; `dense` for the first.")
-    ratio: Share = Field(
-        description="Share of the dense model's block weights removed when this round is done."
-    )
 
 
 class EvaluationSettings(Settings):
@@ -186,6 +152,7 @@ class PipelineSettings(Settings):
     documents: DocumentSettings
     calibration: CalibrationSettings = CalibrationSettings()
     pruning: PruningSettings = PruningSettings()
+    recovery: RecoverySettings = RecoverySettings()
     health: HealthSettings = HealthSettings()
     rounds: dict[RoundName, RoundSettings] = Field(min_length=1)
     final_round: RoundName
@@ -204,18 +171,18 @@ class PipelineSettings(Settings):
 
     @model_validator(mode="after")
     def _chain(self) -> "PipelineSettings":
-        parent, ratio = DENSE, 0.0
+        parent, above = DENSE, None
         for name, settings in self.rounds.items():
             if name == DENSE:
                 raise ValueError(f"rounds.{name}: this name is the unpruned model's")
             if settings.parent != parent:
                 raise ValueError(f"rounds.{name}.parent must be {parent}, the round before it")
-            if settings.ratio <= ratio:
+            if above is not None and not settings.is_below(above):
                 raise ValueError(
-                    f"rounds.{name}.ratio is {settings.ratio:g}, not above {ratio:g}: each round "
-                    "removes more than the one before it"
+                    f"rounds.{name} is to reach {settings}, and the round before it {above}: each "
+                    "removes more than the one before it, all by ratio, parameters or bytes"
                 )
-            parent, ratio = name, settings.ratio
+            parent, above = name, settings
         if self.final_round != parent:
             raise ValueError(f"final_round must be {parent}, the last of rounds")
         unknown = set(self.calibration.weights) - set(self.documents.domains)
@@ -262,49 +229,6 @@ def _first_absent(wanted: dict[str, Any], given: dict[str, Any], prefix: str = "
 def parse_settings(values: Any, where: Path) -> PipelineSettings:
     """Check the values of a pipeline file; `where` is named in the error."""
     return check(PipelineSettings, values, where)
-
-
-def check(kind: type[SettingsT], values: Any, where: Path) -> SettingsT:
-    """Turn plain values into typed settings.
-
-    Raises:
-        InputError: names the first offending key and what it should be.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        # A misspelt key is both unknown and missing: the first of these tells more.
-        problems = error.errors(include_url=False)
-        first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        if first["type"] == "extra_forbidden":
-            message = f"unknown key {key}: remove it or correct its spelling"
-        elif first["type"] == "missing":
-            message = f"{key} is missing: add it"
-        elif first["type"] == "value_error":
-            message = str(first["ctx"]["error"])
-        else:
-            message = f"{key} is {first['input']!r}: {first['msg'].lower()}"
-        raise InputError(f"{where}: {message}") from None
-
-
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
-
-    Raises:
-        InputError: the file is missing or is not YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} is missing: run `pruneflow configure demo` to write one"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not valid YAML: {detail}") from None
 
 
 def write_settings(settings: PipelineSettings, path: Path = PIPELINE_FILE) -> None:

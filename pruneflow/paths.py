@@ -15,6 +15,7 @@ CALIBRATION_SET = Path("data/calibration/set")
 HELD_OUT = Path("data/calibration/held_out")
 CHECKPOINTS = Path("data/checkpoints")
 MODEL = Path("data/model")
+RECOVERY = Path(".pruneflow/recovery")  # checkpoints of a recovery under way
 
 REPORTS = Path("data/reports")
 BASELINE = REPORTS / "baseline.json"

@@ -10,13 +10,16 @@ from pruneflow.config import (
     PipelineSettings,
     load_settings,
     parse_settings,
-    read_yaml,
     write_settings,
 )
 from pruneflow.errors import InputError
+from pruneflow.models.record import read_record
+from pruneflow.paths import CHECKPOINTS
+from pruneflow.pruning.schedule import targets
+from pruneflow.pruning.settings import Target
+from pruneflow.schema import read_yaml
 
 PROFILES = Path("configs/profiles")
-SCHEDULES = ("linear", "geometric")
 
 
 def configure(profile: str) -> Path | None:
@@ -55,49 +58,47 @@ def load_profile(profile: str) -> PipelineSettings:
     return parse_settings(read_yaml(path), path)
 
 
-def plan(ratio: float, rounds: int, schedule: str) -> PipelineSettings:
+def plan(goal: Target, rounds: int, schedule: str) -> PipelineSettings:
     """Write a new descent into configs/pipeline.yaml; everything else stays as it is.
 
     Raises:
-        InputError: a value is out of range.
+        InputError: a value is out of range, or a goal in parameters or bytes is given before the
+            dense model is there to count them.
     """
-    values = load_settings().model_dump(mode="json")
-    values["rounds"] = descent(ratio, rounds, schedule)
+    settings = load_settings()
+    values = settings.model_dump(mode="json")
+    values["rounds"] = descent(goal, rounds, schedule, _dense_size(goal))
     values["final_round"] = list(values["rounds"])[-1]
     settings = parse_settings(values, PIPELINE_FILE)
     write_settings(settings)
     return settings
 
 
-def descent(ratio: float, rounds: int, schedule: str) -> dict[str, dict[str, Any]]:
-    """The rounds that lead to `ratio`: their names, parents and cumulative ratios.
-
-    Args:
-        ratio: share of the dense model's block weights that is gone at the end, 0 to 1.
-        rounds: how many.
-        schedule: ``linear`` removes the same number of weights in each round, ``geometric`` the
-            same share of what the round before left.
-
-    Raises:
-        InputError: a value is out of range.
-    """
-    if not 0 < ratio < 1:
-        raise InputError(f"the ratio is {ratio:g}: give a share between 0 and 1, e.g. 0.2")
-    if not 1 <= rounds <= 100:
-        raise InputError(f"the number of rounds is {rounds}: give 1 to 100")
-    if schedule not in SCHEDULES:
-        raise InputError(f"there is no schedule {schedule}: use {' or '.join(SCHEDULES)}")
-    steps = range(1, rounds + 1)
-    if schedule == "linear":
-        ratios = [ratio * step / rounds for step in steps]
-    else:
-        ratios = [1 - (1 - ratio) ** (step / rounds) for step in steps]
-    ratios[-1] = ratio
-    names = [DENSE, *(f"r{step}" for step in steps)]
+def descent(
+    goal: Target, rounds: int, schedule: str, whole: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """The rounds that lead to a goal: their names, parents and targets; see `schedule.targets`."""
+    names = [DENSE, *(f"r{step}" for step in range(1, rounds + 1))]
+    planned = targets(goal, rounds, schedule, whole)
     return {
-        name: {"parent": parent, "ratio": round(value, 6)}
-        for parent, name, value in zip(names[:-1], names[1:], ratios, strict=True)
+        name: {"parent": parent, **target.model_dump()}
+        for parent, name, target in zip(names[:-1], names[1:], planned, strict=True)
     }
+
+
+def _dense_size(goal: Target) -> int | None:
+    """What the dense model has of what the goal counts: parameters, or bytes of weights."""
+    if goal.ratio is not None:
+        return None
+    directory = CHECKPOINTS / DENSE
+    if not directory.is_dir():
+        raise InputError(
+            f"a goal in parameters or bytes needs the dense model, and {directory} is not there: "
+            "run `dvc repro model` first, or give --ratio"
+        )
+    from pruneflow.models.loading import weight_bytes
+
+    return int(read_record(directory)["parameters"]) if goal.parameters else weight_bytes(directory)
 
 
 def _profiles() -> list[Path]:

@@ -16,7 +16,7 @@ from pruneflow.artifacts import (
     write_json,
 )
 from pruneflow.config import DENSE, PipelineSettings, load_settings
-from pruneflow.descent import prune
+from pruneflow.descent import prune, recover_round
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.record import read_record, write_record
 from pruneflow.models.structure import sizes_of
@@ -131,6 +131,7 @@ def calibration(settings: PipelineSettings) -> None:
         tokenizer_digest(dense),
         CALIBRATION_SET,
         HELD_OUT,
+        settings.recovery,
     )
 
 
@@ -140,7 +141,7 @@ def baseline(settings: PipelineSettings) -> None:
 
 
 def select(settings: PipelineSettings) -> None:
-    """Copy the round that the descent delivers to data/model."""
+    """Write the round that the descent delivers to data/model, recovered where asked for."""
     from pruneflow.models.loading import model_digest
 
     last = read_record(CHECKPOINTS / settings.final_round)
@@ -150,6 +151,9 @@ def select(settings: PipelineSettings) -> None:
             f"{source} is not the model that {settings.final_round} delivers: delete it and run "
             "`dvc repro`"
         )
+    if settings.recovery.token_budget:
+        recover_round(settings, source, MODEL)
+        return
     with staged_directory(MODEL) as directory:
         for path in sorted(source.iterdir()):
             if path.is_file():
@@ -171,11 +175,15 @@ def _evaluate(settings: PipelineSettings, directory: Path, out: Path, label: str
     asked = verify_manifest(BENCHMARKS)
     network, tokenizer = load_model(directory, settings.compute)
     batch_tokens = settings.compute.batch_tokens
+    record = read_record(directory)
     write_json(
         out,
         {
             "model": {
-                "digest": read_record(directory)["digest"],
+                "digest": record["digest"],
+                # A recovered model has another digest than the round it was made from.
+                "delivered_digest": record["delivered_digest"],
+                "recovery": record.get("recovery"),
                 "bytes": weight_bytes(directory),
                 **sizes_of(network),
             },

@@ -172,8 +172,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def _run_name(settings: PipelineSettings) -> str:
-    ratio = settings.rounds[settings.final_round].ratio
-    return f"{settings.model.name}-{ratio:.0%}-less"
+    final = settings.rounds[settings.final_round]
+    goal = f"{final.ratio:.0%} less" if final.ratio is not None else str(final)
+    return f"{settings.model.name}-{goal}".replace(" ", "-")
 
 
 def _decision_tags(decision: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,63 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
 
-# Every supported family, small: grouped-query attention, biases and norms where it has them.
+# Every supported family, small: 6 heads of 4 channels, in 3 KV groups where it has groups, biases,
+# extra norms, sliding windows and soft caps where it has them.
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
     "qwen2": {},
     "qwen3": {},
+    "gemma2": {"query_pre_attn_scalar": 6, "sliding_window": 8},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 6,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "phi3": {"sliding_window": 12},
+    "opt": {},
+    "gpt2": {},
+    "gpt_neox": {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}},
+}
+# Without KV groups, each head has its own keys and values; some fields have other names.
+WITHOUT_GROUPS = ("opt", "gpt2", "gpt_neox")
+FIELDS = {
+    "opt": {"intermediate_size": "ffn_dim", "initializer_range": "init_std"},
+    "gpt2": {"intermediate_size": "n_inner"},
+}
+
+
+# A family and its head counts: as above, one KV group a head, one KV group for all, and the
+# proportions of Llama 3 (hidden size a power of two, 8 groups) and Gemma (heads wider than it).
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in FAMILIES},
+    **{
+        f"{family}-{name}": (family, {"num_key_value_heads": groups})
+        for family in FAMILIES
+        if family not in WITHOUT_GROUPS
+        for name, groups in (("mha", 6), ("mqa", 1))
+    },
+    "llama-3": (
+        "llama",
+        {"hidden_size": 64, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 4},
+    ),
+    "gemma2-wide": (
+        "gemma2",
+        {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8},
+    ),
 }
 
 
 @pytest.fixture
-def tiny_model() -> Callable[..., Any]:
-    """Make a random model of a family, float64 so that equalities are sharp."""
+def tiny_model() -> Iterator[Callable[..., Any]]:
+    """Make a random model of a family, float64 so that equalities are sharp.
+
+    On one thread: sharing out such small work takes longer than doing it.
+    """
+    import torch
 
     def make(family: str = "llama", **changes: Any) -> Any:
-        import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
         torch.manual_seed(0)
@@ -48,14 +90,22 @@ def tiny_model() -> Callable[..., Any]:
             **FAMILIES[family],
             **changes,
         }
+        if family in WITHOUT_GROUPS:
+            values.pop("num_key_value_heads")
+            values.pop("head_dim")
+        values = {FIELDS.get(family, {}).get(key, key): value for key, value in values.items()}
         config = AutoConfig.for_model(family, **values)
-        model = AutoModelForCausalLM.from_config(config).double().eval().requires_grad_(False)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.double)
+        model = model.eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
             if name.endswith(("bias", "norm.weight")):
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
         return model
 
-    return make
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -6,17 +6,19 @@ end is not used, so no block holds padding. Blocks are then drawn from the whole
 long document does not fill the set.
 """
 
+import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
+from pruneflow.artifacts import sha256_json, staged_directory, verify_manifest, write_manifest
 from pruneflow.calibration.documents import read_documents
 from pruneflow.config import CalibrationSettings, DocumentSettings
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.progress import track
+from pruneflow.recovery.settings import RecoverySettings
 
 if TYPE_CHECKING:
     import numpy
@@ -70,6 +72,60 @@ class CalibrationSet:
             blocks.setdefault(split, {})[domain] = tensor.long()
         return cls(blocks, manifest["digest"], manifest)
 
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Mapping[str, Sequence[str]],
+        tokenizer: Any,
+        *,
+        sequences: int = 96,
+        sequence_length: int = 128,
+        validation_share: float = 0.2,
+        seed: int = 0,
+    ) -> "CalibrationSet":
+        """Make a set in memory from documents by domain.
+
+        Every document is in one split only: those with the lowest hashes are for validation.
+
+        Args:
+            texts: documents by domain; at least two different ones each.
+            tokenizer: a transformers tokenizer with an end-of-text token.
+            sequences: calibration sequences over all domains, shared out equally.
+            sequence_length: tokens in a sequence.
+            validation_share: share of a domain's documents, and of as many sequences.
+            seed: which sequences are drawn.
+
+        Raises:
+            InputError: a domain has too little text.
+        """
+        import torch
+
+        if not texts:
+            raise InputError("a calibration set needs text: give it at least one domain")
+        each = -(-sequences // len(texts))
+        wanted = {"calibration": each, "validation": max(1, round(validation_share * each))}
+        blocks: dict[str, dict[str, torch.Tensor]] = {split: {} for split in wanted}
+        for domain, documents in texts.items():
+            unique = sorted(
+                {hashlib.sha256(text.encode()).hexdigest(): text for text in documents}.items()
+            )
+            held = max(1, round(validation_share * len(unique)))
+            splits = {"calibration": unique[held:], "validation": unique[:held]}
+            for split, chosen in splits.items():
+                draw = random.Random(f"{split}/{domain}:{seed}")
+                encoded = _tokens([text for _, text in chosen], tokenizer)
+                rows, _ = pack(encoded, tokenizer.eos_token_id, sequence_length)
+                if len(rows) < wanted[split]:
+                    raise InputError(
+                        f"domain {domain} has {len(rows)} {split} sequences of {sequence_length} "
+                        f"tokens in {len(chosen)} documents, {wanted[split]} are asked for: give "
+                        "it more text, or lower sequences or sequence_length"
+                    )
+                drawn = sorted(draw.sample(range(len(rows)), wanted[split]))
+                blocks[split][domain] = torch.from_numpy(rows[drawn]).long()
+        facts = {"seed": seed, "sequence_length": sequence_length, "domains": sorted(texts)}
+        return cls(blocks, sha256_json({**facts, "sequences": sequences}), facts)
+
 
 def build_blocks(
     settings: CalibrationSettings,
@@ -79,6 +135,7 @@ def build_blocks(
     tokenizer_digest: str,
     set_out: Path,
     held_out_out: Path,
+    recovery: RecoverySettings | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the calibration set and the held-out set, both or neither.
 
@@ -92,8 +149,10 @@ def build_blocks(
         documents_dir: folder of the table of documents.
         tokenizer: a transformers tokenizer with an end-of-text token.
         tokenizer_digest: identifies it.
-        set_out: folder for the splits calibration and validation.
+        set_out: folder for the splits calibration and validation, and recovery where asked for.
         held_out_out: folder for the split test.
+        recovery: its budget and length of sequences; the split recovery holds all that the
+            calibration documents have, as far as the budget can use it.
 
     Returns:
         The manifests of the two folders.
@@ -119,6 +178,9 @@ def build_blocks(
                 "test_sequences",
             ),
         ]
+        if recovery is not None and recovery.token_budget:
+            most = -(-recovery.token_budget // recovery.sequence_length)
+            wanted.append(_Wanted("recovery", domain, most, recovery.sequence_length, None))
     built = {
         (item.split, item.domain): _build(item, table, tokenizer, settings.seed)
         for item in track(wanted, "tokens")
@@ -131,7 +193,7 @@ def build_blocks(
         set_facts = {**facts, "seed": settings.seed, "sequence_length": settings.sequence_length}
         held_out_facts = {**facts, "sequence_length": settings.test_sequence_length}
         return (
-            _write(chosen, built, ("calibration", "validation"), set_facts),
+            _write(chosen, built, ("calibration", "validation", "recovery"), set_facts),
             _write(held_out, built, ("test",), held_out_facts),
         )
 
@@ -189,13 +251,16 @@ def pack(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """How many blocks of one split and domain are asked for, and by which setting."""
+    """How many blocks of one split and domain are asked for, and by which setting.
+
+    Without a setting, as many as there are will do.
+    """
 
     split: str
     domain: str
     sequences: int
     length: int
-    setting: str
+    setting: str | None
 
 
 @dataclass(frozen=True)
@@ -207,19 +272,21 @@ class _Built:
 
 
 def _build(wanted: _Wanted, table: "pandas.DataFrame", tokenizer: Any, seed: int) -> _Built:
-    rows = table[(table["domain"] == wanted.domain) & (table["split"] == wanted.split)]
+    source = "calibration" if wanted.split == "recovery" else wanted.split
+    rows = table[(table["domain"] == wanted.domain) & (table["split"] == source)]
     # Rows come in the order of their hash, whatever order the table was written in.
     texts = [text for _, text in sorted(zip(rows["sha256"], rows["text"], strict=True))]
     draw = random.Random(f"{wanted.split}/{wanted.domain}:{seed}")
     if wanted.split != "test":
         draw.shuffle(texts)
     blocks, owners = pack(_tokens(texts, tokenizer), tokenizer.eos_token_id, wanted.length)
-    if len(blocks) < wanted.sequences:
+    sequences = wanted.sequences if wanted.setting else min(wanted.sequences, len(blocks))
+    if len(blocks) < max(1, sequences):
         raise InputError(
             f"domain {wanted.domain} has {len(blocks)} {wanted.split} sequences of "
             f"{wanted.length} tokens, {wanted.sequences} are asked for: lower "
-            f"calibration.{wanted.setting}, or add sources to {wanted.domain} in "
-            "configs/domains.yaml"
+            f"calibration.{wanted.setting or 'sequence_length'}, or add sources to "
+            f"{wanted.domain} in configs/domains.yaml"
         )
     if wanted.split == "test":
         chosen = [
@@ -227,10 +294,10 @@ def _build(wanted: _Wanted, table: "pandas.DataFrame", tokenizer: Any, seed: int
             for index in range(wanted.sequences)
         ]
     else:
-        chosen = draw.sample(range(len(blocks)), wanted.sequences)
+        chosen = draw.sample(range(len(blocks)), sequences)
     facts = {
-        "sequences": wanted.sequences,
-        "tokens": wanted.sequences * wanted.length,
+        "sequences": sequences,
+        "tokens": sequences * wanted.length,
         "documents": len(set().union(*(owners[index] for index in chosen))),
         "available": len(blocks),
     }

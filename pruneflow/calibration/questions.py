@@ -12,8 +12,8 @@ from pydantic import Field
 
 from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
 from pruneflow.calibration.packages import Reading, load_lock, package_files, read_locked
-from pruneflow.config import Name, Settings, check, read_yaml
 from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.schema import Name, Settings, check, read_yaml
 
 SOURCES_FILE = "sources.yaml"
 SEQUENCE_WORDS = 13

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator
 
-from pruneflow.config import Count, Settings
 from pruneflow.errors import InputError
+from pruneflow.schema import Count, Settings
 
 
 class RecordFormat(Settings):

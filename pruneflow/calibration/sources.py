@@ -24,8 +24,8 @@ from pruneflow.artifacts import sha256_file, write_json
 from pruneflow.calibration.packages import Reading, expand, package_files, read_locked
 from pruneflow.calibration.questions import load_question_sources
 from pruneflow.calibration.records import RecordFormat, docstrings, fill, read_records
-from pruneflow.config import Count, Name, Settings, check, read_yaml
 from pruneflow.errors import InputError
+from pruneflow.schema import Count, Name, Settings, check, read_yaml
 
 TEXT_FOLDER = PurePosixPath("data/text")
 LANGUAGE = r"^[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*$"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from pydantic import Field
 
-from pruneflow.config import Settings, Share, check, read_yaml
 from pruneflow.errors import InputError
 from pruneflow.progress import track
+from pruneflow.schema import Settings, Share, check, read_yaml
 
 if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM

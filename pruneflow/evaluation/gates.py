@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pruneflow.artifacts import sha256_json
-from pruneflow.config import Settings, check, read_yaml
+from pruneflow.schema import Settings, check, read_yaml
 
 Summary = dict[str, Any]
 

@@ -48,8 +48,14 @@ def reload(directory: str, dtype: str, new_tokens: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     before = peak_memory()
+    # Only a directory that brings a model file of its own (layout per_layer) needs to be trusted.
+    config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    trust = "auto_map" in config
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, dtype), output_loading_info=True
+        directory,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        trust_remote_code=trust,
     )
     model, loading = loaded
     problems = [
@@ -57,7 +63,7 @@ def reload(directory: str, dtype: str, new_tokens: int) -> dict[str, Any]:
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
         if loading.get(kind)
     ]
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=new_tokens, do_sample=False)
     prompt_ids = prompt["input_ids"][0].tolist()

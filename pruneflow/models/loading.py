@@ -1,15 +1,18 @@
 """Models from wherever the user has them, as ordinary directories that are verified when read."""
 
+import hashlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.config import ComputeSettings, ModelSettings
 from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.models.families import FAMILIES, ModelType, family_of
+from pruneflow.models.per_layer import is_per_layer, load_per_layer
 from pruneflow.models.record import read_record
-from pruneflow.models.structure import FAMILIES, family_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +29,16 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+STORED_TYPES = ("F64", "F32", "F16", "BF16")
 CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 def model_digest(directory: Path) -> str:
-    """Digest of a model directory: its weights, configuration and tokenizer, nothing else."""
+    """Digest of a model directory: weights, configuration, model file and tokenizer only."""
     names = [*CONFIG_FILES, *TOKENIZER_FILES]
     paths = [directory / name for name in names if (directory / name).is_file()]
     paths += sorted(directory.glob("*.safetensors")) + sorted(directory.glob("*.index.json"))
+    paths += sorted(directory.glob("*.py"))
     return sha256_json({path.name: sha256_file(path) for path in paths})
 
 
@@ -85,30 +90,42 @@ def load_model(
 def load_unrecorded(directory: Path, compute: ComputeSettings) -> "PreTrainedModel":
     """Load the model of a directory that is being written and has no record yet.
 
+    Either layout is loaded, and no file of the directory is run.
+
     Raises:
         DamagedArtifactError: keys of the weights and of the configuration do not fit.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=getattr(torch, compute.dtype),
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    model, info = loaded
-    _check_keys(info, str(directory))
-    loaded_model: PreTrainedModel = model.to(resolve_device(compute)).eval()
-    return loaded_model.requires_grad_(False)
+    dtype: torch.dtype = getattr(torch, compute.dtype)
+    model: Any
+    if is_per_layer(directory):
+        model = load_per_layer(directory, dtype)
+    else:
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model, info = read
+        _check_keys(info, str(directory))
+    loaded: PreTrainedModel = model.to(resolve_device(compute)).eval()
+    return loaded.requires_grad_(False)
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a model directory."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    # It would look for the class in the model's configuration, which is code in layout per_layer.
+    known: dict[str, Any] = {"config": PreTrainedConfig()} if is_per_layer(directory) else {}
+    return AutoTokenizer.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False, **known
+    )
 
 
 def check_source(settings: ModelSettings) -> None:
@@ -126,14 +143,7 @@ def check_source(settings: ModelSettings) -> None:
             model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             raise InputError(f"model.source: {config_file} is not valid JSON") from None
-        family_of(_ModelType(model_type))  # type: ignore[arg-type]
-
-
-class _ModelType:
-    """Just enough of a configuration to look up its family."""
-
-    def __init__(self, model_type: str | None) -> None:
-        self.model_type = model_type
+        family_of(ModelType(model_type))
 
 
 def load_source(
@@ -141,9 +151,11 @@ def load_source(
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load the dense model from `model.source` in `model.dtype`, a GGUF file dequantised.
 
+    A directory of layout `per_layer` may be pruned further. No file of the source is run.
+
     Raises:
         InputError: the source does not exist, cannot be read, is not supported, or its weights
-            hold NaN or infinity (the tensor is named).
+            are not ordinary floating-point numbers or hold NaN or infinity (the tensor is named).
     """
     import torch
     from safetensors import SafetensorError
@@ -151,9 +163,17 @@ def load_source(
 
     location, gguf = _locate(settings)
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    common: dict[str, Any] = {"revision": settings.revision} if settings.revision else {}
+    common: dict[str, Any] = {"trust_remote_code": False}
+    if settings.revision:
+        common["revision"] = settings.revision
     if gguf is not None:
         common["gguf_file"] = gguf
+    elif Path(location).is_dir():
+        _check_stored_types(Path(location))
+        if is_per_layer(Path(location)):
+            pruned = load_per_layer(Path(location), dtype)
+            check_weights(pruned)
+            return pruned, load_tokenizer(Path(location))
     try:
         if gguf is None:  # a GGUF header takes seconds to parse, and its model is small
             family_of(AutoConfig.from_pretrained(location, **common))
@@ -176,7 +196,7 @@ def load_source(
     model, info = loaded
     family_of(model.config)
     _check_keys(info, settings.source)
-    _check_finite(model)
+    check_weights(model)
     return _plain(model, dtype), tokenizer
 
 
@@ -219,16 +239,15 @@ def _locate(settings: ModelSettings) -> tuple[str, str | None]:
     return source, None
 
 
-def empty_model(
-    kind: type["PreTrainedModel"], config: "PreTrainedConfig", dtype: "torch.dtype"
-) -> Any:
-    """A model object of class `kind` whose weights are still to be filled in."""
+def empty_model(config: "PreTrainedConfig", dtype: "torch.dtype") -> Any:
+    """A causal language model of this configuration, its weights still to be filled in."""
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        model: Any = kind(config)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # part of the initialisation that was skipped
-    return cast_parameters(model, dtype)
+    return model
 
 
 def cast_parameters(model: Any, dtype: "torch.dtype") -> Any:
@@ -239,12 +258,12 @@ def cast_parameters(model: Any, dtype: "torch.dtype") -> Any:
 
 
 def _plain(model: "PreTrainedModel", dtype: "torch.dtype") -> "PreTrainedModel":
-    """The same weights in a fresh object whose configuration knows nothing of quantisation."""
+    """The same weights in a fresh object whose configuration knows no quantisation and no code."""
     values = model.config.to_dict()
-    for key in ("quantization_config", "_model_name_or_path", "_name_or_path"):
+    for key in ("quantization_config", "auto_map", "_model_name_or_path", "_name_or_path"):
         values.pop(key, None)
     values["dtype"] = str(dtype).removeprefix("torch.")
-    fresh = empty_model(type(model), type(model.config).from_dict(values), dtype)
+    fresh = empty_model(type(model.config).from_dict(values), dtype)
     fresh.load_state_dict({name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
     fresh.generation_config = model.generation_config
     return fresh.eval().requires_grad_(False)
@@ -260,9 +279,48 @@ def _check_keys(info: dict[str, Any], where: str) -> None:
             )
 
 
-def _check_finite(model: "PreTrainedModel") -> None:
+def check_weights(model: "PreTrainedModel") -> None:
+    """Refuse a model that cannot be measured or pruned.
+
+    Raises:
+        InputError: a tensor holds NaN or infinity, or is of a type that passes cannot run in.
+    """
     import torch
 
     for name, tensor in model.named_parameters():
+        if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            raise InputError(
+                f"tensor {name} is of type {str(tensor.dtype).removeprefix('torch.')}: load the "
+                "model in bfloat16 or float32"
+            )
         if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"model.source: tensor {name} holds NaN or infinity: mend the model")
+            raise InputError(f"tensor {name} holds NaN or infinity: mend the model")
+
+
+def tensors_digest(tensors: "Mapping[str, torch.Tensor]") -> str:
+    """Hex sha256 over names, types, shapes and bytes, in the order of the names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_stored_types(directory: Path) -> None:
+    """Refuse weights that are stored as integers or in eight bits; no tensor is read for it."""
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            try:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            except (ValueError, MemoryError, OverflowError):
+                return  # not safetensors at all: loading it says so
+        for name, tensor in header.items():
+            # Old checkpoints hold masks beside the weights, as bytes: those are not read.
+            if name.endswith("weight") and tensor["dtype"] not in STORED_TYPES:
+                raise InputError(
+                    f"model.source: tensor {name} of {path} is stored as {tensor['dtype']}; "
+                    f"supported are {', '.join(STORED_TYPES)}: give the model before quantisation"
+                )

@@ -3,48 +3,46 @@
 A *consumer* is the linear layer whose input channels are pruned; its *producers* make those
 channels. MLP: neuron j is row j of every producer and column j of the consumer. Attention: KV
 group g is its rows of the key and value projections, the rows of its query heads, and those
-heads' columns of the output projection. A new family is one entry of `FAMILIES`.
+heads' columns of the output projection. Widths are read from the tensors, never from the
+configuration: a model is cut in place before it gets one that fits.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pruneflow.errors import InputError
+from pruneflow.models.families import Family, Widths, family_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
+
+Kind = Literal["neurons", "heads", "kv_groups"]
 
 
 @dataclass(frozen=True)
-class Family:
-    """Module names of one family, relative to the model and to one of its layers."""
+class Member:
+    """The part of one linear layer that belongs to units of a kind.
 
-    model_type: str
-    layers: str = "model.layers"
-    mlp_producers: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    mlp_consumer: str = "mlp.down_proj"
-    query: str = "self_attn.q_proj"
-    key: str = "self_attn.k_proj"
-    value: str = "self_attn.v_proj"
-    attention_consumer: str = "self_attn.o_proj"
+    Attributes:
+        linear: an ``nn.Linear`` or transformers' ``Conv1D``; see `matrix`.
+        axis: ``out`` when units are its rows (outputs), ``in`` when they are its columns.
+        units: for each channel of that axis the unit it belongs to, or -1, ``[channels]`` int64.
+    """
 
-
-FAMILIES = {
-    family.model_type: family
-    for family in (Family("llama"), Family("mistral"), Family("qwen2"), Family("qwen3"))
-}
+    linear: Any
+    axis: Literal["out", "in"]
+    units: "torch.Tensor"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer block: its module and the linear layers that pruning touches."""
+    """One transformer block. Its widths are read from the tensors it has now."""
 
     index: int
     module: "nn.Module"
     family: Family
     head_dim: int
-    heads_per_group: int
 
     def linear(self, name: str) -> Any:
         """The linear layer called `name` in the family's description."""
@@ -61,65 +59,148 @@ class Layer:
         return self.linear(self.family.attention_consumer)
 
     @property
-    def neurons(self) -> int:
-        """Number of MLP neurons now."""
-        return int(self.mlp_consumer.in_features)
+    def attention(self) -> Any:
+        """The attention module, which holds the consumer and the head counts."""
+        return self.module.get_submodule(self.family.attention_consumer.rpartition(".")[0])
 
     @property
-    def group_columns(self) -> int:
-        """Columns of the attention consumer that belong to one KV group."""
-        return self.heads_per_group * self.head_dim
+    def adds_plainly(self) -> bool:
+        """Whether a consumer's output is added to the hidden states as it is."""
+        # OPT-350m alone of its family normalises after adding.
+        return self.family.adds_plainly and getattr(self.module, "do_layer_norm_before", True)
+
+    @property
+    def neurons(self) -> int:
+        """Number of MLP neurons now."""
+        return matrix(self.mlp_consumer).shape[1]
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads now."""
+        return matrix(self.attention_consumer).shape[1] // self.head_dim
 
     @property
     def kv_groups(self) -> int:
         """Number of KV groups now."""
-        return int(self.attention_consumer.in_features) // self.group_columns
+        names = self.family.attention_producers
+        rows = sum(matrix(self.linear(name)).shape[0] for name in names)
+        return (rows // self.head_dim - self.heads) // 2
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key and value head now."""
+        return self.heads // self.kv_groups
+
+    def projection(self, part: int) -> tuple[str, "torch.Tensor"]:
+        """Where queries (0), keys (1) or values (2) are made.
+
+        Returns:
+            The linear's name, and its rows ``[heads or KV groups, head_dim]``.
+        """
+        import torch
+
+        names, heads, groups = self.family.attention_producers, self.heads, self.kv_groups
+        count = groups if part else heads
+        if self.family.interleaved:
+            rows = torch.arange(3 * heads * self.head_dim).view(heads, 3, self.head_dim)
+            return names[0], rows[:, part]
+        start = (0, heads, heads + groups)[part] if len(names) == 1 else 0
+        rows = start * self.head_dim + torch.arange(count * self.head_dim)
+        return names[part % len(names)], rows.view(count, self.head_dim)
+
+    def members(self, kind: Kind) -> list[Member]:
+        """What belongs to each unit of a kind: its producers' rows and its consumer's columns.
+
+        A query head's own are its query rows and its columns; keys and values are the group's.
+        """
+        import torch
+
+        if kind == "neurons":
+            members = []
+            for name in self.family.mlp_producers:
+                linear = self.linear(name)
+                rows = torch.arange(matrix(linear).shape[0])
+                members.append(Member(linear, "out", rows % self.neurons))
+            return [*members, Member(self.mlp_consumer, "in", torch.arange(self.neurons))]
+        owner = torch.arange(self.heads)  # the unit that a head belongs to
+        parts: tuple[int, ...] = (0,)
+        if kind == "kv_groups":
+            owner, parts = owner // self.heads_per_group, (0, 1, 2)
+        made: dict[str, torch.Tensor] = {}
+        for part in parts:
+            name, rows = self.projection(part)
+            channels = matrix(self.linear(name)).shape[0]
+            units = made.setdefault(name, torch.full((channels,), -1))
+            units[rows] = (torch.arange(len(rows)) if part else owner)[:, None]
+        return [
+            *(Member(self.linear(name), "out", units) for name, units in made.items()),
+            Member(self.attention_consumer, "in", owner.repeat_interleave(self.head_dim)),
+        ]
+
+    def _of_one_unit(self, kind: Kind, biases: bool) -> int:
+        """Weights, with or without biases, that go with one unit (all of a kind weigh the same)."""
+        total = 0
+        for member in self.members(kind):
+            channels = int((member.units == 0).sum())
+            out, inputs = matrix(member.linear).shape
+            total += channels * (inputs if member.axis == "out" else out)
+            if biases and member.axis == "out" and member.linear.bias is not None:
+                total += channels
+        return total
 
     @property
     def neuron_weights(self) -> int:
-        """Weights that removing one neuron removes (3 d for a gated MLP)."""
-        producers = sum(self.linear(name).in_features for name in self.family.mlp_producers)
-        return int(producers + self.mlp_consumer.out_features)
+        """Block weights that removing one neuron removes (3 d for a gated MLP)."""
+        return self._of_one_unit("neurons", biases=False)
+
+    @property
+    def head_weights(self) -> int:
+        """Block weights that removing one query head removes: 2 head_dim d."""
+        return self._of_one_unit("heads", biases=False)
 
     @property
     def group_weights(self) -> int:
-        """Weights that removing one KV group removes: (2 r + 2) head_dim d."""
-        query, key, value = (
-            self.linear(name).in_features
-            for name in (self.family.query, self.family.key, self.family.value)
-        )
-        per_head_column = self.heads_per_group * (query + self.attention_consumer.out_features)
-        return int(self.head_dim * (per_head_column + key + value))
+        """Block weights that removing one KV group removes: (2 r + 2) head_dim d."""
+        return self._of_one_unit("kv_groups", biases=False)
+
+    @property
+    def neuron_parameters(self) -> int:
+        """Parameters that removing one neuron removes: its weights and biases."""
+        return self._of_one_unit("neurons", biases=True)
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters that removing one query head removes: its weights and biases."""
+        return self._of_one_unit("heads", biases=True)
+
+    @property
+    def group_parameters(self) -> int:
+        """Parameters that removing one KV group removes: its weights and biases."""
+        return self._of_one_unit("kv_groups", biases=True)
 
 
-def family_of(config: "PreTrainedConfig") -> Family:
-    """The description of a model's family.
-
-    Raises:
-        InputError: the family is not supported; the message names those that are.
-    """
-    model_type = str(getattr(config, "model_type", None) or "unknown")
-    if model_type not in FAMILIES:
-        raise InputError(
-            f"models of type {model_type} are not supported; supported are "
-            f"{', '.join(sorted(FAMILIES))}"
-        )
-    return FAMILIES[model_type]
+def matrix(linear: Any) -> "torch.Tensor":
+    """A linear layer's weight as a view ``[out, in]``; ``Conv1D`` keeps it the other way round."""
+    weight: torch.Tensor = linear.weight
+    return weight if hasattr(linear, "out_features") else weight.T
 
 
 def layers_of(model: "PreTrainedModel") -> list[Layer]:
-    """The blocks of a model, first to last, with the shapes they have now."""
+    """The blocks of a model, first to last."""
     family = family_of(model.config)
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
-    heads_per_group = config.num_attention_heads // config.num_key_value_heads
     blocks: Any = model.get_submodule(family.layers)
-    return [
-        Layer(index, module, family, int(head_dim), int(heads_per_group))
-        for index, module in enumerate(blocks)
-    ]
+    owner = family.attention_consumer.rpartition(".")[0]
+    layers = []
+    for index, module in enumerate(blocks):
+        attention = module.get_submodule(owner)
+        head_dim = getattr(attention, "head_dim", None) or attention.head_size
+        layers.append(Layer(index, module, family, int(head_dim)))
+    return layers
+
+
+def widths_of(layer: Layer) -> Widths:
+    """The widths that a layer has now."""
+    return Widths(layer.neurons, layer.kv_groups, layer.heads)
 
 
 def block_weights(model: "PreTrainedModel") -> int:
@@ -135,6 +216,11 @@ def block_weights(model: "PreTrainedModel") -> int:
     )
 
 
+def parameters(model: "PreTrainedModel") -> int:
+    """All parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def sizes_of(model: "PreTrainedModel") -> dict[str, Any]:
     """What records say of a model's size: parameters, block weights, widths of every layer."""
     layers = layers_of(model)
@@ -144,49 +230,6 @@ def sizes_of(model: "PreTrainedModel") -> dict[str, Any]:
         "widths": {
             "neurons": [layer.neurons for layer in layers],
             "kv_groups": [layer.kv_groups for layer in layers],
+            "heads": [layer.heads for layer in layers],
         },
     }
-
-
-def parameters(model: "PreTrainedModel") -> int:
-    """All parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def allowed_kv_groups(config: "PreTrainedConfig") -> list[int]:
-    """KV group counts, up to the present one, that the family's own configuration accepts.
-
-    Some configurations (Llama's) refuse a head count that does not divide the hidden size.
-    """
-    ratio = config.num_attention_heads // config.num_key_value_heads
-    allowed = []
-    for groups in range(1, config.num_key_value_heads + 1):
-        try:
-            resized_config(config, groups=groups, heads_per_group=ratio)
-        except Exception as error:  # noqa: BLE001 - each family refuses with a type of its own
-            if groups == config.num_key_value_heads:
-                raise InputError(f"the model's own configuration is refused: {error}") from None
-            continue
-        allowed.append(groups)
-    return allowed
-
-
-def resized_config(
-    config: "PreTrainedConfig",
-    *,
-    neurons: int | None = None,
-    groups: int | None = None,
-    heads_per_group: int | None = None,
-) -> "PreTrainedConfig":
-    """A copy of `config` with new uniform widths, and `head_dim` written out."""
-    values = config.to_dict()
-    values["head_dim"] = getattr(config, "head_dim", None) or (
-        config.hidden_size // config.num_attention_heads
-    )
-    if neurons is not None:
-        values["intermediate_size"] = neurons
-    if groups is not None:
-        ratio = heads_per_group or config.num_attention_heads // config.num_key_value_heads
-        values["num_key_value_heads"] = groups
-        values["num_attention_heads"] = groups * ratio
-    return type(config).from_dict(values)

@@ -1,117 +1,239 @@
-"""Which units go: greedy steps by score per weight removed, the same widths in every layer.
+"""Which units go: greedy steps by score per size removed, until the round's target is reached.
 
-A step removes the same number of neurons from every layer, each layer its own lowest, or one KV
-group from every layer. The cheapest step by score per weight goes first, until the round's
-target is reached. Ties break by index.
+Layers are taken in pools that shrink together: all in one pool for layout ``uniform`` (a step
+removes as many units from every layer, each layer its own lowest), each in a pool of its own for
+``per_layer``. There are three kinds of steps: neurons down to the next multiple, one KV group with
+its query heads, one query head of every KV group. The cheapest by score per size goes first; ties
+break by index.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from pruneflow.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Weights that one unit of a layer takes with it, and the counts that are possible.
+class LayerUnits:
+    """What a layer has to give.
+
+    Sizes are in the unit of the target: block weights, or parameters.
 
     Attributes:
-        neuron_weights: weights of one neuron of one layer.
-        group_weights: weights of one KV group of one layer.
-        neuron_multiple: neurons of a layer stay a multiple of this (the last step may reach it).
-        neuron_floor: fewest neurons a layer may keep.
-        allowed_groups: KV group counts that the family's configuration accepts, rising; a single
-            one keeps attention whole.
+        neurons: score of each neuron, ``[neurons]``.
+        heads: score of each query head, ``[heads]``; heads of a KV group are neighbours.
+        kv_groups: score of each KV group with its query heads, ``[groups]``.
+        neuron_size: what one neuron takes with it.
+        head_size: what one query head takes with it.
+        group_size: what one KV group takes with all its present query heads.
     """
 
-    neuron_weights: int
-    group_weights: int
+    neurons: "Tensor"
+    heads: "Tensor"
+    kv_groups: "Tensor"
+    neuron_size: int
+    head_size: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far pruning may go.
+
+    Attributes:
+        kinds: kinds of units that may go: ``neurons``, ``heads``, ``kv_groups``.
+        neuron_multiple: neurons of a layer stay a multiple of this.
+        neuron_floor: fewest neurons a layer may keep.
+        attention: pairs (KV groups, heads per group) that may be left; None for any.
+    """
+
+    kinds: Collection[str]
     neuron_multiple: int
     neuron_floor: int
-    allowed_groups: list[int]
+    attention: Collection[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Indices of the units that stay, rising, per layer."""
+    """Indices of the units that stay, per layer.
 
-    neurons: list["torch.Tensor"]
-    kv_groups: list["torch.Tensor"]
+    Attributes:
+        neurons: rising, ``[kept]`` each.
+        heads: query heads, ``[groups kept, heads kept per group]`` each, rising.
+    """
+
+    neurons: "list[Tensor]"
+    heads: "list[Tensor]"
 
 
 @dataclass(frozen=True)
 class _Step:
-    neurons: int
-    groups: int
-    weights: int
-    cost: float
+    kind: str
+    count: int
+    size: int
+    price: float  # score per size removed
 
 
-def allocate_uniform(
-    neurons: list["torch.Tensor"],
-    kv_groups: list["torch.Tensor"],
-    costs: Costs,
-    weights_to_remove: int,
+@dataclass
+class _Layer:
+    """One layer on its way down: neurons in the order they go, heads that are left."""
+
+    units: LayerUnits
+    order: list[int] = field(init=False)
+    prefix: list[float] = field(init=False)  # score of the n lowest neurons
+    groups: list[list[int]] = field(init=False)  # heads left, by KV group that is left
+
+    def __post_init__(self) -> None:
+        import torch
+
+        ranked = torch.sort(self.units.neurons, stable=True)
+        self.order = ranked.indices.tolist()
+        self.prefix = [0.0, *accumulate(ranked.values.tolist())]
+        self.head_scores: list[float] = self.units.heads.tolist()
+        self.group_scores: list[float] = self.units.kv_groups.tolist()
+        self.width = len(self.head_scores) // len(self.group_scores)
+        self.groups = [
+            list(range(group * self.width, (group + 1) * self.width))
+            for group in range(len(self.group_scores))
+        ]
+
+    def group_worth(self, heads: list[int]) -> float:
+        """Score of what is left of a KV group: its own, less the share of the heads that went."""
+        group = heads[0] // self.width
+        whole = sum(self.head_scores[group * self.width : (group + 1) * self.width])
+        left = sum(self.head_scores[head] for head in heads)
+        return self.group_scores[group] * (left / whole if whole > 0 else 1.0)
+
+    def lowest_groups(self, count: int) -> list[int]:
+        """Positions of the `count` KV groups of least worth."""
+        order = sorted(
+            range(len(self.groups)), key=lambda position: self.group_worth(self.groups[position])
+        )
+        return sorted(order[:count])
+
+    def lowest_heads(self, heads: list[int], count: int) -> list[int]:
+        """The `count` heads of least score in a KV group."""
+        return sorted(heads, key=lambda head: self.head_scores[head])[:count]
+
+
+class _Pool:
+    """Layers that keep the same widths."""
+
+    def __init__(self, units: list[LayerUnits], limits: Limits) -> None:
+        self.layers = [_Layer(layer) for layer in units]
+        self.limits = limits
+        self.gone = 0
+        first = self.layers[0]
+        self.neurons, self.groups, self.heads = len(first.order), len(first.groups), first.width
+        self.steps = self._steps()
+
+    def _steps(self) -> list[_Step]:
+        steps = [self._neuron_step(), self._group_step(), self._head_step()]
+        return [step for step in steps if step is not None]
+
+    def _neuron_step(self) -> _Step | None:
+        keep = (self.neurons - self.gone - 1) // self.limits.neuron_multiple
+        keep *= self.limits.neuron_multiple
+        if keep < self.limits.neuron_floor or "neurons" not in self.limits.kinds:
+            return None
+        count = self.neurons - self.gone - keep
+        size = sum(count * layer.units.neuron_size for layer in self.layers)
+        score = sum(
+            layer.prefix[self.gone + count] - layer.prefix[self.gone] for layer in self.layers
+        )
+        return _Step("neurons", count, size, score / size)
+
+    def _allowed(self, groups: int, heads: int) -> bool:
+        return self.limits.attention is None or (groups, heads) in self.limits.attention
+
+    def _group_step(self) -> _Step | None:
+        lower = [n for n in range(self.groups - 1, 0, -1) if self._allowed(n, self.heads)]
+        if not lower or "kv_groups" not in self.limits.kinds:
+            return None
+        count = self.groups - lower[0]
+        size, score = 0, 0.0
+        for layer in self.layers:
+            gone_heads = layer.width - self.heads
+            size += count * (layer.units.group_size - gone_heads * layer.units.head_size)
+            score += sum(layer.group_worth(layer.groups[g]) for g in layer.lowest_groups(count))
+        return _Step("kv_groups", count, size, score / size)
+
+    def _head_step(self) -> _Step | None:
+        lower = [r for r in range(self.heads - 1, 0, -1) if self._allowed(self.groups, r)]
+        if not lower or "heads" not in self.limits.kinds:
+            return None
+        count = self.heads - lower[0]
+        size = sum(count * self.groups * layer.units.head_size for layer in self.layers)
+        score = sum(
+            layer.head_scores[head]
+            for layer in self.layers
+            for group in layer.groups
+            for head in layer.lowest_heads(group, count)
+        )
+        return _Step("heads", count, size, score / size)
+
+    def take(self, step: _Step) -> None:
+        """Do a step in every layer of the pool."""
+        if step.kind == "neurons":
+            self.gone += step.count
+        elif step.kind == "kv_groups":
+            self.groups -= step.count
+            for layer in self.layers:
+                for position in reversed(layer.lowest_groups(step.count)):
+                    del layer.groups[position]
+        else:
+            self.heads -= step.count
+            for layer in self.layers:
+                for group in layer.groups:
+                    for head in layer.lowest_heads(group, step.count):
+                        group.remove(head)
+        self.steps = self._steps()
+
+
+def allocate(
+    units: Sequence[LayerUnits], pools: Sequence[Sequence[int]], limits: Limits, to_remove: int
 ) -> Kept:
-    """Choose what to keep so that at least `weights_to_remove` go, overshooting by under one step.
+    """Choose what to keep so that at least `to_remove` goes, overshooting by under one step.
 
     Args:
-        neurons: combined score per layer, ``[neurons]``, the same length in each layer.
-        kv_groups: combined score per layer, ``[groups]``.
-        costs: what units weigh and which counts are possible.
-        weights_to_remove: over all layers, from the present model.
+        units: scores and sizes of every layer.
+        pools: layers that shrink together; a layer in no pool keeps all it has.
+        limits: which kinds may go, and how far.
+        to_remove: over all layers, from the present model, in the unit of the sizes.
 
     Raises:
         InputError: the floors do not leave enough to remove.
     """
     import torch
 
-    layers = len(neurons)
-    orders = [torch.sort(t, stable=True).indices for t in neurons]
-    group_orders = [torch.sort(t, stable=True).indices for t in kv_groups]
-    # Score of removing the n lowest of every layer, for every n.
-    neuron_sums = _prefix_sums(neurons)
-    group_sums = _prefix_sums(kv_groups)
-    width, groups = len(neurons[0]), len(kv_groups[0])
-    gone, gone_groups, removed = 0, 0, 0
-
-    while removed < weights_to_remove:
-        steps = []
-        keep = (width - gone - 1) // costs.neuron_multiple * costs.neuron_multiple
-        if keep >= costs.neuron_floor:
-            count = width - gone - keep
-            weights = layers * count * costs.neuron_weights
-            cost = (neuron_sums[gone + count] - neuron_sums[gone]) / weights
-            steps.append(_Step(count, 0, weights, cost))
-        lower = [n for n in costs.allowed_groups if n < groups - gone_groups]
-        if lower:
-            count = groups - gone_groups - lower[-1]
-            weights = layers * count * costs.group_weights
-            cost = (group_sums[gone_groups + count] - group_sums[gone_groups]) / weights
-            steps.append(_Step(0, count, weights, cost))
+    working = [_Pool([units[index] for index in pool], limits) for pool in pools]
+    removed = 0
+    while removed < to_remove:
+        steps = [(step, pool) for pool in working for step in pool.steps]
         if not steps:
             raise InputError(
-                f"the target asks for {weights_to_remove:,} weights to go, but the floors leave "
-                f"only {removed:,}: lower the ratio or pruning.min_neuron_share"
+                f"the target asks for {to_remove:,} weights to go, but floors and protected layers "
+                f"leave only {removed:,}: lower the ratio or pruning.min_neuron_share, or name "
+                "more kinds in pruning.units"
             )
         # A coarse step must not overshoot the target by more than the finest one would.
-        finest = min(step.weights for step in steps)
-        fitting = [s for s in steps if removed + s.weights < weights_to_remove + finest]
-        best = min(fitting, key=lambda step: step.cost)
-        gone, gone_groups = gone + best.neurons, gone_groups + best.groups
-        removed += best.weights
+        finest = min(step.size for step, _ in steps)
+        fitting = [entry for entry in steps if removed + entry[0].size < to_remove + finest]
+        step, pool = min(fitting, key=lambda entry: entry[0].price)
+        pool.take(step)
+        removed += step.size
 
-    return Kept(
-        [order[gone:].sort().values for order in orders],
-        [order[gone_groups:].sort().values for order in group_orders],
+    kept = Kept(
+        [torch.arange(len(layer.neurons)) for layer in units],
+        [torch.arange(len(layer.heads)).view(len(layer.kv_groups), -1) for layer in units],
     )
-
-
-def _prefix_sums(scores: list["torch.Tensor"]) -> list[float]:
-    import torch
-
-    lowest_first = torch.stack([torch.sort(t).values for t in scores]).sum(0)
-    return [0.0, *torch.cumsum(lowest_first, 0).tolist()]
+    for members, done in zip(pools, working, strict=True):
+        for index, layer in zip(members, done.layers, strict=True):
+            kept.neurons[index] = torch.tensor(sorted(layer.order[done.gone :]))
+            kept.heads[index] = torch.tensor(layer.groups)
+    return kept

@@ -1,31 +1,94 @@
 """Least-squares refit of the kept columns of a consumer.
 
 With W ``[d_out, m]``, its input X ``[T, m]`` and ``H = X^T X``, the kept set S gets
-``W_S <- W_S + W_R H_RS (H_SS + lambda I)^-1`` with R the removed channels: of all weights on the
-kept channels, those whose output is nearest to the old one on the calibration tokens, the ridge
-pulling towards the old weights (so keeping everything changes nothing). No biases are added, so
-that every architecture can hold the result.
+``W_S <- W_S + (W_R H_RS + D^T X_S) (H_SS + lambda I)^-1`` with R the removed channels and D
+``[T, d_out]`` what the output should be beyond the old one: of all weights on the kept channels,
+those whose output is nearest to ``W x + D`` on the calibration tokens, the ridge pulling towards
+the old weights (so keeping everything, with D = 0, changes nothing). No biases are added, so that
+every architecture can hold the result.
+
+D closes a part of the gap between the pruned and the unpruned model's hidden states, at the place
+where the consumer's output is added to them. Closing the whole of it follows the unpruned model's
+activations into what the calibration text alone can teach; a part is best (docs/method.md).
 """
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from pruneflow.errors import PruneflowError
+from pruneflow.pruning.statistics import wide
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
+
+    from pruneflow.pruning.stream import Seen
 
 log = logging.getLogger(__name__)
 
+# A token whose squared norm is more than this many times its sequence's median counts as if it
+# were that: the first token of a sequence carries activations hundreds of times the others'.
+OUTLIER = 20.0
 
-def refit_columns(
-    weight: "torch.Tensor", gram: "torch.Tensor", keep: "torch.Tensor", ridge: float
-) -> "torch.Tensor":
+
+class Normal(NamedTuple):
+    """The normal equations of a consumer.
+
+    Attributes:
+        gram: ``H = X^T X``, ``[m, m]`` float64.
+        drift: ``X^T D``, ``[m, d_out]`` float64; None where D is zero.
+    """
+
+    gram: "Tensor"
+    drift: "Tensor | None"
+
+
+def normal_equations(
+    seen: "Iterator[Seen]", towards: "Iterator[Seen] | None", share: float
+) -> Normal:
+    """Sum H and X^T D over a calibration set.
+
+    Args:
+        seen: what the consumer reads and leaves in the pruned model, batch by batch; it is not
+            cut yet itself.
+        towards: the same of the unpruned model, or None to keep to the old outputs.
+        share: how much of the gap to the unpruned model is to be closed, 0 to 1.
+
+    Raises:
+        PruneflowError: activations hold NaN or infinity.
+    """
+    import torch
+
+    gram: Tensor | None = None
+    drift: Tensor | None = None
+    for batch in seen:
+        x = wide(batch.inputs).flatten(0, 1)
+        scaled = x * token_weights(batch.inputs).flatten()[:, None]
+        h = (scaled.T @ x).double()  # batches add up in float64
+        gram = h if gram is None else gram.add_(h)
+        if towards is not None:
+            gap = wide(next(towards).after) - wide(batch.after)
+            d = (scaled.T @ (share * gap).flatten(0, 1)).double()
+            drift = d if drift is None else drift.add_(d)
+    assert gram is not None  # a calibration set has sequences
+    if not bool(torch.isfinite(gram).all()):
+        raise PruneflowError("the Gram matrix of a layer holds NaN or infinity")
+    return Normal(gram, drift)
+
+
+def token_weights(x: "Tensor") -> "Tensor":
+    """What each token counts, ``[n, T]``, from inputs ``[n, T, m]``: 1, or less for outliers."""
+    norms = wide(x).square().sum(-1)
+    most = OUTLIER * norms.median(1, keepdim=True).values
+    return (most / norms.clamp_min(1e-30)).clamp(max=1.0)
+
+
+def refit_columns(weight: "Tensor", normal: Normal, keep: "Tensor", ridge: float) -> "Tensor":
     """Weights on the kept channels that best reproduce the consumer's output.
 
     Args:
         weight: ``[d_out, m]``, any floating type.
-        gram: ``H = X^T X``, ``[m, m]``, float32 or float64.
+        normal: its normal equations.
         keep: indices of the kept channels, ``[k]``.
         ridge: lambda as a share of the mean diagonal of H_SS.
 
@@ -33,23 +96,23 @@ def refit_columns(
         ``[d_out, k]`` float64. Where no token ever reached the kept channels, their old weights.
 
     Raises:
-        PruneflowError: H holds NaN or infinity.
+        PruneflowError: H is not positive definite at any ridge tried.
     """
     import torch
 
-    keep = keep.to(gram.device)
-    target = weight.double().to(gram.device)
-    h = gram.double()
-    if not bool(torch.isfinite(h).all()):
-        raise PruneflowError("the Gram matrix of a layer holds NaN or infinity")
+    h = normal.gram
+    keep = keep.to(h.device)
+    target = weight.double().to(h.device)
     kept = h[keep][:, keep]
-    scale = float(kept.diagonal().mean())
+    scale = float(kept.diagonal().mean()) if len(keep) else 0.0
     if scale == 0.0:
         return target[:, keep]
     # W_S as a correction to the old columns: a channel that is never active keeps its weight.
     removed = torch.ones(len(h), dtype=torch.bool, device=h.device)
     removed[keep] = False
     right = h[keep][:, removed] @ target[:, removed].T  # [k, d_out]
+    if normal.drift is not None:
+        right = right + normal.drift[keep]
     identity = torch.eye(len(kept), dtype=torch.double, device=h.device)
     for attempt in range(8):
         factor, failed = torch.linalg.cholesky_ex(kept + ridge * 10**attempt * scale * identity)

@@ -4,25 +4,21 @@ Rounds repeat this on their parent's result, so that scores and Gram matrices co
 pruned model (iterative calibration, arXiv 2601.02674); see docs/method.md.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pruneflow.config import PruningSettings
+from pruneflow.config import PruningSettings, Target
 from pruneflow.errors import InputError
 from pruneflow.models.export import rebuild
-from pruneflow.models.structure import (
-    Layer,
-    allowed_kv_groups,
-    block_weights,
-    layers_of,
-)
+from pruneflow.models.families import allowed_attention
+from pruneflow.models.structure import Layer, block_weights, layers_of, matrix, parameters
 from pruneflow.progress import track
-from pruneflow.pruning.allocation import Costs, Kept, allocate_uniform
-from pruneflow.pruning.refit import refit_columns
-from pruneflow.pruning.scores import SCORES, ScoreInputs
-from pruneflow.pruning.statistics import UnitScores
+from pruneflow.pruning.allocation import Kept, LayerUnits, Limits, allocate
+from pruneflow.pruning.refit import normal_equations, refit_columns
+from pruneflow.pruning.scores import ScoreInputs, Scores, compute_scores
 from pruneflow.pruning.stream import BlockStream
-from pruneflow.pruning.surgery import cut_kv_groups, cut_neurons, group_columns
+from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_columns, set_columns
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DenseShape:
-    """What ratios and floors refer to: the unpruned model, in every round.
+    """What targets and floors refer to: the unpruned model, in every round.
 
     Attributes:
         block_weights: weights in its transformer blocks' matrices.
@@ -41,113 +37,194 @@ class DenseShape:
     block_weights: int
     neurons: int
 
+    @classmethod
+    def of(cls, model: "PreTrainedModel") -> "DenseShape":
+        """The shape of an unpruned model."""
+        return cls(block_weights(model), layers_of(model)[0].neurons)
+
 
 @dataclass(frozen=True)
 class RoundResult:
     """What a round made.
 
     Attributes:
-        model: the smaller model, rebuilt from a configuration with its new widths.
-        scores: what each unit of the parent was worth, per domain.
+        model: the smaller model; with layout ``uniform`` rebuilt from a configuration that has
+            its new widths.
+        scores: by name, what each unit of the parent was worth, per domain.
         kept: which of the parent's units stayed.
         achieved_ratio: share of the dense model's block weights that are gone.
+        notes: what a reader of the result should know, a sentence each.
     """
 
     model: "PreTrainedModel"
-    scores: UnitScores
+    scores: dict[str, Scores]
     kept: Kept
     achieved_ratio: float
+    notes: list[str]
 
 
 def prune_round(
     model: "PreTrainedModel",
     blocks: dict[str, "torch.Tensor"],
-    ratio: float,
+    target: Target,
     dense: DenseShape,
     settings: PruningSettings,
     *,
     weights: dict[str, float] | None = None,
+    stored_bytes: int = 2,
     batch_tokens: int = 2048,
     backward_batch_tokens: int = 1024,
     label: str = "round",
 ) -> RoundResult:
-    """Prune a model, in place, until `ratio` of the dense model's block weights are gone.
+    """Prune a model, in place, until its target is reached.
 
     Args:
         model: the parent, weights frozen; its layers are cut in place.
         blocks: calibration tokens per domain, ``[sequences, tokens]``.
-        ratio: target share of the dense block weights, 0 to 1; met from above within one step.
+        target: how small it is to become; met from above within one step.
         dense: sizes of the unpruned model.
-        settings: score, widths, refit.
+        settings: score, layout, units, widths, refit.
         weights: relative weight of domains in the score; 1 when absent.
+        stored_bytes: bytes of one parameter on disk, for a target in bytes.
         batch_tokens: tokens in one forward pass.
         backward_batch_tokens: tokens in one forward and backward pass.
         label: names the progress bars.
 
     Raises:
-        InputError: the target is below what the floors leave, or already passed.
+        InputError: the target is below what floors and protected layers leave, or already passed.
     """
     import torch
 
     layers = layers_of(model)
-    inputs = ScoreInputs(model, blocks, backward_batch_tokens, settings.seed, f"{label} score")
-    scores = SCORES[settings.score](inputs)
-    neurons, groups = scores.combined(weights or {})
-    to_remove = block_weights(model) - round((1 - ratio) * dense.block_weights)
-    if to_remove <= 0:
-        raise InputError(
-            f"{label}: its ratio {ratio:g} is already reached by its parent, which overshot by up "
-            "to one step: raise it, or lower pruning.neuron_multiple"
-        )
-    kept = allocate_uniform(neurons, groups, _costs(model, layers, dense, settings), to_remove)
-    tokens = torch.cat(list(blocks.values()))
-    if settings.refit == "none":
-        for layer in layers:
-            cut_kv_groups(layer, kept.kv_groups[layer.index])
-            cut_neurons(layer, kept.neurons[layer.index])
-    else:
-        _cut_and_refit(model, layers, kept, tokens, settings.ridge, batch_tokens, label)
-    pruned = rebuild(model)
-    return RoundResult(pruned, scores, kept, 1 - block_weights(pruned) / dense.block_weights)
-
-
-def _costs(
-    model: "PreTrainedModel", layers: list[Layer], dense: DenseShape, settings: PruningSettings
-) -> Costs:
-    first = layers[0]
-    return Costs(
-        neuron_weights=first.neuron_weights,
-        group_weights=first.group_weights,
-        neuron_multiple=settings.neuron_multiple,
-        neuron_floor=max(1, round(settings.min_neuron_share * dense.neurons)),
-        allowed_groups=(
-            allowed_kv_groups(model.config) if settings.prune_attention else [first.kv_groups]
+    to_remove = _to_remove(model, target, dense, stored_bytes, label)
+    limits, notes = _limits(model, layers, dense, settings)
+    names = list(dict.fromkeys([settings.score, *settings.also_score]))
+    scores = compute_scores(
+        names,
+        ScoreInputs(
+            model=model,
+            blocks=blocks,
+            batch_tokens=backward_batch_tokens,
+            seed=settings.seed,
+            label=f"{label} score",
+            gradient=settings.fisher_labels,
+            draws=settings.fisher_draws,
         ),
     )
+    units = _units(layers, scores[settings.score].combined(weights or {}), target)
+    kept = allocate(units, _pools(len(layers), settings), limits, to_remove)
+    _cut(model, layers, kept, torch.cat(list(blocks.values())), settings, batch_tokens, label)
+    pruned = rebuild(model, settings.layout)
+    achieved = 1 - block_weights(pruned) / dense.block_weights
+    return RoundResult(pruned, scores, kept, achieved, notes)
 
 
-def _cut_and_refit(
+def _to_remove(
+    model: "PreTrainedModel", target: Target, dense: DenseShape, stored_bytes: int, label: str
+) -> int:
+    """What is to go: block weights for a target ratio, else parameters."""
+    if target.ratio is not None:
+        to_remove = block_weights(model) - round((1 - target.ratio) * dense.block_weights)
+    elif target.parameters is not None:
+        to_remove = parameters(model) - target.parameters
+    else:
+        assert target.bytes is not None  # one of the three is set
+        to_remove = parameters(model) - target.bytes // stored_bytes
+    if to_remove <= 0:
+        raise InputError(
+            f"{label}: its target ({target}) is already reached by its parent, which overshot by "
+            "up to one step: ask for more, or lower pruning.neuron_multiple"
+        )
+    return to_remove
+
+
+def _limits(
+    model: "PreTrainedModel", layers: list[Layer], dense: DenseShape, settings: PruningSettings
+) -> tuple[Limits, list[str]]:
+    """How far pruning may go in this layout, and what that rules out."""
+    attention, notes = None, []
+    kinds = set(settings.units)
+    if settings.layout == "uniform":
+        attention = allowed_attention(model.config)
+        if len(attention) == 1 and kinds & {"heads", "kv_groups"}:
+            notes.append(
+                f"Attention stays whole: no configuration of {model.config.model_type} holds fewer "
+                "heads in layout uniform (layout per_layer can prune them)."
+            )
+    floor = max(1, round(settings.min_neuron_share * dense.neurons))
+    return Limits(kinds, settings.neuron_multiple, floor, attention), notes
+
+
+def _pools(layers: int, settings: PruningSettings) -> list[list[int]]:
+    """Layers that shrink together; protected ones are in no pool."""
+    wrong = [index for index in settings.protect_layers if index >= layers]
+    if wrong:
+        raise InputError(
+            f"pruning.protect_layers names layer {wrong[0]}, and the model's layers are 0 to "
+            f"{layers - 1}"
+        )
+    if settings.layout == "uniform":
+        return [list(range(layers))]
+    return [[index] for index in range(layers) if index not in settings.protect_layers]
+
+
+def _units(
+    layers: list[Layer], scores: "dict[str, list[torch.Tensor]]", target: Target
+) -> list[LayerUnits]:
+    """Scores and sizes of every layer's units, sizes in what the target counts."""
+    blocks = target.ratio is not None
+    return [
+        LayerUnits(
+            scores["neurons"][layer.index],
+            scores["heads"][layer.index],
+            scores["kv_groups"][layer.index],
+            layer.neuron_weights if blocks else layer.neuron_parameters,
+            layer.head_weights if blocks else layer.head_parameters,
+            layer.group_weights if blocks else layer.group_parameters,
+        )
+        for layer in layers
+    ]
+
+
+def _cut(
     model: "PreTrainedModel",
     layers: list[Layer],
     kept: Kept,
     tokens: "torch.Tensor",
-    ridge: float,
+    settings: PruningSettings,
     batch_tokens: int,
     label: str,
 ) -> None:
     """Cut layer by layer, each refitted on the activations of the pruned layers before it."""
-    stream = BlockStream(model, layers, tokens, batch_tokens)
+    if settings.refit == "none":
+        for layer in layers:
+            cut_heads(layer, kept.heads[layer.index])
+            cut_neurons(layer, kept.neurons[layer.index])
+        return
+    stream = BlockStream(model, layers, tokens, batch_tokens, keep_on_device=True)
+    share = settings.towards_dense
+    # The unpruned model's stream runs ahead of the scissors: a copy of one layer at a time.
+    unpruned = (
+        BlockStream(model, layers, tokens, batch_tokens, keep_on_device=True) if share else None
+    )
     for layer in track(layers, f"{label} refit"):
-        groups, neurons = kept.kv_groups[layer.index], kept.neurons[layer.index]
-        if len(groups) < layer.kv_groups:
-            consumer = layer.attention_consumer
-            columns = group_columns(groups, layer.group_columns)
-            refitted = refit_columns(consumer.weight, stream.gram(layer, consumer), columns, ridge)
-            cut_kv_groups(layer, groups)
-            consumer.weight.data.copy_(refitted)
-        if len(neurons) < layer.neurons:
-            consumer = layer.mlp_consumer
-            refitted = refit_columns(consumer.weight, stream.gram(layer, consumer), neurons, ridge)
-            cut_neurons(layer, neurons)
-            consumer.weight.data.copy_(refitted)
+        whole = replace(layer, module=copy.deepcopy(layer.module)) if unpruned else layer
+        for kind in ("heads", "neurons"):
+            keep = kept.neurons[layer.index]
+            consumer, count = layer.mlp_consumer, layer.neurons
+            if kind == "heads":
+                keep = head_columns(kept.heads[layer.index], layer.head_dim)
+                consumer, count = layer.attention_consumer, layer.heads * layer.head_dim
+            if len(keep) == count:
+                continue
+            towards = unpruned.seen(whole, kind) if unpruned else None
+            normal = normal_equations(stream.seen(layer, kind), towards, share)
+            refitted = refit_columns(matrix(consumer), normal, keep, settings.ridge)
+            if kind == "heads":
+                cut_heads(layer, kept.heads[layer.index])
+            else:
+                cut_neurons(layer, keep)
+            set_columns(consumer, refitted)
         stream.advance(layer)
+        if unpruned:
+            unpruned.advance(whole)

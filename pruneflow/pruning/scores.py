@@ -1,27 +1,55 @@
-"""How important each unit is. A new score is one function here, under ``@score("name")``."""
+"""How important each unit is. A new score is one function here, under ``@score("name")``.
 
-from collections.abc import Callable
+Scores are not negative, higher is more worth keeping, and the allocation removes by score per
+weight, so a unit's score is for the whole of it. That compares units of one layer well under every
+score. Across layers `mask_fisher`, `first_order` and `weight_gradient` compare by nature (each is a
+change of the one loss), `flap` by its z-scores, `random` by lot. `wanda_sp`, `obs` and `magnitude`
+are layer-local: they measure a consumer's own output or weights, whose scale grows with depth and
+differs between MLP and attention. In layout `uniform` only their order within a layer, and the
+balance of neurons and attention, has an effect; `per_layer` takes them as they are and so prunes
+first where activations are small. Their papers use uniform widths.
+"""
+
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pruneflow.models.structure import layers_of
-from pruneflow.pruning.statistics import UnitScores, mask_fisher
+from pruneflow.errors import InputError, PruneflowError
+from pruneflow.models.structure import layers_of, matrix
+from pruneflow.progress import track
+from pruneflow.pruning.statistics import (
+    ACTIVATIONS,
+    KINDS,
+    MASKS,
+    WEIGHT_GRADIENTS,
+    Statistics,
+    collect,
+    sum_columns,
+)
+from pruneflow.pruning.stream import BlockStream
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from pruneflow.models.structure import Layer
+
+OBS_RIDGE = 0.01  # of OSSCAR's and SparseGPT's inverse, as a share of H's mean diagonal
+
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """What a score may look at.
+    """What scores may look at.
 
     Attributes:
-        model: the model of this round, weights frozen.
-        blocks: calibration tokens per domain, ``[sequences, tokens]``.
+        model: the model of this round, in evaluation mode.
+        blocks: calibration tokens per domain, ``[sequences, tokens]``, without padding.
         batch_tokens: tokens in one batch.
         seed: for scores that draw.
         label: names the progress bar.
+        gradient: whose gradient the pass takes; a name in `statistics.GRADIENTS`. It is every
+            gradient score's: LLM-Pruner's `weight_gradient`, for one, wants ``true``.
+        draws: backward passes of each batch, averaged.
     """
 
     model: "PreTrainedModel"
@@ -29,53 +57,306 @@ class ScoreInputs:
     batch_tokens: int
     seed: int
     label: str
+    gradient: str = "true"
+    draws: int = 1
 
 
-SCORES: dict[str, Callable[[ScoreInputs], UnitScores]] = {}
+@dataclass(frozen=True)
+class Scores:
+    """A number for every unit that can be removed: higher is more worth keeping.
+
+    Attributes:
+        domains: names of the rows; ``["all"]`` of a score that looks at no data.
+        units: by kind (`KINDS`), per layer ``[domains, units]`` float64 on the CPU.
+        losses: mean loss per token of each domain, empty when the score needed none.
+    """
+
+    domains: list[str]
+    units: dict[str, list["torch.Tensor"]]
+    losses: dict[str, float]
+
+    def combined(self, weights: dict[str, float]) -> dict[str, list["torch.Tensor"]]:
+        """Average over domains after scaling each to total 1, so that none shouts.
+
+        The total is over neurons and KV groups; heads, which would count their groups twice, are
+        scaled by the same factor.
+
+        Args:
+            weights: relative weight of a domain; 1 when absent.
+
+        Returns:
+            By kind, per layer ``[units]``.
+        """
+        import torch
+
+        totals = torch.zeros(len(self.domains), dtype=torch.double)
+        for values in self.units["neurons"] + self.units["kv_groups"]:
+            totals += values.sum(1)
+        shares = torch.tensor([weights.get(name, 1.0) for name in self.domains], dtype=torch.double)
+        factors = (shares / shares.sum()) / totals.clamp_min(1e-300)
+        return {kind: [factors @ values for values in self.units[kind]] for kind in KINDS}
 
 
-def score(name: str) -> Callable[[Callable[[ScoreInputs], UnitScores]], Callable]:
-    """Register a score under the name that `pruning.score` gives."""
+Formula = Callable[[ScoreInputs, Statistics], Scores]
 
-    def register(function: Callable[[ScoreInputs], UnitScores]) -> Callable:
-        SCORES[name] = function
-        return function
+
+@dataclass(frozen=True)
+class Score:
+    """A registered score: what it reads of the one pass, and the formula."""
+
+    needs: frozenset[str]
+    formula: Formula
+
+
+SCORES: dict[str, Score] = {}
+
+
+def score(name: str, *needs: str) -> Callable[[Formula], Formula]:
+    """Register a score under the name that `pruning.score` gives.
+
+    Args:
+        name: of the score.
+        needs: what it reads of the pass: `ACTIVATIONS`, `MASKS`, `WEIGHT_GRADIENTS`; nothing for a
+            score that looks at no data or makes its own pass.
+    """
+
+    def register(formula: Formula) -> Formula:
+        SCORES[name] = Score(frozenset(needs), formula)
+        return formula
 
     return register
 
 
-@score("mask_fisher")
-def mask_fisher_score(inputs: ScoreInputs) -> UnitScores:
-    """Mean squared derivative of a sequence's loss by a mask on the unit, per domain."""
-    return mask_fisher(inputs.model, inputs.blocks, inputs.batch_tokens, inputs.label)
+def compute_scores(names: Sequence[str], inputs: ScoreInputs) -> dict[str, Scores]:
+    """Compute scores by name, all that read the pass from the same one.
+
+    No backward pass is made when no score needs a gradient, and none at all when none looks at
+    data. Only `obs` makes a pass of its own, block by block.
+
+    Raises:
+        InputError: there is no score of that name.
+        PruneflowError: a statistic is NaN or infinite.
+    """
+    import torch
+
+    for name in names:
+        if name not in SCORES:
+            raise InputError(f"there is no score {name}: use {', '.join(sorted(SCORES))}")
+    needs = frozenset[str]().union(*(SCORES[name].needs for name in names))
+    none = torch.zeros(0, dtype=torch.double)
+    statistics = Statistics([], none, none, none, {})
+    if needs:
+        statistics = collect(
+            inputs.model,
+            inputs.blocks,
+            inputs.batch_tokens,
+            inputs.label,
+            needs=needs,
+            gradient=inputs.gradient,
+            draws=inputs.draws,
+            seed=inputs.seed,
+        )
+    return {name: SCORES[name].formula(inputs, statistics) for name in names}
+
+
+@score("mask_fisher", MASKS)
+def mask_fisher(_inputs: ScoreInputs, statistics: Statistics) -> Scores:
+    """``mean over sequences of (sum_t z_t)^2``: the squared derivative of the loss by a mask."""
+    return Scores(statistics.domains, statistics.means("z_squared"), statistics.losses)
+
+
+@score("first_order", MASKS)
+def first_order(_inputs: ScoreInputs, statistics: Statistics) -> Scores:
+    """``mean over sequences of |sum_t z_t|``: the first-order change of the loss by a mask."""
+    return Scores(statistics.domains, statistics.means("z_absolute"), statistics.losses)
+
+
+@score("weight_gradient", WEIGHT_GRADIENTS)
+def weight_gradient(_inputs: ScoreInputs, statistics: Statistics) -> Scores:
+    """``sum |w dL/dw|`` over all weights of the coupled group (LLM-Pruner, arXiv 2305.11627).
+
+    Departure: the paper takes the gradient of the mean loss over its sample; here ``|w dL/dw|`` is
+    taken per sequence and averaged, so that no gradient is stored and batches do not matter.
+    Biases do not count.
+    """
+    return Scores(statistics.domains, statistics.means("weight_gradient"), statistics.losses)
+
+
+@score("wanda_sp", ACTIVATIONS)
+def wanda_sp(inputs: ScoreInputs, statistics: Statistics) -> Scores:
+    """``S_j^2`` with ``S_j = mean_i |W_ij| sqrt(sum_t x_tj^2)``; a head sums it over its columns.
+
+    Wanda-sp (arXiv 2306.11695, 2312.11983). For neurons the square keeps the paper's order, and
+    makes neurons and heads sums of one quantity, whatever the number of tokens.
+    """
+    import torch
+
+    def channels(layer: "Layer", kind: str) -> torch.Tensor:
+        means = matrix(_consumer(layer, kind)).detach().abs().mean(0, dtype=torch.double).cpu()
+        return means.square() * statistics.sums["x_squared", kind, layer.index]
+
+    return Scores(statistics.domains, _by_channel(inputs.model, channels), statistics.losses)
+
+
+@score("flap", ACTIVATIONS)
+def flap(inputs: ScoreInputs, statistics: Statistics) -> Scores:
+    """``var(x_j) |W_:j|^2``, in attention squared once more, z-scored per layer and kind.
+
+    FLAP (arXiv 2312.11983, WIFV with AL-AM); a head has the mean z-score of its columns. The paper
+    removes what is below one global threshold on z. So that removing by score per weight does
+    the same, and scores are not negative, a unit's score is ``(z - the domain's lowest z)`` times
+    the unit's weights, counted in neurons.
+    """
+    import torch
+
+    def channels(layer: "Layer", kind: str) -> torch.Tensor:
+        tokens = statistics.tokens[:, None]
+        mean = statistics.sums["x", kind, layer.index] / tokens
+        square = statistics.sums["x_squared", kind, layer.index] / tokens
+        norms = _column_norms(_consumer(layer, kind))
+        values = (square - mean.square()).clamp_min(0) * norms
+        if kind == "columns":
+            values = values.square()
+        centred = values - values.mean(1, keepdim=True)
+        return centred / values.std(1, keepdim=True).nan_to_num().clamp_min(1e-300)
+
+    units = _by_channel(inputs.model, channels)
+    layers = layers_of(inputs.model)
+    for layer in layers:
+        units["heads"][layer.index] /= layer.head_dim
+        units["kv_groups"][layer.index] /= layer.heads_per_group * layer.head_dim
+    lowest = torch.cat([z for kind in KINDS for z in units[kind]], 1).amin(1, keepdim=True)
+    for layer in layers:
+        for kind, share in _sizes(layer).items():
+            units[kind][layer.index] = (units[kind][layer.index] - lowest) * share
+    return Scores(statistics.domains, units, statistics.losses)
+
+
+@score("obs")
+def obs(inputs: ScoreInputs, statistics: Statistics) -> Scores:
+    """Rise of the consumer's squared output error when the unit goes and the others are refitted.
+
+    Per domain and consumer ``H = X^T X``, see `removal_errors`. One layer's H is in memory at a
+    time.
+    """
+    import torch
+
+    layers = layers_of(inputs.model)
+    rows: dict[str, list[list[torch.Tensor]]] = {kind: [[] for _ in layers] for kind in KINDS}
+    for domain, tokens in inputs.blocks.items():
+        stream = BlockStream(inputs.model, layers, tokens, inputs.batch_tokens)
+        for layer in track(layers, f"{inputs.label} {domain}"):
+            widths = {"heads": layer.head_dim, "kv_groups": layer.heads_per_group * layer.head_dim}
+            for consumer, kinds in (
+                (layer.attention_consumer, widths),
+                (layer.mlp_consumer, {"neurons": 1}),
+            ):
+                gram = stream.gram(layer, consumer)
+                errors = removal_errors(matrix(consumer), gram, kinds.values(), OBS_RIDGE)
+                for kind, values in zip(kinds, errors, strict=True):
+                    rows[kind][layer.index].append(values)
+            stream.advance(layer)
+    units = {kind: [torch.stack(by_domain) for by_domain in rows[kind]] for kind in KINDS}
+    return Scores(list(inputs.blocks), units, statistics.losses)
+
+
+def removal_errors(
+    weight: "torch.Tensor", gram: "torch.Tensor", widths: Collection[int], ridge: float
+) -> list["torch.Tensor"]:
+    """Half the squared output error that removing a unit costs after a least-squares refit.
+
+    With ``P = (H + lambda I)^-1`` and ``B_g`` the rows of ``B = W^T`` that belong to unit g:
+    ``1/2 tr(B_g^T (P_gg)^-1 B_g)``, for a single channel ``1/2 |W_:j|^2 / P_jj`` (Optimal Brain
+    Surgeon; for groups OSSCAR, arXiv 2403.12983).
+
+    Args:
+        weight: ``[d_out, m]``.
+        gram: ``H = X^T X``, ``[m, m]``.
+        widths: channels of a unit, for each way to divide the m channels into units.
+        ridge: lambda as a share of the mean diagonal of H.
+
+    Returns:
+        For each of `widths` ``[m / width]`` float64 on the CPU.
+
+    Raises:
+        PruneflowError: H is NaN or infinite, or not positive definite with the ridge.
+    """
+    import torch
+
+    h = gram.double()
+    scale = h.diagonal().mean()
+    if float(scale) == 0.0:  # no token ever reached it: nothing to lose
+        return [h.new_zeros(len(h) // width).cpu() for width in widths]
+    h = h + ridge * scale * torch.eye(len(h), dtype=h.dtype, device=h.device)
+    factor, failed = torch.linalg.cholesky_ex(h)
+    if int(failed) != 0 or not bool(torch.isfinite(factor).all()):
+        raise PruneflowError("the Gram matrix of a layer is not positive definite, or not finite")
+    inverse = torch.cholesky_inverse(factor)
+    columns = weight.detach().double().T.to(h.device)
+    errors = []
+    for width in widths:
+        units = len(h) // width
+        squares = inverse.unflatten(0, (units, width)).unflatten(2, (units, width))
+        own = squares.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [units, width, width]
+        mine = columns.unflatten(0, (units, width))  # [units, width, d_out]
+        solved = torch.cholesky_solve(mine, torch.linalg.cholesky(own))
+        errors.append(0.5 * (mine * solved).sum((1, 2)).cpu())
+    return errors
 
 
 @score("magnitude")
-def magnitude_score(inputs: ScoreInputs) -> UnitScores:
+def magnitude(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
     """Sum of squared weights of the unit's consumer columns; looks at no data."""
-    neurons, groups = [], []
-    for layer in layers_of(inputs.model):
-        neurons.append(layer.mlp_consumer.weight.double().square().sum(0, keepdim=True).cpu())
-        columns = layer.attention_consumer.weight.double().square().sum(0, keepdim=True).cpu()
-        groups.append(columns.unflatten(1, (-1, layer.group_columns)).sum(2))
-    return UnitScores(["all"], neurons, groups, {})
+
+    def channels(layer: "Layer", kind: str) -> "torch.Tensor":
+        return _column_norms(_consumer(layer, kind))[None]
+
+    return Scores(["all"], _by_channel(inputs.model, channels), {})
 
 
 @score("random")
-def random_score(inputs: ScoreInputs) -> UnitScores:
+def random(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
     """Uniform draws: the floor that every other score must beat."""
     import torch
 
     generator = torch.Generator().manual_seed(inputs.seed)
+    units: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
+    for layer in layers_of(inputs.model):
+        # A group is worth as much as the neurons that weigh the same, or none would be left.
+        for kind, share in _sizes(layer).items():
+            draws = torch.rand(1, getattr(layer, kind), generator=generator, dtype=torch.double)
+            units[kind].append(draws * share)
+    return Scores(["all"], units, {})
 
-    def draw(units: int) -> torch.Tensor:
-        return torch.rand(1, units, generator=generator, dtype=torch.double)
 
-    layers = layers_of(inputs.model)
-    # A group is worth as much as the neurons that weigh the same, or none would be left.
-    return UnitScores(
-        ["all"],
-        [draw(layer.neurons) for layer in layers],
-        [draw(layer.kv_groups) * (layer.group_weights / layer.neuron_weights) for layer in layers],
-        {},
-    )
+def _consumer(layer: "Layer", channels: str) -> "torch.nn.Module":
+    return layer.mlp_consumer if channels == "neurons" else layer.attention_consumer
+
+
+def _column_norms(consumer: "torch.nn.Module") -> "torch.Tensor":
+    """``|W_:j|^2`` of every input channel, ``[m]`` float64 on the CPU."""
+    import torch
+
+    weight = matrix(consumer).detach()
+    return torch.linalg.vector_norm(weight, dim=0, dtype=torch.double).square().cpu()
+
+
+def _sizes(layer: "Layer") -> dict[str, float]:
+    """Weights of one unit of each kind, counted in neurons."""
+    return {
+        "neurons": 1.0,
+        "heads": layer.head_weights / layer.neuron_weights,
+        "kv_groups": layer.group_weights / layer.neuron_weights,
+    }
+
+
+def _by_channel(
+    model: "PreTrainedModel", channels: "Callable[[Layer, str], torch.Tensor]"
+) -> dict[str, list["torch.Tensor"]]:
+    """Unit scores from consumer channels' (``neurons``, ``columns``): heads sum over theirs."""
+    units: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
+    for layer in layers_of(model):
+        units["neurons"].append(channels(layer, "neurons"))
+        for kind, values in sum_columns(channels(layer, "columns"), layer).items():
+            units[kind].append(values)
+    return units

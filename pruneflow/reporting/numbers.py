@@ -36,6 +36,12 @@ def change(dense: float | None, pruned: float | None) -> str:
     return f"{difference:+.1f}\u202f%".replace("-", "\u2212")
 
 
+def target(value: dict[str, float]) -> str:
+    """Write a round's target: a share of block weights, or parameters or bytes that are left."""
+    (kind, amount), *_ = value.items()
+    return {"ratio": percent, "bytes": megabytes}.get(kind, count)(amount)
+
+
 def milliseconds(value: float) -> str:
     """Write seconds as milliseconds."""
     return f"{1000 * value:.1f}\u202fms"

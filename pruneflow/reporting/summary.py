@@ -25,7 +25,7 @@ ROUND_KEYS = (
     "status",
     "delivered",
     "parent",
-    "ratio",
+    "target",
     "achieved_ratio",
     "digest",
     "parameters",
@@ -65,7 +65,8 @@ def build_summary(
             "source": settings.model.source,
             "revision": settings.model.revision,
             "delivered": rounds[-1]["delivered"],
-            "target_ratio": settings.rounds[settings.final_round].ratio,
+            "target": rounds[-1]["target"],
+            "layout": settings.pruning.layout,
             "score": settings.pruning.score,
             "refit": settings.pruning.refit,
         },
@@ -128,7 +129,7 @@ def _check_together(
             )
     if not rounds:
         raise InputError("there is no round to report: name some under rounds")
-    if rounds[-1]["delivered_digest"] != evaluation["model"]["digest"]:
+    if rounds[-1]["delivered_digest"] != evaluation["model"]["delivered_digest"]:
         raise InputError(
             f"the evaluated model is not the one that round {rounds[-1]['delivered']} left: "
             "run `dvc repro` again"

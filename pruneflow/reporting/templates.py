@@ -25,6 +25,7 @@ def render(name: str, **values: Any) -> str:
         numbers.times,
         numbers.megabytes,
         numbers.milliseconds,
+        numbers.target,
     ):
         environment.filters[function.__name__] = function
     return environment.get_template(name).render(**values)

@@ -13,6 +13,7 @@ import yaml
 from pruneflow.config import parse_settings, write_settings
 from pruneflow.models.loading import model_digest
 from pruneflow.plan import descent
+from pruneflow.pruning.settings import Target
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +60,7 @@ def tiny_pipeline(real_workspace, tiny_model_directory):
                 "test_sequences": 2,
             },
             "pruning": {"neuron_multiple": 4},
-            "rounds": descent(0.1 * rounds, rounds, "linear"),
+            "rounds": descent(Target(ratio=0.1 * rounds), rounds, "linear"),
             "final_round": f"r{rounds}",
             "evaluation": {"questions": 40, "bootstrap_samples": 100},
             "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 1},

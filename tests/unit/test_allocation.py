@@ -6,38 +6,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruneflow.errors import InputError
-from pruneflow.pruning.allocation import Costs, allocate_uniform
+from pruneflow.pruning.allocation import LayerUnits, Limits, allocate
 
-LAYERS, WIDTH, GROUPS = 3, 64, 4
+LAYERS, WIDTH, GROUPS, RATIO = 3, 64, 4, 3
+NEURON, HEAD, GROUP = 72, 200, 1000  # a group without heads weighs 400
+ALL = ("neurons", "heads", "kv_groups")
+TOGETHER, APART = [list(range(LAYERS))], [[index] for index in range(LAYERS)]
 
 
-def _scores(seed, group_scale=1.0):
+def _units(seed, scale=1.0):
+    """Scores of three layers; a group is worth what its heads are, and a little more."""
     generator = torch.Generator().manual_seed(seed)
-    neurons = [torch.rand(WIDTH, generator=generator, dtype=torch.double) for _ in range(LAYERS)]
-    groups = [
-        group_scale * torch.rand(GROUPS, generator=generator, dtype=torch.double)
-        for _ in range(LAYERS)
-    ]
-    return neurons, groups
+
+    def draw(count):
+        return torch.rand(count, generator=generator, dtype=torch.double)
+
+    units = []
+    for _ in range(LAYERS):
+        heads = scale * draw(GROUPS * RATIO)
+        groups = heads.view(GROUPS, RATIO).sum(1) * 1.1
+        units.append(LayerUnits(draw(WIDTH), heads, groups, NEURON, HEAD, GROUP))
+    return units
 
 
-def _costs(**changes):
-    values = {
-        "neuron_weights": 72,
-        "group_weights": 600,
-        "neuron_multiple": 8,
-        "neuron_floor": 8,
-        "allowed_groups": [1, 2, 3, 4],
-        **changes,
-    }
-    return Costs(**values)
+def _limits(**changes):
+    return Limits(**{"kinds": ALL, "neuron_multiple": 8, "neuron_floor": 8, **changes})
 
 
-def _removed(kept, costs):
-    return sum(
-        (WIDTH - len(neurons)) * costs.neuron_weights + (GROUPS - len(groups)) * costs.group_weights
-        for neurons, groups in zip(kept.neurons, kept.kv_groups, strict=True)
-    )
+def _removed(kept):
+    total = 0
+    for neurons, heads in zip(kept.neurons, kept.heads, strict=True):
+        groups, ratio = heads.shape
+        total += (WIDTH - len(neurons)) * NEURON
+        total += GROUPS * GROUP - groups * (GROUP - (RATIO - ratio) * HEAD)
+    return total
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,50 +48,100 @@ def _removed(kept, costs):
     share=st.floats(0.01, 0.7),
     multiple=st.sampled_from([1, 4, 8, 16]),
     scale=st.sampled_from([0.01, 1.0, 20.0]),
+    pools=st.sampled_from([TOGETHER, APART]),
 )
-def test_the_target_is_met_within_one_step_of_neurons(seed, share, multiple, scale):
-    costs = _costs(neuron_multiple=multiple)
-    target = round(share * LAYERS * (WIDTH * 72 + GROUPS * 600))
-    kept = allocate_uniform(*_scores(seed, scale), costs, target)
-    removed = _removed(kept, costs)
-    widths = {len(t) for t in kept.neurons}
-    groups = {len(t) for t in kept.kv_groups}
-    assert len(widths) == len(groups) == 1
-    assert widths.pop() % multiple == 0
-    assert removed >= target
-    finest = LAYERS * (multiple * 72 if min(len(t) for t in kept.neurons) > 8 else 600)
-    assert removed - target < finest
+def test_the_target_is_met_within_one_step(seed, share, multiple, scale, pools):
+    target = round(share * LAYERS * (WIDTH * NEURON + GROUPS * GROUP))
+    kept = allocate(_units(seed, scale), pools, _limits(neuron_multiple=multiple), target)
+    assert all(len(t) % multiple == 0 and len(t) >= 8 for t in kept.neurons)
+    assert _removed(kept) >= target
+    together = LAYERS if pools is TOGETHER else 1
+    # The finest step left: neurons, unless every pool is down to its floor; then heads or a group.
+    above = any(len(t) > max(8, multiple) for t in kept.neurons)
+    finest = together * (multiple * NEURON if above else GROUP)
+    assert _removed(kept) - target < finest
+
+
+@pytest.mark.parametrize("pools", [TOGETHER, APART])
+def test_every_group_of_a_layer_keeps_as_many_heads_and_each_its_best(pools):
+    units = _units(3, scale=0.02)
+    kept = allocate(units, pools, _limits(), 9000)
+    assert any(heads.shape[1] < RATIO for heads in kept.heads)
+    for layer, heads in zip(units, kept.heads, strict=True):
+        for row in heads:
+            group = int(row[0]) // RATIO
+            assert set((row // RATIO).tolist()) == {group}
+            assert row.tolist() == sorted(row.tolist())
+            mine = layer.heads[group * RATIO : (group + 1) * RATIO]
+            assert layer.heads[row].sum() == pytest.approx(
+                float(mine.sort(descending=True).values[: len(row)].sum())
+            )
+
+
+def test_uniform_keeps_the_same_widths_and_per_layer_spends_where_it_is_cheap():
+    units = _units(7)
+    units[1] = LayerUnits(
+        units[1].neurons * 1e-3, units[1].heads, units[1].kv_groups, NEURON, HEAD, GROUP
+    )
+    together = allocate(units, TOGETHER, _limits(), 4000)
+    assert len({len(t) for t in together.neurons}) == 1
+    assert len({t.shape for t in together.heads}) == 1
+    apart = allocate(units, APART, _limits(), 4000)
+    assert [len(t) for t in apart.neurons] == [WIDTH, 8, WIDTH]
 
 
 def test_each_layer_loses_its_own_lowest_neurons():
-    neurons, groups = _scores(5)
-    costs = _costs(allowed_groups=[4])
-    kept = allocate_uniform(neurons, groups, costs, LAYERS * 16 * 72)
-    for scores, keep in zip(neurons, kept.neurons, strict=True):
+    units = _units(5)
+    kept = allocate(units, TOGETHER, _limits(kinds=("neurons",)), LAYERS * 16 * NEURON)
+    for layer, keep in zip(units, kept.neurons, strict=True):
         assert keep.tolist() == sorted(keep.tolist())
         gone = sorted(set(range(WIDTH)) - set(keep.tolist()))
-        assert float(scores[gone].max()) <= float(scores[keep].min())
+        assert float(layer.neurons[gone].max()) <= float(layer.neurons[keep].min())
         assert len(gone) == 16
 
 
-def test_worthless_kv_groups_go_first_and_precious_ones_stay():
-    cheap = allocate_uniform(*_scores(1, 1e-6), _costs(), LAYERS * 1200)
-    dear = allocate_uniform(*_scores(1, 1e6), _costs(), LAYERS * 1200)
-    assert {len(t) for t in cheap.kv_groups} == {2}
-    assert {len(t) for t in dear.kv_groups} == {4}
+def test_a_kind_that_is_switched_off_stays_whole():
+    for kind in ALL:
+        kept = allocate(_units(2, 0.1), APART, _limits(kinds=(kind,)), 2000)
+        assert (kind == "neurons") == any(len(t) < WIDTH for t in kept.neurons)
+        assert (kind == "kv_groups") == any(t.shape[0] < GROUPS for t in kept.heads)
+        assert (kind == "heads") == any(t.shape[1] < RATIO for t in kept.heads)
 
 
-def test_a_count_that_the_configuration_refuses_is_skipped():
-    kept = allocate_uniform(*_scores(1, 1e-6), _costs(allowed_groups=[2, 4]), LAYERS * 1000)
-    assert {len(t) for t in kept.kv_groups} == {2}
+def test_a_layer_in_no_pool_keeps_all_it_has():
+    kept = allocate(_units(2, 0.1), [[0], [2]], _limits(), 6000)
+    assert len(kept.neurons[1]) == WIDTH
+    assert kept.heads[1].tolist() == torch.arange(GROUPS * RATIO).view(GROUPS, RATIO).tolist()
+
+
+def test_attention_that_a_configuration_refuses_is_skipped():
+    allowed = {(4, 3), (2, 3)}
+    kept = allocate(_units(1, 1e-6), TOGETHER, _limits(attention=allowed), LAYERS * 2000)
+    assert {t.shape for t in kept.heads} == {(2, 3)}
+    kept = allocate(_units(1, 1e-6), TOGETHER, _limits(attention={(4, 3)}), LAYERS * 1000)
+    assert {t.shape for t in kept.heads} == {(4, 3)}
+
+
+def test_worthless_attention_goes_first_and_precious_stays():
+    cheap = allocate(_units(1, 1e-6), TOGETHER, _limits(), LAYERS * 2000)
+    dear = allocate(_units(1, 1e6), TOGETHER, _limits(), LAYERS * 2000)
+    assert all(len(t) == WIDTH for t in cheap.neurons)
+    assert {t.shape for t in dear.heads} == {(GROUPS, RATIO)}
 
 
 def test_ties_break_by_index():
-    flat = [torch.ones(WIDTH, dtype=torch.double)] * LAYERS
-    kept = allocate_uniform(flat, _scores(1)[1], _costs(allowed_groups=[4]), LAYERS * 8 * 72)
+    flat = LayerUnits(
+        torch.ones(WIDTH).double(), torch.ones(12).double(), torch.ones(4).double(), 72, 200, 1000
+    )
+    limits = _limits(kinds=("neurons",))
+    kept = allocate([flat] * LAYERS, TOGETHER, limits, LAYERS * 8 * NEURON)
     assert kept.neurons[0].tolist() == list(range(8, WIDTH))
+    first = allocate([flat] * LAYERS, APART, limits, 8 * NEURON)
+    assert [len(t) for t in first.neurons] == [WIDTH - 8, WIDTH, WIDTH]
 
 
-def test_a_target_below_the_floors_is_an_error_that_says_so():
-    with pytest.raises(InputError, match="floors leave only"):
-        allocate_uniform(*_scores(1), _costs(neuron_floor=32), LAYERS * (WIDTH * 72 + 2400) - 1)
+@pytest.mark.parametrize("pools", [TOGETHER, APART])
+def test_a_target_below_the_floors_is_an_error_that_says_so(pools):
+    whole = LAYERS * (WIDTH * NEURON + GROUPS * GROUP)
+    with pytest.raises(InputError, match="leave only"):
+        allocate(_units(1), pools, _limits(neuron_floor=32), whole - 1)

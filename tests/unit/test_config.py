@@ -12,6 +12,7 @@ import yaml
 from pruneflow.config import load_settings, parse_settings, write_settings
 from pruneflow.errors import InputError
 from pruneflow.plan import configure, descent, load_profile, plan
+from pruneflow.pruning.settings import Target
 from tests.conftest import ROOT
 
 WHERE = Path("configs/pipeline.yaml")
@@ -45,7 +46,11 @@ def _changed(values, keys, value):
         ("rounds.r3.ratio", 0, "rounds.r3.ratio is 0"),
         ("rounds.r3.ratio", 1.2, "rounds.r3.ratio is 1.2: .*less than 1"),
         ("rounds.r3.ratio", -1, "rounds.r3.ratio is -1: .*greater than 0"),
-        ("rounds.r3.ratio", 0.1, "rounds.r3.ratio is 0.1, not above 0.135"),
+        (
+            "rounds.r3.ratio",
+            0.1,
+            "r3 is to reach ratio 0.1, and the round before it ratio 0.135",
+        ),
         ("rounds.r3.parent", "r1", "rounds.r3.parent must be r2"),
         ("rounds.r3.ratio", ".nan", "rounds.r3.ratio"),
         ("final_round", "r2", "final_round must be r3"),
@@ -121,7 +126,7 @@ def test_an_unknown_profile_is_refused_and_the_known_are_named(project):
 
 
 def test_a_linear_descent_has_equal_steps():
-    assert descent(0.3, 3, "linear") == {
+    assert descent(Target(ratio=0.3), 3, "linear") == {
         "r1": {"parent": "dense", "ratio": 0.1},
         "r2": {"parent": "r1", "ratio": 0.2},
         "r3": {"parent": "r2", "ratio": 0.3},
@@ -129,7 +134,7 @@ def test_a_linear_descent_has_equal_steps():
 
 
 def test_a_geometric_descent_removes_the_same_share_of_what_is_left():
-    ratios = [step["ratio"] for step in descent(0.5, 4, "geometric").values()]
+    ratios = [step["ratio"] for step in descent(Target(ratio=0.5), 4, "geometric").values()]
     left = [1.0, *(1 - ratio for ratio in ratios)]
     shares = [after / before for before, after in itertools.pairwise(left)]
     assert ratios[-1] == 0.5
@@ -138,7 +143,7 @@ def test_a_geometric_descent_removes_the_same_share_of_what_is_left():
 
 def test_a_plan_changes_the_rounds_and_nothing_else(project):
     before = load_settings()
-    plan(0.3, 6, "geometric")
+    plan(Target(ratio=0.3), 6, "geometric")
     after = load_settings()
     assert list(after.rounds) == ["r1", "r2", "r3", "r4", "r5", "r6"]
     assert (after.final_round, after.rounds["r6"].ratio) == ("r6", 0.3)
@@ -146,18 +151,15 @@ def test_a_plan_changes_the_rounds_and_nothing_else(project):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "rounds", "schedule", "words"),
+    ("goal", "rounds", "schedule", "words"),
     [
-        (0, 3, "linear", "between 0 and 1"),
-        (1.2, 3, "linear", "between 0 and 1"),
-        (0.2, 0, "linear", "1 to 100"),
-        (0.2, 3, "steep", "linear or geometric"),
+        ({"ratio": 0.2}, 0, "linear", "1 to 100"),
+        ({"ratio": 0.2}, 3, "steep", "linear or geometric"),
+        ({"parameters": 100_000_000}, 3, "linear", "run `dvc repro model` first"),
     ],
 )
-def test_a_plan_out_of_range_is_refused_and_changes_nothing(
-    project, ratio, rounds, schedule, words
-):
+def test_a_plan_out_of_range_is_refused_and_changes_nothing(project, goal, rounds, schedule, words):
     before = WHERE.read_text()
     with pytest.raises(InputError, match=words):
-        plan(ratio, rounds, schedule)
+        plan(Target(**goal), rounds, schedule)
     assert WHERE.read_text() == before

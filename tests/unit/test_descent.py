@@ -9,6 +9,7 @@ from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.loading import model_digest, tokenizer_digest
 from pruneflow.models.record import read_record
 from pruneflow.plan import descent
+from pruneflow.pruning.settings import Target
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
             "documents": {"domains": ["prose", "code"]},
             "calibration": {"sequence_length": 16, "sequences": 12},
             "pruning": {"neuron_multiple": 4},
-            "rounds": descent(0.3, 3, "linear"),
+            "rounds": descent(Target(ratio=0.3), 3, "linear"),
             "final_round": "r3",
             **changes,
         }
@@ -65,7 +66,7 @@ def test_every_round_is_a_complete_model_and_the_last_is_delivered(descended):
         directory = stages.CHECKPOINTS / name
         record = read_record(directory)
         assert (record["status"], record["parent"], record["delivered"]) == ("done", parent, name)
-        assert ratio <= record["achieved_ratio"] < ratio + 3 * 4 * 72 / 15_552
+        assert ratio <= record["achieved_ratio"] < ratio + 3 * 4 * 72 / 13_824
         assert record["digest"] == model_digest(directory)
         model = AutoModelForCausalLM.from_pretrained(directory)
         assert sum(p.numel() for p in model.parameters()) == record["parameters"]

@@ -63,7 +63,7 @@ def test_a_source_that_is_not_there_is_one_clear_line(source, words):
 
 def test_an_unsupported_architecture_is_refused_before_loading(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(InputError, match=r"mamba are not supported; supported are llama"):
+    with pytest.raises(InputError, match=r"mamba are not supported; supported are gemma2.*llama"):
         check_source(ModelSettings(source=str(tmp_path)))
 
 
@@ -83,6 +83,30 @@ def test_weights_with_nan_are_refused_and_the_tensor_is_named(tiny_model_directo
     save_file(weights, path, {"format": "pt"})
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
         load_source(ModelSettings(source=str(tiny_model_directory), dtype="float32"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_of_an_odd_type_are_refused_and_the_tensor_is_named(tiny_model_directory, dtype):
+    from safetensors.torch import load_file, save_file
+
+    path = tiny_model_directory / "model.safetensors"
+    weights = load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = weights[name].to(dtype)
+    save_file(weights, path, {"format": "pt"})
+    words = r"layers\.1\.mlp\.up_proj\.weight .*stored as [IF]8"
+    with pytest.raises(InputError, match=words) as caught:
+        load_source(ModelSettings(source=str(tiny_model_directory), dtype="float32"))
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_model_directory_is_never_run(tiny_model_directory):
+    config = json.loads((tiny_model_directory / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (tiny_model_directory / "config.json").write_text(json.dumps({**config, "auto_map": names}))
+    (tiny_model_directory / "own.py").write_text("raise SystemExit('was run')")
+    model, _tokenizer = load_source(ModelSettings(source=str(tiny_model_directory)))
+    assert "auto_map" not in model.config.to_dict()  # nor will a later reader be asked to run it
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(tiny_model_directory):

@@ -43,6 +43,8 @@ def evaluation(which: int, digest: str, parameters: int, weights: int, right: tu
     return {
         "model": {
             "digest": digest,
+            "delivered_digest": digest,
+            "recovery": None,
             "parameters": parameters,
             "block_weights": weights,
             "bytes": 2 * parameters + 33_448,
@@ -79,7 +81,7 @@ def a_round(number: int, share: float, rise: float, weights: int) -> dict[str, A
         "delivered": name,
         "delivered_digest": str(number) * 64,
         "parent": f"r{number - 1}" if number > 1 else "dense",
-        "ratio": 0.07 * number,
+        "target": {"ratio": 0.07 * number},
         "achieved_ratio": share,
         "digest": str(number) * 64,
         "parameters": weights + 28_346_000,
@@ -203,7 +205,7 @@ def test_summary_refuses_evaluations_that_cannot_be_compared(key):
 
 
 def test_summary_refuses_the_evaluation_of_another_model():
-    other = {**PRUNED, "model": {**PRUNED["model"], "digest": "9" * 64}}
+    other = {**PRUNED, "model": {**PRUNED["model"], "delivered_digest": "9" * 64}}
     with pytest.raises(InputError, match="not the one that round r3 left"):
         summarise(evaluation=other)
 
@@ -215,10 +217,13 @@ def test_summary_and_page_survive_a_descent_that_ended_early():
         "delivered": "r2",
         "delivered_digest": "2" * 64,
         "parent": "r2",
-        "ratio": 0.2,
+        "target": {"ratio": 0.2},
         "digest": "2" * 64,
     }
-    delivered = {**PRUNED, "model": {**PRUNED["model"], "digest": "2" * 64}}
+    delivered = {
+        **PRUNED,
+        "model": {**PRUNED["model"], "digest": "2" * 64, "delivered_digest": "2" * 64},
+    }
     rounds = [*ROUNDS[:2], skipped]
     summary = summarise(rounds=rounds, evaluation=delivered)
     assert summary["model"]["delivered"] == "r2"
@@ -254,7 +259,7 @@ def test_page_shows_every_number_of_the_summary():
         expected += [times(values["median"]), decimal(values["min"]), decimal(values["max"])]
     expected += [str(latency[key]) for key in ("threads", "prompt_tokens", "new_tokens", "repeats")]
     for record in summary["rounds"]:
-        expected += [percent(record["ratio"]), percent(record["achieved_ratio"])]
+        expected += [percent(record["target"]["ratio"]), percent(record["achieved_ratio"])]
         expected += [count(record["parameters"]), times(record["mean_ratio"])]
         expected.append(times(record["health"]["worst_ratio"]))
     for domain in DOCUMENTS["domains"].values():

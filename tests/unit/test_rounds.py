@@ -1,33 +1,69 @@
 """A whole round: smaller, refitted on the pruned stream, the same every time."""
 
+import logging
+
 import pytest
 import torch
 
-from pruneflow.config import PruningSettings
 from pruneflow.errors import InputError
-from pruneflow.models.structure import block_weights, layers_of
+from pruneflow.models.structure import block_weights, layers_of, matrix, parameters
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.scores import SCORES
+from pruneflow.pruning.settings import PruningSettings, Target
 from pruneflow.pruning.statistics import sequence_losses
-from pruneflow.pruning.stream import BlockStream
+from tests.conftest import FAMILIES
 
 # A toy's neurons are few and its KV groups coarse.
 TOY = {"neuron_multiple": 4, "min_neuron_share": 0.1}
+BLOCKS = 13_824  # block weights of the tiny Llama: three layers of 1728, and 72 a neuron
 
 
-def _prune(model, tokens, ratio=0.3, dense=None, **settings):
-    dense = dense or DenseShape(block_weights(model), layers_of(model)[0].neurons)
+def _prune(model, tokens, ratio=0.3, dense=None, target=None, **settings):
+    if settings.get("refit") == "none":
+        settings["towards_dense"] = 0
     return prune_round(
-        model, tokens, ratio, dense, PruningSettings(**TOY, **settings), batch_tokens=48
+        model,
+        tokens,
+        target or Target(ratio=ratio),
+        dense or DenseShape.of(model),
+        PruningSettings(**{**TOY, **settings}),
+        batch_tokens=48,
+        stored_bytes=2,
     )
 
 
 @pytest.mark.parametrize("score", sorted(SCORES))
-@pytest.mark.parametrize("refit", ["least_squares", "none"])
-def test_a_round_reaches_its_ratio_and_the_model_still_runs(tiny_model, tiny_tokens, score, refit):
-    result = _prune(tiny_model(), tiny_tokens, score=score, refit=refit)
-    assert 0.3 <= result.achieved_ratio < 0.3 + 3 * 4 * 72 / 15_552
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+def test_a_round_reaches_its_ratio_and_the_model_still_runs(tiny_model, tiny_tokens, score, layout):
+    result = _prune(tiny_model(), tiny_tokens, score=score, layout=layout)
+    step = 4 * 72 * (3 if layout == "uniform" else 1)
+    assert 0.3 <= result.achieved_ratio < 0.3 + step / BLOCKS
     assert torch.isfinite(result.model(input_ids=tiny_tokens["code"]).logits).all()
+    widths = {layer.neurons for layer in layers_of(result.model)}
+    assert len(widths) == 1 or layout == "per_layer"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+def test_every_family_is_pruned_and_refitted(tiny_model, tiny_tokens, family, layout):
+    model = tiny_model(family)
+    before = parameters(model)
+    result = _prune(model, tiny_tokens, layout=layout)
+    assert 0.3 <= result.achieved_ratio < 0.4
+    assert parameters(result.model) < before
+    assert torch.isfinite(result.model(input_ids=tiny_tokens["code"]).logits).all()
+    whole = family in ("opt", "gpt2", "gpt_neox") and layout == "uniform"
+    assert any("Attention stays whole" in note for note in result.notes) == whole
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+def test_a_target_may_be_parameters_or_bytes(tiny_model, tiny_tokens, layout):
+    whole = parameters(tiny_model("qwen2"))
+    finest = 4 * 74 * (3 if layout == "uniform" else 1)  # four neurons with their biases
+    goal = round(0.8 * whole)
+    for target in (Target(parameters=goal), Target(bytes=2 * goal)):
+        result = _prune(tiny_model("qwen2"), tiny_tokens, target=target, layout=layout)
+        assert goal - finest < parameters(result.model) <= goal
 
 
 def test_the_same_round_twice_gives_the_same_bytes(tiny_model, tiny_tokens):
@@ -36,33 +72,82 @@ def test_the_same_round_twice_gives_the_same_bytes(tiny_model, tiny_tokens):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_the_seed_decides_which_labels_are_drawn(tiny_model, tiny_tokens):
+    one, two = (
+        _prune(tiny_model(), tiny_tokens, seed=seed).scores["mask_fisher"].units["neurons"][0]
+        for seed in (0, 1)
+    )
+    assert not torch.equal(one, two)
+
+
 def test_rounds_continue_from_one_another_towards_a_cumulative_ratio(tiny_model, tiny_tokens):
     model = tiny_model()
-    dense = DenseShape(block_weights(model), 40)
+    dense = DenseShape.of(model)
     first = _prune(model, tiny_tokens, 0.2, dense)
     second = _prune(first.model, tiny_tokens, 0.4, dense)
     assert 0.2 <= first.achieved_ratio < 0.4 <= second.achieved_ratio < 0.46
     assert second.achieved_ratio == 1 - block_weights(second.model) / dense.block_weights
 
 
-def test_the_refit_sees_the_stream_of_the_pruned_layers_before_it(tiny_model, tiny_tokens):
-    """Each consumer is the optimum for the inputs that it really gets in the pruned model."""
-    dense = tiny_model()
-    kept = _prune(tiny_model(), tiny_tokens, ridge=1e-10, prune_attention=False)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_each_consumer_is_the_optimum_for_what_it_really_gets(
+    tiny_model, tiny_tokens, family, share, monkeypatch
+):
+    """Of the outputs between the old one on the pruned stream and the unpruned model's."""
+    monkeypatch.setattr("pruneflow.pruning.refit.OUTLIER", 1e9)
+    dense = tiny_model(family)
+    kept = _prune(
+        tiny_model(family), tiny_tokens, ridge=1e-10, units=["neurons"], towards_dense=share
+    )
     tokens = torch.cat(list(tiny_tokens.values()))
-    inputs: dict[str, torch.Tensor] = {}
+    index = 1
+    layer, old = layers_of(kept.model)[index], layers_of(dense)[index]
+    seen: dict[str, torch.Tensor] = {}
 
-    def catch(name):
-        return lambda _module, args: inputs.__setitem__(name, args[0].flatten(0, -2))
+    def catch(name, position=0):
+        def hook(_module, args, output):
+            seen[name] = args[0].flatten(0, -2) if position == 0 else output.flatten(0, -2)
 
-    layer = layers_of(kept.model)[1]
-    # The dense MLP of layer 1, fed with what reaches layer 1 of the pruned model.
-    layer.module.get_submodule("mlp").register_forward_pre_hook(catch("mlp"))
-    layer.mlp_consumer.register_forward_pre_hook(catch("pruned"))
-    kept.model(input_ids=tokens)
-    mlp = layers_of(dense)[1].module.get_submodule("mlp")
-    best = torch.linalg.lstsq(inputs["pruned"], mlp(inputs["mlp"])).solution.T
-    assert torch.allclose(layer.mlp_consumer.weight, best, rtol=1e-4, atol=1e-6)
+        return hook
+
+    def states(model, layers):
+        """What enters the block, what attention adds, what the consumer gets and gives."""
+        block = layers[index]
+        handles = [
+            block.module.register_forward_pre_hook(
+                lambda _m, args, kw: seen.update(
+                    state=(args[0] if args else kw["hidden_states"]).flatten(0, -2)
+                ),
+                with_kwargs=True,
+            ),
+            block.attention_consumer.register_forward_hook(catch("attention", 1)),
+            block.mlp_consumer.register_forward_hook(catch("inputs")),
+            block.mlp_consumer.register_forward_hook(catch("output", 1)),
+        ]
+        model(input_ids=tokens)
+        for handle in handles:
+            handle.remove()
+        return dict(seen)
+
+    unpruned = states(dense, layers_of(dense))
+    pruned = states(kept.model, layers_of(kept.model))
+    # The old MLP, fed with what reaches this block of the pruned model.
+    mixed = tiny_model(family)
+    for place, block in enumerate(layers_of(kept.model)[:index]):
+        mixed.get_submodule(block.family.layers)[place] = block.module
+    before = states(mixed, layers_of(mixed))
+    plain = family != "gemma2"
+
+    def after(found):
+        return found["output"] + (found["state"] + found["attention"] if plain else 0)
+
+    gap = after(unpruned) - after(before)
+    bias = layer.mlp_consumer.bias
+    target = before["output"] + share * gap - (0 if bias is None else bias)
+    best = torch.linalg.lstsq(pruned["inputs"], target).solution.T
+    assert old.neurons > layer.neurons
+    assert torch.allclose(matrix(layer.mlp_consumer), best, rtol=1e-4, atol=1e-6)
 
 
 def test_the_refit_lowers_the_loss_of_what_was_cut(tiny_model, tiny_tokens):
@@ -84,29 +169,38 @@ def test_the_refit_lowers_the_loss_of_what_was_cut(tiny_model, tiny_tokens):
     assert losses["least_squares"] < losses["none"]
 
 
-def test_streaming_block_by_block_is_the_plain_forward_pass(tiny_model, tiny_tokens):
-    model = tiny_model()
-    layers = layers_of(model)
-    tokens = tiny_tokens["prose"]
-    expected: list[torch.Tensor] = []
-    consumer = layers[2].mlp_consumer
-    handle = consumer.register_forward_pre_hook(
-        lambda _module, args: expected.append(args[0].flatten(0, -2))
-    )
-    model(input_ids=tokens)
-    handle.remove()
-    stream = BlockStream(model, layers, tokens, batch_tokens=64)  # batches of 4 and 2
-    stream.advance(layers[0])
-    stream.advance(layers[1])
-    gram = stream.gram(layers[2], consumer)
-    assert torch.allclose(gram, expected[0].T @ expected[0], rtol=1e-9)
-
-
 def test_attention_stays_whole_when_told_to(tiny_model, tiny_tokens):
-    result = _prune(tiny_model(), tiny_tokens, 0.5, prune_attention=False)
-    assert {layer.kv_groups for layer in layers_of(result.model)} == {3}
+    result = _prune(tiny_model(), tiny_tokens, 0.5, units=["neurons"])
+    assert {(layer.kv_groups, layer.heads) for layer in layers_of(result.model)} == {(3, 6)}
 
 
-def test_a_target_that_the_floors_forbid_is_refused(tiny_model, tiny_tokens):
-    with pytest.raises(InputError, match="floors"):
-        _prune(tiny_model(), tiny_tokens, 0.9, prune_attention=False)
+def test_protected_layers_keep_all_they_have(tiny_model, tiny_tokens):
+    result = _prune(tiny_model(), tiny_tokens, ratio=0.2, layout="per_layer", protect_layers=[0, 2])
+    whole = [(layer.neurons, layer.heads) == (40, 6) for layer in layers_of(result.model)]
+    assert whole == [True, False, True]
+
+
+def test_scores_asked_for_beside_the_chosen_one_come_with_the_round(tiny_model, tiny_tokens):
+    result = _prune(tiny_model(), tiny_tokens, also_score=["flap", "wanda_sp"])
+    assert set(result.scores) == {"mask_fisher", "flap", "wanda_sp"}
+    assert result.scores["flap"].units["heads"][2].shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ratio": 0.9, "units": ["neurons"]}, "leave only"),
+        ({"layout": "per_layer", "protect_layers": [3]}, "layer 3, and the model's layers"),
+        ({"layout": "per_layer", "protect_layers": [0, 1, 2]}, "protected layers leave only 0"),
+    ],
+)
+def test_a_target_that_cannot_be_reached_is_refused(tiny_model, tiny_tokens, settings, words):
+    with pytest.raises(InputError, match=words):
+        _prune(tiny_model(), tiny_tokens, **settings)
+
+
+def test_a_singular_layer_is_refitted_with_a_larger_ridge(tiny_model, tiny_tokens, caplog):
+    with caplog.at_level(logging.WARNING):
+        one = {"only": tiny_tokens["prose"][:1, :3]}  # fewer tokens than channels
+        result = _prune(tiny_model(), one, ridge=1e-20)
+    assert torch.isfinite(result.model(input_ids=tiny_tokens["code"]).logits).all()

@@ -1,0 +1,1 @@
+"""Scripts that measure the engine; no part of the installed package."""

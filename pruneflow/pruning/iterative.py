@@ -1,0 +1,241 @@
+"""Iterative pruning as one call: rounds of score, cut and refit on a model in memory."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from pruneflow.artifacts import sha256_json, staged_directory
+from pruneflow.calibration.blocks import CalibrationSet
+from pruneflow.config import ComputeSettings
+from pruneflow.errors import InputError
+from pruneflow.evaluation.perplexity import perplexity_by_domain
+from pruneflow.models.record import read_record, write_record
+from pruneflow.pruning.rounds import DenseShape, prune_round
+from pruneflow.pruning.schedule import Schedule, next_weights, targets
+from pruneflow.pruning.settings import PruningSettings, Target
+from pruneflow.schema import Count
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pruneflow.evaluation.perplexity import DomainLoss
+
+log = logging.getLogger(__name__)
+
+
+class Recipe(Target, PruningSettings):
+    """How to prune: how small, in how many rounds, and how each round goes.
+
+    One of `ratio`, `parameters` and `bytes` says how small; see PruningSettings for one round.
+
+    Example: ``Recipe(ratio=0.2, rounds=3, layout="per_layer")``.
+    """
+
+    rounds: Count = Field(5, description="In how many rounds.")
+    schedule: Schedule = Field(
+        "linear", description="linear (equal steps) or geometric (equal shares of what is left)."
+    )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a recipe made.
+
+    Attributes:
+        model: the pruned model, weights frozen.
+        achieved_ratio: share of the dense model's block weights that is gone.
+        rounds: for each round its target, achieved ratio, domain weights, calibration losses by
+            domain, held-out losses (where there is held-out text) and notes.
+    """
+
+    model: "PreTrainedModel"
+    achieved_ratio: float
+    rounds: list[dict[str, Any]]
+
+
+def prune(
+    model: "PreTrainedModel",
+    calibration: "CalibrationSet | Mapping[str, torch.Tensor]",
+    recipe: Recipe,
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    directory: Path | None = None,
+    batch_tokens: int = 2048,
+    backward_batch_tokens: int = 1024,
+) -> Pruned:
+    """Prune a model in rounds.
+
+    Args:
+        model: the dense model; it is cut in place, so load it anew to have it back.
+        calibration: a calibration set, or token ids by domain, ``[sequences, tokens]`` each,
+            without padding.
+        recipe: what to do.
+        tokenizer: saved with every round; needed with `directory`.
+        directory: where every round is written as a model directory, ``r1`` and so on. Rounds
+            that are there already, of the same model, recipe and text, are not done again.
+        batch_tokens: tokens in one forward pass (a memory bound).
+        backward_batch_tokens: tokens in one forward and backward pass, which keeps activations.
+
+    Raises:
+        InputError: the model's weights hold NaN or infinity or are of another type than float32,
+            float64 or bfloat16, the text is of another tokenizer, the target cannot be reached,
+            or a round in `directory` is of another run.
+        DamagedArtifactError: a round in `directory` is damaged.
+    """
+    from pruneflow.models.loading import check_weights
+
+    blocks, validation = _splits(calibration)
+    _check_tokens(model, blocks)
+    check_weights(model)
+    if directory is not None and tokenizer is None:
+        raise InputError("prune: with a directory give the tokenizer too: rounds are saved with it")
+    whole = _whole(model, recipe)
+    goal = Target(ratio=recipe.ratio, parameters=recipe.parameters, bytes=recipe.bytes)
+    dense = DenseShape.of(model)
+    run = _identity(model, blocks, validation, recipe) if directory else ""
+
+    def losses(network: "PreTrainedModel", label: str) -> "dict[str, DomainLoss]":
+        """Held-out losses, where the closed loop asks for them."""
+        if not validation or recipe.domain_feedback == 0:
+            return {}
+        return perplexity_by_domain(network, validation, batch_tokens, f"{label} validation")
+
+    dense_losses = losses(model, "dense")
+    weights: dict[str, float] = {}
+    rounds: list[dict[str, Any]] = []
+    for number, target in enumerate(targets(goal, recipe.rounds, recipe.schedule, whole), start=1):
+        name = f"r{number}"
+        place = directory / name if directory else None
+        if place is not None and place.is_dir():
+            model, facts = _resume(place, run, model)
+        else:
+            result = prune_round(
+                model,
+                blocks,
+                target,
+                dense,
+                recipe,
+                weights=weights,
+                stored_bytes=model.dtype.itemsize,
+                batch_tokens=batch_tokens,
+                backward_batch_tokens=backward_batch_tokens,
+                label=name,
+            )
+            model = result.model
+            facts = {
+                "round": name,
+                "target": target.model_dump(),
+                "achieved_ratio": result.achieved_ratio,
+                "weights": weights,
+                "calibration_losses": result.scores[recipe.score].losses,
+                "losses": losses(model, name),
+                "notes": result.notes,
+            }
+            if place is not None:
+                _save(place, run, model, tokenizer, dense, facts)
+        rounds.append(facts)
+        if dense_losses and facts["losses"]:
+            weights = next_weights(weights, dense_losses, facts["losses"], recipe.domain_feedback)
+    return Pruned(model, rounds[-1]["achieved_ratio"], rounds)
+
+
+def _splits(
+    calibration: "CalibrationSet | Mapping[str, torch.Tensor]",
+) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
+    if isinstance(calibration, CalibrationSet):
+        return calibration.blocks["calibration"], calibration.blocks.get("validation", {})
+    return dict(calibration), {}
+
+
+def _check_tokens(model: "PreTrainedModel", blocks: "dict[str, torch.Tensor]") -> None:
+    if not blocks:
+        raise InputError("prune: there is no calibration text: give it at least one domain")
+    known = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    for domain, tokens in blocks.items():
+        if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] < 2:
+            raise InputError(
+                f"prune: domain {domain} has no blocks [sequences, tokens] (shape "
+                f"{list(tokens.shape)}): give it more text"
+            )
+        if int(tokens.min()) < 0 or int(tokens.max()) >= known:
+            raise InputError(
+                f"prune: domain {domain} holds token {int(tokens.max())}, and the model knows "
+                f"{known} tokens: make its blocks with the model's own tokenizer"
+            )
+
+
+def _whole(model: "PreTrainedModel", recipe: Recipe) -> int | None:
+    from pruneflow.models.structure import parameters
+
+    if recipe.ratio is not None:
+        return None
+    return parameters(model) * (1 if recipe.parameters is not None else model.dtype.itemsize)
+
+
+def _identity(
+    model: "PreTrainedModel",
+    blocks: "dict[str, torch.Tensor]",
+    validation: "dict[str, torch.Tensor]",
+    recipe: Recipe,
+) -> str:
+    """Digest of all that decides what the rounds come to."""
+    from pruneflow.models.loading import tensors_digest
+
+    return sha256_json(
+        {
+            "model": tensors_digest(model.state_dict()),
+            "calibration": tensors_digest(blocks),
+            "validation": tensors_digest(validation),
+            "recipe": recipe.model_dump(mode="json"),
+        }
+    )
+
+
+def _save(
+    place: Path,
+    run: str,
+    model: "PreTrainedModel",
+    tokenizer: Any,
+    dense: DenseShape,
+    facts: dict[str, Any],
+) -> None:
+    from pruneflow.models.export import save
+    from pruneflow.models.loading import model_digest
+
+    with staged_directory(place) as folder:
+        save(model, tokenizer, folder, model.dtype)
+        digest = model_digest(folder)
+        write_record(
+            folder,
+            status="done",
+            delivered=facts["round"],
+            delivered_digest=digest,
+            digest=digest,
+            dense={"block_weights": dense.block_weights, "neurons": dense.neurons},
+            run=run,
+            **facts,
+        )
+
+
+def _resume(
+    place: Path, run: str, model: "PreTrainedModel"
+) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    from pruneflow.models.loading import load_model
+
+    record = read_record(place)
+    if record.get("run") != run:
+        raise InputError(
+            f"{place} is a round of another run (model, text or recipe differ): give another "
+            "directory, or delete it"
+        )
+    compute = ComputeSettings(
+        device=model.device.type, dtype=str(model.dtype).removeprefix("torch.")
+    )
+    loaded, _ = load_model(place, compute)
+    log.info("%s: taken from %s", record["round"], place)
+    return loaded, record

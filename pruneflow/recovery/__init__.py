@@ -1,0 +1,1 @@
+"""Recovery: distillation of the dense parent into the pruned model."""

@@ -1,0 +1,60 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) as the trained part, merged into the weights after.
+
+The weights themselves stay in their type and get no gradients or moments: beyond one model in
+memory there are the adapters alone.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pruneflow.models.structure import layers_of
+from pruneflow.recovery.settings import RecoverySettings
+from pruneflow.recovery.trainee import Trainee, restore_types, widen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def adapters(student: "PreTrainedModel", settings: RecoverySettings) -> Trainee:
+    """Put an adapter beside every linear layer of the blocks.
+
+    The first matrices are drawn from torch's generator, the second are 0: at first the model
+    computes what it did.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    types = {name: parameter.dtype for name, parameter in student.named_parameters()}
+    linears = block_linears(student)
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=list(linears),
+        fan_in_fan_out=any(_is_transposed(linear) for linear in linears.values()),
+    )
+    wrapped: Any = get_peft_model(student.eval(), config)
+
+    def merge() -> "PreTrainedModel":
+        widen(wrapped)  # so that weight + adapter is rounded once
+        merged = wrapped.merge_and_unload(safe_merge=True)
+        return restore_types(merged, types)
+
+    chosen = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    return Trainee(wrapped, chosen, merge)
+
+
+def block_linears(model: "PreTrainedModel") -> dict[str, Any]:
+    """The linear layers of a model's blocks by their names in the model, GPT-2's Conv1D too."""
+    from torch.nn import Linear
+
+    names = {id(module): name for name, module in model.named_modules()}
+    return {
+        names[id(module)]: module
+        for layer in layers_of(model)
+        for module in layer.module.modules()
+        if isinstance(module, Linear) or _is_transposed(module)
+    }
+
+
+def _is_transposed(module: Any) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)

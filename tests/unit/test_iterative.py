@@ -1,0 +1,136 @@
+"""A recipe runs its rounds, goes on from those on disk, and refuses what is not its own."""
+
+import json
+
+import pytest
+import torch
+
+from pruneflow import CalibrationSet, Recipe, evaluate, load_model, prune, save_model
+from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.models.structure import block_weights, layers_of
+from pruneflow.pruning.schedule import next_weights, targets
+from pruneflow.pruning.settings import Target
+
+TOY = {"neuron_multiple": 4, "rounds": 3}
+
+
+def _prune(model, tokens, directory=None, tokenizer=None, **changes):
+    recipe = Recipe(**{"ratio": 0.3, **TOY, **changes})
+    return prune(model, tokens, recipe, directory=directory, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "geometric"])
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+def test_a_recipe_reaches_its_ratio_round_by_round(tiny_model, tiny_tokens, schedule, layout):
+    model = tiny_model()
+    dense = block_weights(model)
+    result = _prune(model, tiny_tokens, schedule=schedule, layout=layout)
+    assert result.achieved_ratio == 1 - block_weights(result.model) / dense
+    planned = targets(Target(ratio=0.3), 3, schedule)
+    for facts, target in zip(result.rounds, planned, strict=True):
+        assert facts["target"] == target.model_dump()
+        assert target.ratio <= facts["achieved_ratio"] < target.ratio + 0.07
+    assert torch.isfinite(result.model(input_ids=tiny_tokens["code"]).logits).all()
+
+
+def test_rounds_on_disk_are_not_done_again_and_end_in_the_same_bytes(
+    tiny_model, tiny_tokens, tiny_tokenizer, tmp_path
+):
+    def run():
+        model = tiny_model(vocab_size=400).float()
+        return _prune(model, tiny_tokens, tmp_path / "rounds", tiny_tokenizer)
+
+    whole = run().model.state_dict()
+    written = (tmp_path / "rounds/r1/model.safetensors").stat().st_mtime_ns
+    for path in sorted((tmp_path / "rounds/r3").iterdir()):
+        path.unlink()
+    (tmp_path / "rounds/r3").rmdir()
+    resumed = run().model.state_dict()
+    assert (tmp_path / "rounds/r1/model.safetensors").stat().st_mtime_ns == written
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    again = run().rounds
+    assert [facts["round"] for facts in again] == ["r1", "r2", "r3"]
+
+
+def test_a_round_of_another_run_or_a_damaged_one_is_refused(
+    tiny_model, tiny_tokens, tiny_tokenizer, tmp_path
+):
+    def run(**changes):
+        model = tiny_model(vocab_size=400).float()
+        return _prune(model, tiny_tokens, tmp_path, tiny_tokenizer, rounds=1, **changes)
+
+    run()
+    with pytest.raises(InputError, match="another run"):
+        run(seed=5)
+    weights = tmp_path / "r1/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(DamagedArtifactError, match="damaged"):
+        run()
+    (tmp_path / "r1/round.json").write_text(json.dumps({"round": "r1"}))
+    with pytest.raises(DamagedArtifactError, match="not a record"):
+        run()
+
+
+def test_a_model_with_nan_is_refused_by_the_name_of_the_tensor(tiny_model, tiny_tokens):
+    model = tiny_model()
+    model.model.layers[1].mlp.up_proj.weight.data[3, 2] = torch.nan
+    with pytest.raises(InputError, match=r"layers.1.mlp.up_proj.weight holds NaN"):
+        _prune(model, tiny_tokens)
+
+
+def test_text_of_another_tokenizer_is_refused(tiny_model, tiny_tokens):
+    with pytest.raises(InputError, match="token 97, and the model knows 97"):
+        _prune(tiny_model(), {"prose": tiny_tokens["prose"] + 97 - tiny_tokens["prose"].max()})
+    with pytest.raises(InputError, match="no calibration text"):
+        _prune(tiny_model(), {})
+
+
+def test_a_goal_that_is_no_smaller_is_refused(tiny_model, tiny_tokens):
+    with pytest.raises(InputError, match="ask for less"):
+        _prune(tiny_model(), tiny_tokens, ratio=None, parameters=10**9)
+
+
+def test_the_closed_loop_raises_the_weight_of_the_domain_that_lost_most():
+    def losses(**nats):
+        return {name: {"nll": 10 * value, "tokens": 10} for name, value in nats.items()}
+
+    dense, pruned = losses(a=2.0, b=3.0, c=1.0), losses(a=2.1, b=4.0, c=1.1)
+    weights = next_weights({"c": 2.0}, dense, pruned, 1.0)
+    assert sum(weights.values()) == pytest.approx(3)
+    assert weights["b"] / weights["a"] == pytest.approx(2.718281828 ** (1.0 - 0.4))
+    assert weights["c"] / weights["a"] == pytest.approx(2)
+    off = next_weights({"c": 2.0}, dense, pruned, 0.0)
+    assert off == pytest.approx({"a": 0.75, "b": 0.75, "c": 1.5})
+
+
+def test_the_closed_loop_runs_on_held_out_text(tiny_model, tiny_tokenizer):
+    texts = {
+        "licence": [f"Clause {n}: nothing is warranted in case {n * n}." for n in range(90)],
+        "code": [f"def f{n}(x):\n    return x * {n} + {n % 7}\n" for n in range(90)],
+    }
+    chosen = CalibrationSet.from_texts(texts, tiny_tokenizer, sequences=12, sequence_length=32)
+    result = _prune(tiny_model(vocab_size=400), chosen, domain_feedback=3.0)
+    assert result.rounds[0]["weights"] == {}
+    second = result.rounds[1]["weights"]
+    assert set(second) == {"licence", "code"} and second["code"] != second["licence"]
+
+
+def test_the_front_door_loads_prunes_saves_and_measures(
+    tiny_model_directory, tiny_tokenizer, tmp_path
+):
+    model, tokenizer = load_model(tiny_model_directory, dtype="float32", device="cpu")
+    texts = {"numbers": [f"{n} and {n + 1} make {2 * n + 1}. " * 3 for n in range(60)]}
+    chosen = CalibrationSet.from_texts(texts, tokenizer, sequences=8, sequence_length=32)
+    result = prune(model, chosen, Recipe(ratio=0.2, rounds=1, neuron_multiple=4))
+    save_model(result.model, tokenizer, tmp_path / "smaller")
+    with pytest.raises(InputError, match="exists already"):
+        save_model(result.model, tokenizer, tmp_path / "smaller")
+    again, _ = load_model(tmp_path / "smaller", dtype="float32", device="cpu")
+    assert layers_of(again)[0].neurons < 40
+    measured = [evaluate(network, chosen)["numbers"]["nll"] for network in (result.model, again)]
+    assert measured[0] == measured[1]
+
+
+def test_too_little_text_for_a_calibration_set_is_refused(tiny_tokenizer):
+    with pytest.raises(InputError, match=r"domain few has .* are asked for"):
+        CalibrationSet.from_texts({"few": ["a short text", "another"]}, tiny_tokenizer)
