@@ -48,7 +48,7 @@ class ScoreInputs:
         seed: for scores that draw.
         label: names the progress bar.
         gradient: whose gradient the pass takes; a name in `statistics.GRADIENTS`. It is every
-            gradient score's: LLM-Pruner's `weight_gradient`, for one, wants ``true``.
+            gradient score's: LLM-Pruner's `weight_gradient`, for one, wants ``text``.
         draws: backward passes of each batch, averaged.
     """
 
@@ -57,7 +57,7 @@ class ScoreInputs:
     batch_tokens: int
     seed: int
     label: str
-    gradient: str = "true"
+    gradient: str = "text"
     draws: int = 1
 
 

@@ -65,7 +65,7 @@ class PruningSettings(Settings):
         default=["first_order", "wanda_sp", "flap", "magnitude"],
         description="Scores kept beside it for comparison; these cost no pass of their own.",
     )
-    fisher_labels: Literal["sampled", "true"] = Field(
+    fisher_labels: Literal["sampled", "text"] = Field(
         "sampled",
         description="Next tokens whose loss is differentiated: drawn from the model's own "
         "distribution (the Fisher information) or the text's (the empirical one).",

@@ -85,7 +85,7 @@ def collect(
     label: str,
     *,
     needs: Collection[str] = (ACTIVATIONS, MASKS),
-    gradient: str = "true",
+    gradient: str = "text",
     draws: int = 1,
     seed: int = 0,
 ) -> Statistics:
@@ -302,7 +302,7 @@ def wide(tensor: "torch.Tensor") -> "torch.Tensor":
 # [n, T] and uniform noise [n, T] makes the token losses to differentiate, [n, T].
 
 
-def _true(
+def _text(
     _logits: "torch.Tensor", losses: "torch.Tensor", _noise: "torch.Tensor"
 ) -> "torch.Tensor":
     """The loss of the text itself: with it mask-Fisher is the empirical Fisher information."""
@@ -324,7 +324,7 @@ def _sampled(
     return _cross_entropy(logits, targets)
 
 
-GRADIENTS = {"true": _true, "sampled": _sampled}
+GRADIENTS = {"text": _text, "sampled": _sampled}
 
 
 def _noise(shape: "torch.Size", seed: int, first: int, draw: int) -> "torch.Tensor":

@@ -10,6 +10,7 @@ from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.structure import block_weights, layers_of
 from pruneflow.pruning.schedule import next_weights, targets
 from pruneflow.pruning.settings import Target
+from tests.conftest import ROOT
 
 TOY = {"neuron_multiple": 4, "rounds": 3}
 
@@ -129,6 +130,24 @@ def test_the_front_door_loads_prunes_saves_and_measures(
     assert layers_of(again)[0].neurons < 40
     measured = [evaluate(network, chosen)["numbers"]["nll"] for network in (result.model, again)]
     assert measured[0] == measured[1]
+
+
+def test_the_readme_example_runs(tiny_model_directory, tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    example = text.split("```python\n")[1].split("```")[0]
+    for large, small in (
+        ("sequences=96, sequence_length=128", "sequences=8, sequence_length=32"),
+        ("rounds=3", "rounds=2, neuron_multiple=4"),
+        ("token_budget=1_000_000", "token_budget=600"),
+    ):
+        assert large in example
+        example = example.replace(large, small)
+    tiny_model_directory.rename(tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path)
+    documents = [f"{n} and {n + 1} make {2 * n + 1}, and so on. " * 2 for n in range(60)]
+    exec(compile(example, "README.md", "exec"), {"prose": documents, "code": documents[::-1]})
+    smaller, _ = load_model(tmp_path / "my-smaller-model", device="cpu")
+    assert layers_of(smaller)[0].neurons < 40
 
 
 def test_too_little_text_for_a_calibration_set_is_refused(tiny_tokenizer):
