@@ -6,8 +6,10 @@ from pruneflow import stages
 from pruneflow.artifacts import read_json, write_manifest
 from pruneflow.config import parse_settings, write_settings
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.loading import model_digest, tokenizer_digest
+from pruneflow.models.loading import load_model, model_digest, tokenizer_digest
 from pruneflow.models.record import read_record
+from pruneflow.models.structure import block_weights
+from pruneflow.paths import RECOVERY
 from pruneflow.plan import descent
 from pruneflow.pruning.settings import Target
 
@@ -36,16 +38,16 @@ def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
     stages.model(settings())
     generator = torch.Generator().manual_seed(2)
     stages.CALIBRATION_SET.mkdir(parents=True)
-    save_file(
-        {
-            f"{split}/{domain}": torch.randint(
-                0, 400, (6, 16), generator=generator, dtype=torch.int32
-            )
-            for split in ("calibration", "validation")
-            for domain in ("prose", "code")
-        },
-        stages.CALIBRATION_SET / "blocks.safetensors",
-    )
+    blocks = {
+        f"{split}/{domain}": torch.randint(0, 400, (6, 16), generator=generator, dtype=torch.int32)
+        for split in ("calibration", "validation")
+        for domain in ("prose", "code")
+    }
+    # Random tokens teach nothing about others: recovery is measured on what it trains on.
+    blocks |= {
+        f"recovery/{name}": blocks[f"validation/{name}"].clone() for name in ("prose", "code")
+    }
+    save_file(blocks, stages.CALIBRATION_SET / "blocks.safetensors")
     dense = stages.CHECKPOINTS / "dense"
     write_manifest(stages.CALIBRATION_SET, tokenizer=tokenizer_digest(dense))
     return settings
@@ -171,3 +173,34 @@ def test_what_a_round_says_of_its_model_is_true_of_the_stored_one(descended):
         perplexity_by_domain(model, blocks, settings.compute.batch_tokens, "again")
         == read_record(stages.CHECKPOINTS / "r1")["validation"]["pruned"]
     )
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+def test_the_delivered_round_is_recovered_where_that_is_asked_for(descended, layout):
+    recovery = {"token_budget": 480, "batch_sequences": 2, "evaluate_every": 5}
+    settings = descended(
+        pruning={"neuron_multiple": 4, "layout": layout},
+        recovery={**recovery, "learning_rate": 0.001, "checkpoint_every": 4},
+    )
+    _descend(settings)
+    delivered, made = (read_record(path) for path in (stages.CHECKPOINTS / "r3", stages.MODEL))
+    assert made["recovered_from"] == made["delivered_digest"] == delivered["digest"]
+    assert made["digest"] == model_digest(stages.MODEL) != delivered["digest"]
+    assert made["recovery"]["steps"] == 15
+    losses = [row["validation_loss"] for row in made["recovery"]["history"]]
+    assert min(losses) < losses[0]
+    assert not RECOVERY.exists()
+    network, _ = load_model(stages.MODEL, settings.compute)
+    assert block_weights(network) == delivered["block_weights"]
+
+
+def test_rounds_keep_every_score_and_how_domains_disagree(descended):
+    from safetensors.torch import load_file
+
+    stages.prune(descended(), "r1")
+    folder = stages.CHECKPOINTS / "r1/statistics"
+    rows = read_json(folder / "scores.json")["rows"]
+    assert set(rows) == {"mask_fisher", "first_order", "wanda_sp", "flap", "magnitude"}
+    assert load_file(folder / "scores.safetensors")["flap.heads.001"].shape == (2, 6)
+    kinds = read_json(folder / "disagreement.json")["kinds"]
+    assert -1 <= kinds["neurons"]["correlations"][0]["pooled"] <= 1
