@@ -174,7 +174,12 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
                 "history": result.history,
             },
         )
-    shutil.rmtree(RECOVERY, ignore_errors=True)
+    if RECOVERY.is_dir():
+        # Renamed first: a kill must not leave half a checkpoint under the name that is read.
+        done = RECOVERY.with_name("recovery.done")
+        shutil.rmtree(done, ignore_errors=True)
+        RECOVERY.rename(done)
+        shutil.rmtree(done)
 
 
 def _target(settings: PipelineSettings, name: str) -> dict[str, Any]:
