@@ -14,12 +14,10 @@ import argparse
 import copy
 import importlib.util
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +27,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import yaml
 
 from benchmarks import bench_v1
+from benchmarks.machine import load, machine, peak_gib, reset_peak
 from benchmarks.peers import PEERS
 from benchmarks.quality_table import continued, merge, show, with_ratios
 from pruneflow.artifacts import write_json
-from pruneflow.config import ComputeSettings, ModelSettings
+from pruneflow.config import ComputeSettings
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.evaluation.perplexity import perplexity_by_domain
-from pruneflow.models.loading import load_source, resolve_device
+from pruneflow.models.loading import resolve_device
 from pruneflow.models.structure import block_weights, parameters
 
 RESULTS = Path(__file__).parent / "results"
@@ -53,6 +52,7 @@ class Setup:
     length: int
     windows: int
     rounds: int
+    fisher_draws: int
     recovery_tokens: int
     obs_units_at_once: int
     window_length: int = 1024
@@ -154,7 +154,7 @@ def pruned(
     blocks = bench.blocks(row.domains, row.split)
     rounds = 1 if row.one_shot else setup.rounds
     values = {"ratio": ratio, "rounds": rounds, "layout": row.layout, "seed": setup.seed}
-    values |= row.recipe | recipe
+    values |= {"fisher_draws": setup.fisher_draws} | row.recipe | recipe
     model = ours(model, blocks, bench.batch_tokens, **values)
     if row.recovery:
         model = recovered(model, bench)
@@ -172,7 +172,7 @@ def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> di
         "ratio": ratio,
         "device": bench.dense.device.type,
     }
-    _reset_peak()
+    reset_peak()
     start = time.perf_counter()
     try:
         model = bench.dense
@@ -180,7 +180,7 @@ def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> di
             model, how = pruned(name, ratio, bench, recipe)
             facts |= how
         facts["seconds"] = round(time.perf_counter() - start, 1)
-        facts["peak_gib"] = _peak_gib()
+        facts["peak_gib"] = peak_gib()
         facts |= {
             "achieved": 1 - block_weights(model) / block_weights(bench.dense),
             "parameters": parameters(model),
@@ -190,74 +190,6 @@ def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> di
     except Exception as error:  # noqa: BLE001 - a row that fails must not take the table with it
         facts["error"] = f"{type(error).__name__}: {error}"
     return facts
-
-
-def load(source: str, dtype: str, device: str) -> tuple[Any, Any]:
-    """The dense model and its tokenizer, from whatever `model.source` may be.
-
-    Older transformers dequantise a GGUF file without being asked and know no `GgufConfig`.
-    """
-    model: Any
-    try:
-        model, tokenizer = load_source(ModelSettings(source=source, dtype=dtype))
-    except (ImportError, AttributeError, TypeError):
-        if not source.endswith(".gguf"):
-            raise
-        model, tokenizer = _load_gguf(Path(source), dtype)
-    return model.to(device), tokenizer
-
-
-def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where: dict[str, Any] = {"gguf_file": path.name}
-    wanted = getattr(torch, dtype)
-    found: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=wanted, **where)
-    values = found.config.to_dict()
-    values.pop("quantization_config", None)
-    # What was loaded calls itself quantised: the same weights go into a model that does not.
-    model: Any = type(found)(type(found.config).from_dict(values))
-    for parameter in model.parameters():  # buffers stay float32: rotary frequencies
-        parameter.data = parameter.data.to(wanted)
-    model.load_state_dict(found.state_dict())
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-    return model.eval().requires_grad_(False), tokenizer
-
-
-def _reset_peak() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_gib() -> float | None:
-    """Most memory held since `_reset_peak`: the GPU's, else the process's (Linux alone)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-    return round(int(line.split()[1]) / 2**20, 2)
-
-
-def _machine(device: str) -> dict[str, Any]:
-    import torch
-
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "numpy", "optipfair"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    return {"versions": versions, "device": name, "cores": os.cpu_count()}
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -272,6 +204,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         length=arguments.length or (128 if quick else 512),
         windows=arguments.windows or (2 if quick else 100),
         rounds=arguments.rounds or (1 if quick else 5),
+        fisher_draws=1 if quick else 4,
         recovery_tokens=arguments.recovery_tokens,
         obs_units_at_once=8 if quick else 1,
     )
@@ -299,8 +232,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.batch_tokens or (8192 if device == "cuda" else 2048),
     )
     machines = done["machines"]
-    if _machine(device) not in machines:
-        machines.append(_machine(device))
+    if machine(device) not in machines:
+        machines.append(machine(device))
     for name, ratio in todo:
         rows.append(measure(name, ratio, bench, recipe))
         done |= {"setup": asdict(setup), "machines": machines, "rows": with_ratios(rows, ROWS)}

@@ -1,0 +1,80 @@
+"""The machine a benchmark runs on: the model loaded there, memory at its peak, versions."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pruneflow.config import ModelSettings
+from pruneflow.models.loading import load_source
+
+
+def load(source: str, dtype: str, device: str) -> tuple[Any, Any]:
+    """The dense model and its tokenizer, from whatever `model.source` may be.
+
+    Older transformers dequantise a GGUF file without being asked and know no `GgufConfig`.
+    """
+    model: Any
+    try:
+        model, tokenizer = load_source(ModelSettings(source=source, dtype=dtype))
+    except (ImportError, AttributeError, TypeError):
+        if not source.endswith(".gguf"):
+            raise
+        model, tokenizer = _load_gguf(Path(source), dtype)
+    return model.to(device), tokenizer
+
+
+def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": path.name}
+    wanted = getattr(torch, dtype)
+    found: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=wanted, **where)
+    values = found.config.to_dict()
+    values.pop("quantization_config", None)
+    # What was loaded calls itself quantised: the same weights go into a model that does not.
+    model: Any = type(found)(type(found.config).from_dict(values))
+    for parameter in model.parameters():  # buffers stay float32: rotary frequencies
+        parameter.data = parameter.data.to(wanted)
+    model.load_state_dict(found.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def reset_peak() -> None:
+    """Start to watch for the most memory held."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gib() -> float | None:
+    """Most memory held since `reset_peak`: the GPU's, else the process's (Linux alone)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    return round(int(line.split()[1]) / 2**20, 2)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What `device` is, and the versions of what computes there."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "numpy", "optipfair"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    return {"versions": versions, "device": name, "cores": os.cpu_count()}
