@@ -10,13 +10,14 @@ balance of neurons and attention, has an effect; `per_layer` takes them as they 
 first where activations are small. Their papers use uniform widths.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pruneflow.errors import InputError, PruneflowError
+from pruneflow.errors import InputError
 from pruneflow.models.structure import layers_of, matrix
 from pruneflow.progress import track
+from pruneflow.pruning.obs import removal_errors
 from pruneflow.pruning.statistics import (
     ACTIVATIONS,
     KINDS,
@@ -258,50 +259,6 @@ def obs(inputs: ScoreInputs, statistics: Statistics) -> Scores:
             stream.advance(layer)
     units = {kind: [torch.stack(by_domain) for by_domain in rows[kind]] for kind in KINDS}
     return Scores(list(inputs.blocks), units, statistics.losses)
-
-
-def removal_errors(
-    weight: "torch.Tensor", gram: "torch.Tensor", widths: Collection[int], ridge: float
-) -> list["torch.Tensor"]:
-    """Half the squared output error that removing a unit costs after a least-squares refit.
-
-    With ``P = (H + lambda I)^-1`` and ``B_g`` the rows of ``B = W^T`` that belong to unit g:
-    ``1/2 tr(B_g^T (P_gg)^-1 B_g)``, for a single channel ``1/2 |W_:j|^2 / P_jj`` (Optimal Brain
-    Surgeon; for groups OSSCAR, arXiv 2403.12983).
-
-    Args:
-        weight: ``[d_out, m]``.
-        gram: ``H = X^T X``, ``[m, m]``.
-        widths: channels of a unit, for each way to divide the m channels into units.
-        ridge: lambda as a share of the mean diagonal of H.
-
-    Returns:
-        For each of `widths` ``[m / width]`` float64 on the CPU.
-
-    Raises:
-        PruneflowError: H is NaN or infinite, or not positive definite with the ridge.
-    """
-    import torch
-
-    h = gram.double()
-    scale = h.diagonal().mean()
-    if float(scale) == 0.0:  # no token ever reached it: nothing to lose
-        return [h.new_zeros(len(h) // width).cpu() for width in widths]
-    h = h + ridge * scale * torch.eye(len(h), dtype=h.dtype, device=h.device)
-    factor, failed = torch.linalg.cholesky_ex(h)
-    if int(failed) != 0 or not bool(torch.isfinite(factor).all()):
-        raise PruneflowError("the Gram matrix of a layer is not positive definite, or not finite")
-    inverse = torch.cholesky_inverse(factor)
-    columns = weight.detach().double().T.to(h.device)
-    errors = []
-    for width in widths:
-        units = len(h) // width
-        squares = inverse.unflatten(0, (units, width)).unflatten(2, (units, width))
-        own = squares.diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [units, width, width]
-        mine = columns.unflatten(0, (units, width))  # [units, width, d_out]
-        solved = torch.cholesky_solve(mine, torch.linalg.cholesky(own))
-        errors.append(0.5 * (mine * solved).sum((1, 2)).cpu())
-    return errors
 
 
 @score("magnitude")
