@@ -1,4 +1,4 @@
-"""The user's command line: `pruneflow configure | plan | run | status | promote | rollback`.
+"""The user's command line: `pruneflow configure | plan | run | data | status | ...`.
 
 Nothing heavy is imported before a command needs it, so that `pruneflow --help` answers at once.
 """
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.data_cli import app as data_app
+from flows.running import run_flow, set_environment
 from pruneflow.errors import InputError, PruneflowError, report
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
@@ -107,7 +110,7 @@ def run() -> None:
         settings = preflight()
         os.environ.update(environment)
         set_environment()
-        outcome = _run_flow()
+        outcome = run_flow()
     _print_outcome(outcome, settings)
     if outcome.version is None:
         raise typer.Exit(REFUSED)
@@ -184,99 +187,23 @@ def stage(
     stages.run_stage_by_name(name)
 
 
-@app.command()
-def lock_sources() -> None:
-    """Write data/sources.lock anew: sha256 of every file that installed packages give.
-
-    Example: pruneflow lock-sources
-    """
-    _enter_workspace()
-    from pruneflow import paths
-    from pruneflow.calibration import sources
-
-    sources.lock_sources(paths.DOMAINS_FILE, paths.SOURCES_LOCK, paths.LM_EVAL)
-
-
 def preflight() -> "PipelineSettings":
     """Check all that can be checked in a moment, before Prefect starts.
 
     Raises:
         InputError: a setting, the model, a domain or the data folder cannot be used.
     """
-    settings = _settings()
-    _check_domains(settings.documents.domains)
-    _check_writable(Path("data"))
+    from pruneflow.calibration.sources import known_domains
     from pruneflow.evaluation.gates import load_gates
     from pruneflow.models.loading import check_source
+    from pruneflow.paths import DOMAINS_FILE, GATES_FILE
 
-    load_gates(Path("configs/gates.yaml"))
+    settings = _settings()
+    known_domains(settings.documents.domains, DOMAINS_FILE)
+    _check_writable(Path("data"))
+    load_gates(GATES_FILE)
     check_source(settings.model)
     return settings
-
-
-def set_environment() -> None:
-    """Set what Prefect reads when it is imported; whatever the user has set stays.
-
-    Without a server of the user's, Prefect keeps its state in the workspace, not in $HOME.
-    """
-    if "PREFECT_HOME" not in os.environ and "PREFECT_API_URL" not in os.environ:
-        os.environ["PREFECT_HOME"] = str(Path(".pruneflow/prefect").absolute())
-    for key, value in {
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_CLI_PROMPT": "false",
-        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(asctime)s %(message)s",
-        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(asctime)s %(message)s",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }.items():
-        os.environ.setdefault(key, value)
-
-
-def _run_flow() -> "Outcome":
-    """Run the flow and return its outcome; its failure becomes the error it stands for."""
-    print("starting Prefect", file=sys.stderr, flush=True)
-    from flows.pipeline import pipeline
-    from tasks.stages import BAD_INPUT
-
-    _quieten()
-    state = pipeline(return_state=True)
-    if state.is_completed():
-        return state.result()
-    if state.is_cancelled():
-        raise KeyboardInterrupt
-    if state.is_crashed():
-        raise PruneflowError(
-            f"the run crashed ({' '.join(str(state.message).split())}): what is done is kept, "
-            "run again to continue"
-        )
-    if state.name == BAD_INPUT:
-        raise InputError(state.message)
-    raise PruneflowError(state.message)
-
-
-def _quieten() -> None:
-    """Leave on the terminal what our tasks and flows say, and other loggers' warnings.
-
-    Prefect's own lines about states stay on the run's page; a crash is still shown whole.
-    """
-    import logging
-
-    import prefect
-    from prefect.logging.configuration import setup_logging
-
-    engine = str(Path(prefect.__file__).parent)
-
-    def is_shown(record: logging.LogRecord) -> bool:
-        if not record.pathname.startswith(engine):
-            return record.levelno >= logging.INFO
-        crashed = record.exc_info is not None and record.exc_info[0] is not None
-        states = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))
-        return crashed if states else record.levelno >= logging.WARNING
-
-    setup_logging()
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(is_shown)
 
 
 def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
@@ -337,19 +264,6 @@ def _settings() -> "PipelineSettings":
     from pruneflow.config import load_settings
 
     return load_settings()
-
-
-def _check_domains(names: list[str]) -> None:
-    from pruneflow.calibration.sources import load_domains
-
-    path = Path("configs/domains.yaml")
-    known = load_domains(path)
-    for name in names:
-        if name not in known:
-            raise InputError(
-                f"configs/pipeline.yaml: documents.domains names {name}, which {path} does not "
-                f"describe: use {', '.join(known)}, or describe it there"
-            )
 
 
 def _check_writable(folder: Path) -> None:

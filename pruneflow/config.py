@@ -11,10 +11,11 @@ import yaml
 from pydantic import ConfigDict, Field, model_validator
 
 from pruneflow.artifacts import staged_file
+from pruneflow.calibration.settings import CalibrationSettings, DocumentSettings
 from pruneflow.errors import InputError
 from pruneflow.pruning.settings import PruningSettings, Target
 from pruneflow.recovery.settings import RecoverySettings
-from pruneflow.schema import Count, Name, RoundName, Settings, Share, check, read_yaml
+from pruneflow.schema import Count, Name, RoundName, Settings, check, read_yaml
 
 PIPELINE_FILE = Path("configs/pipeline.yaml")
 DENSE = "dense"
@@ -51,42 +52,6 @@ class ComputeSettings(Settings):
     backward_batch_tokens: Count = Field(
         1024, description="Tokens in one forward and backward pass, which keeps activations."
     )
-
-
-class DocumentSettings(Settings):
-    """How the table of documents is drawn from the sources in configs/domains.yaml."""
-
-    domains: list[Name] = Field(min_length=1, description="Which domains of configs/domains.yaml.")
-    max_per_domain: Count = Field(800, description="Documents kept of each domain.")
-    min_characters: Count = Field(80, description="Shorter documents are dropped.")
-    max_characters: Count = Field(20_000, description="Longer documents are cut at a line end.")
-    validation_share: Share = Field(0.15, description="Documents for health checks of rounds.")
-    test_share: Share = Field(0.25, description="Documents for perplexity; never calibrated on.")
-    seed: int = Field(0, ge=0, description="Which documents are drawn when there are too many.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "DocumentSettings":
-        if len(set(self.domains)) != len(self.domains):
-            raise ValueError("domains lists a domain twice")
-        if self.validation_share + self.test_share > 0.8:
-            raise ValueError("validation_share + test_share leave under 20 % for calibration")
-        if self.max_characters < self.min_characters:
-            raise ValueError("max_characters is below min_characters")
-        return self
-
-
-class CalibrationSettings(Settings):
-    """How documents become packed token blocks."""
-
-    sequence_length: int = Field(128, ge=8, description="Tokens in a calibration sequence.")
-    sequences: Count = Field(48, description="Calibration sequences over all domains.")
-    weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="Share of a domain relative to the others; 1 when absent."
-    )
-    validation_sequences: Count = Field(4, description="Validation sequences of each domain.")
-    test_sequence_length: int = Field(256, ge=8, description="Tokens in a perplexity window.")
-    test_sequences: Count = Field(12, description="Perplexity windows of each domain.")
-    seed: int = Field(0, ge=0, description="Which sequences are drawn.")
 
 
 class HealthSettings(Settings):
@@ -185,15 +150,7 @@ class PipelineSettings(Settings):
             parent, above = name, settings
         if self.final_round != parent:
             raise ValueError(f"final_round must be {parent}, the last of rounds")
-        unknown = set(self.calibration.weights) - set(self.documents.domains)
-        if unknown:
-            raise ValueError(
-                f"calibration.weights names {sorted(unknown)[0]}, which is not in documents.domains"
-            )
-        if self.calibration.sequences < len(self.documents.domains):
-            raise ValueError(
-                "calibration.sequences is below the number of domains: give each at least one"
-            )
+        self.calibration.check_domains(self.documents.domains)
         return self
 
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruneflow.artifacts import staged_directory, write_json
+from pruneflow.artifacts import sha256_json, staged_directory, write_json
 from pruneflow.config import DENSE, PipelineSettings
 from pruneflow.errors import InputError
 from pruneflow.models.record import read_record, write_record
@@ -58,6 +58,7 @@ def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], direct
         model_digest,
         tokenizer_digest,
     )
+    from pruneflow.pruning.iterative import check_blocks
     from pruneflow.pruning.rounds import DenseShape, prune_round
     from pruneflow.pruning.schedule import next_weights
 
@@ -72,10 +73,12 @@ def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], direct
     # The dense model is measured once, by the first round; later rounds hand its figures on.
     validation = parent.get("validation")
     dense_losses = validation["dense"] if validation else validate_model(start, f"{name} dense")
-    weights = parent.get("next_weights") or settings.calibration.weights
+    weights = parent.get("next_weights") or chosen.mixture.weights
+    blocks = chosen.take(weights)
+    check_blocks(start, blocks)
     result = prune_round(
         start,
-        chosen.blocks["calibration"],
+        blocks,
         settings.rounds[name],
         DenseShape(parent["dense"]["block_weights"], parent["dense"]["neurons"]),
         settings.pruning,
@@ -124,7 +127,8 @@ def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], direct
         score=settings.pruning.score,
         refit=settings.pruning.refit,
         layout=settings.pruning.layout,
-        weights={domain: weights.get(domain, 1.0) for domain in chosen.blocks["calibration"]},
+        weights=weights,
+        sequences={domain: len(rows) for domain, rows in blocks.items()},
         next_weights=following,
         notes=result.notes,
         validation=losses,
@@ -155,8 +159,8 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
         chosen.blocks["recovery"],
         chosen.blocks["validation"],
         settings.recovery,
-        weights=settings.calibration.weights,
-        checkpoint_dir=RECOVERY / record["digest"][:16],
+        weights=chosen.mixture.weights,
+        checkpoint_dir=RECOVERY / _recovery_name(settings, record["digest"], chosen.digest),
         batch_tokens=settings.compute.backward_batch_tokens,
     )
     with staged_directory(out) as directory:
@@ -180,6 +184,12 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
         shutil.rmtree(done, ignore_errors=True)
         RECOVERY.rename(done)
         shutil.rmtree(done)
+
+
+def _recovery_name(settings: PipelineSettings, source: str, calibration_set: str) -> str:
+    """Another model, text or setting trains anew, beside a checkpoint that was left."""
+    values = settings.recovery.model_dump(mode="json", exclude={"checkpoint_every"})
+    return sha256_json([source, calibration_set, values])[:16]
 
 
 def _target(settings: PipelineSettings, name: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pruneflow.paths import (
     CALIBRATION_SET,
     CARD,
     CHECKPOINTS,
+    DATA_CARD,
     DOCUMENTS,
     DOMAINS_FILE,
     EVALUATION,
@@ -115,7 +116,7 @@ def validate(settings: PipelineSettings) -> None:
 def calibration(settings: PipelineSettings) -> None:
     """Pack tokens: data/calibration/set and data/calibration/held_out."""
     from pruneflow.calibration.blocks import build_blocks
-    from pruneflow.models.loading import load_tokenizer, tokenizer_digest
+    from pruneflow.models.loading import context_length, load_tokenizer, tokenizer_digest
 
     checked = read_json(VALIDATION)
     if checked["documents"] != verify_manifest(DOCUMENTS)["digest"]:
@@ -132,6 +133,7 @@ def calibration(settings: PipelineSettings) -> None:
         CALIBRATION_SET,
         HELD_OUT,
         settings.recovery,
+        context_length(dense),
     )
 
 
@@ -215,23 +217,29 @@ def latency(settings: PipelineSettings) -> None:
 
 
 def report(settings: PipelineSettings) -> None:
-    """Write what people and gates read: report.html, summary.json, model_card.md."""
+    """Write what people and gates read: report.html, summary.json, model and data card."""
+    from pruneflow.reporting.data_card import render_data_card
     from pruneflow.reporting.model_card import render_card
     from pruneflow.reporting.page import render_page
     from pruneflow.reporting.summary import build_summary
 
     rounds = [read_record(CHECKPOINTS / name) for name in settings.rounds]
-    drawn = verify_manifest(DOCUMENTS)
+    drawn, chosen = verify_manifest(DOCUMENTS), verify_manifest(CALIBRATION_SET)
+    held_out, checked = verify_manifest(HELD_OUT), read_json(VALIDATION)
     summary = build_summary(
         read_json(BASELINE),
         read_json(EVALUATION),
         read_json(LATENCY),
         rounds,
         settings,
-        verify_manifest(CALIBRATION_SET),
+        chosen,
         drawn,
     )
-    texts = {PAGE: render_page(summary, rounds, drawn), CARD: render_card(summary)}
+    texts = {
+        PAGE: render_page(summary, rounds, drawn, chosen, checked),
+        CARD: render_card(summary),
+        DATA_CARD: render_data_card(drawn, chosen, held_out, checked),
+    }
     for path, text in texts.items():
         with staged_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -1,28 +1,28 @@
-"""Packed token blocks: what scores, refits and perplexity are computed on.
+"""Calibration sets: packed token blocks that scores, refits and perplexity are computed on.
 
-The documents of one domain and split form one stream of tokens with the end-of-text token
-between documents; the stream is cut into blocks of equal length and what is left over at its
-end is not used, so no block holds padding. Blocks are then drawn from the whole stream: one
-long document does not fill the set.
+Of the split `calibration` a set holds more than a round takes, where there is more: a round takes
+the first of each domain, and where the closed loop weighs a domain more (docs/method.md, step 5)
+it takes more of it, without a look at the table of documents.
 """
 
 import hashlib
-import random
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.artifacts import sha256_json, staged_directory, verify_manifest, write_manifest
-from pruneflow.calibration.documents import read_documents
-from pruneflow.config import CalibrationSettings, DocumentSettings
+from pruneflow.calibration.drawing import Wanted, draw_blocks, wanted_blocks
+from pruneflow.calibration.mixture import Mixture
+from pruneflow.calibration.packing import Drawn, Packer, tokens_of
+from pruneflow.calibration.settings import CalibrationSettings, DocumentSettings
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.progress import track
 from pruneflow.recovery.settings import RecoverySettings
+from pruneflow.schema import check
 
 if TYPE_CHECKING:
-    import numpy
-    import pandas
     import torch
 
 BLOCKS = "blocks.safetensors"
@@ -33,14 +33,43 @@ class CalibrationSet:
     """Token blocks by split and domain.
 
     Attributes:
-        blocks: `blocks[split][domain]` is an int64 tensor [blocks, tokens].
-        digest: sha256 over the files, from the manifest.
-        manifest: counts, tokenizer and seed.
+        blocks: `blocks[split][domain]` is an int64 tensor [blocks, tokens]. The split calibration
+            holds a reserve: `take` gives what a round calibrates on.
+        digest: sha256 over blocks and mixture.
+        manifest: counts, mixture, tokenizer and seed.
     """
 
     blocks: "dict[str, dict[str, torch.Tensor]]"
     digest: str
     manifest: dict[str, Any]
+
+    @property
+    def mixture(self) -> Mixture:
+        """What was asked for of each domain; all that is held where the manifest does not say."""
+        facts = self.manifest.get("mixture")
+        if facts is None:
+            return Mixture.held({name: len(rows) for name, rows in self._calibration.items()})
+        return Mixture(facts["shares"], facts["counts"])
+
+    def take(self, weights: Mapping[str, float] | None = None) -> "dict[str, torch.Tensor]":
+        """The calibration blocks of one round, by domain: the first of each.
+
+        Args:
+            weights: of every domain, only proportions matter; None for the mixture's own. Whatever
+                the weights, there are as many blocks over all domains, at least one of each, and
+                no more of a domain than is held (the log says where that is too few).
+
+        Raises:
+            InputError: the weights are not of the set's domains.
+        """
+        held = {name: len(rows) for name, rows in self._calibration.items()}
+        mixture = self.mixture
+        counts = mixture.counts if weights is None else mixture.reweighed(weights, held)
+        return {name: rows[: counts[name]] for name, rows in self._calibration.items()}
+
+    @property
+    def _calibration(self) -> "dict[str, torch.Tensor]":
+        return self.blocks["calibration"]
 
     @classmethod
     def load(cls, directory: Path, tokenizer_digest: str | None = None) -> "CalibrationSet":
@@ -80,6 +109,8 @@ class CalibrationSet:
         *,
         sequences: int = 96,
         sequence_length: int = 128,
+        weights: Mapping[str, float] | None = None,
+        reserve: float = 2.0,
         validation_share: float = 0.2,
         seed: int = 0,
     ) -> "CalibrationSet":
@@ -90,41 +121,55 @@ class CalibrationSet:
         Args:
             texts: documents by domain; at least two different ones each.
             tokenizer: a transformers tokenizer with an end-of-text token.
-            sequences: calibration sequences over all domains, shared out equally.
+            sequences: calibration sequences over all domains.
             sequence_length: tokens in a sequence.
+            weights: share of every domain, together 1; None for as many sequences of each, at
+                least `sequences` together.
+            reserve: so many times a domain's sequences are held, where there are so many, for the
+                closed loop (`Recipe.domain_feedback`) to take more of a domain that suffers.
             validation_share: share of a domain's documents, and of as many sequences.
             seed: which sequences are drawn.
 
         Raises:
-            InputError: a domain has too little text.
+            InputError: a domain has too little text, or the shares cannot be.
         """
         import torch
 
+        from pruneflow.models.loading import tensors_digest
+
         if not texts:
             raise InputError("a calibration set needs text: give it at least one domain")
-        each = -(-sequences // len(texts))
-        wanted = {"calibration": each, "validation": max(1, round(validation_share * each))}
-        blocks: dict[str, dict[str, torch.Tensor]] = {split: {} for split in wanted}
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end-of-text token (eos_token): set one")
+        mixture = _mixture_of(list(texts), sequences, sequence_length, weights, reserve)
+        blocks: dict[str, dict[str, torch.Tensor]] = {"calibration": {}, "validation": {}}
         for domain, documents in texts.items():
             unique = sorted(
                 {hashlib.sha256(text.encode()).hexdigest(): text for text in documents}.items()
             )
-            held = max(1, round(validation_share * len(unique)))
-            splits = {"calibration": unique[held:], "validation": unique[:held]}
-            for split, chosen in splits.items():
-                draw = random.Random(f"{split}/{domain}:{seed}")
-                encoded = _tokens([text for _, text in chosen], tokenizer)
-                rows, _ = pack(encoded, tokenizer.eos_token_id, sequence_length)
-                if len(rows) < wanted[split]:
+            held_out = max(1, round(validation_share * len(unique)))
+            count = mixture.counts[domain]
+            for split, chosen, least, most in (
+                ("calibration", unique[held_out:], count, math.ceil(reserve * count)),
+                ("validation", unique[:held_out], max(1, round(validation_share * count)), None),
+            ):
+                key = f"{split}/{domain}:{seed}"
+                packer = Packer(sequence_length, tokenizer.eos_token_id, most or least, key)
+                packer.add(tokens_of([text for _, text in chosen], tokenizer))
+                drawn = packer.drawn()
+                if drawn.available < least:
                     raise InputError(
-                        f"domain {domain} has {len(rows)} {split} sequences of {sequence_length} "
-                        f"tokens in {len(chosen)} documents, {wanted[split]} are asked for: give "
-                        "it more text, or lower sequences or sequence_length"
+                        f"domain {domain} has {drawn.available} {split} sequences of "
+                        f"{sequence_length} tokens in {len(chosen)} documents, {least} are asked "
+                        "for: give it more text, or lower sequences or sequence_length"
                     )
-                drawn = sorted(draw.sample(range(len(rows)), wanted[split]))
-                blocks[split][domain] = torch.from_numpy(rows[drawn]).long()
-        facts = {"seed": seed, "sequence_length": sequence_length, "domains": sorted(texts)}
-        return cls(blocks, sha256_json({**facts, "sequences": sequences}), facts)
+                blocks[split][domain] = torch.from_numpy(drawn.blocks).long()
+        facts = {"seed": seed, "sequence_length": sequence_length, "mixture": mixture.facts}
+        named = {
+            f"{split}/{domain}": rows for split in blocks for domain, rows in blocks[split].items()
+        }
+        digest = sha256_json({"blocks": tensors_digest(named), "mixture": mixture.facts})
+        return cls(blocks, digest, facts)
 
 
 def build_blocks(
@@ -136,15 +181,15 @@ def build_blocks(
     set_out: Path,
     held_out_out: Path,
     recovery: RecoverySettings | None = None,
+    longest: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the calibration set and the held-out set, both or neither.
 
-    `settings.seed` decides the order of the calibration and validation documents and which of
-    their blocks are drawn. Held-out blocks depend on no seed: documents in the order of their
-    hash, blocks at equal distances.
+    The table is read once, in its order, some documents at a time. `settings.seed` decides which
+    calibration, validation and recovery blocks are drawn. Held-out blocks depend on no seed.
 
     Args:
-        settings: lengths, numbers and weights of sequences.
+        settings: lengths, mixture and numbers of sequences.
         document_settings: the domains, in their order.
         documents_dir: folder of the table of documents.
         tokenizer: a transformers tokenizer with an end-of-text token.
@@ -153,180 +198,92 @@ def build_blocks(
         held_out_out: folder for the split test.
         recovery: its budget and length of sequences; the split recovery holds all that the
             calibration documents have, as far as the budget can use it.
+        longest: tokens in the longest sequence that the model knows (max_position_embeddings).
 
     Returns:
-        The manifests of the two folders.
+        The manifests of the two folders. `mixture` is what was asked for of the calibration split
+        and what it came to; `domains` counts by domain and split, for calibration what a round
+        without feedback takes, and how many sequences are held.
 
     Raises:
-        InputError: a domain has too few tokens, or the weights leave it without a sequence.
+        InputError: a domain has too few tokens, its share cannot be, or a sequence is longer than
+            the model knows.
     """
     if tokenizer.eos_token_id is None:
         raise InputError("the model's tokenizer has no end-of-text token (eos_token): set one")
-    shares = sequences_by_domain(settings, document_settings.domains)
-    table = read_documents(documents_dir)
-    wanted = []
-    for domain in document_settings.domains:
-        length, validation = settings.sequence_length, settings.validation_sequences
-        wanted += [
-            _Wanted("calibration", domain, shares[domain], length, "sequences"),
-            _Wanted("validation", domain, validation, length, "validation_sequences"),
-            _Wanted(
-                "test",
-                domain,
-                settings.test_sequences,
-                settings.test_sequence_length,
-                "test_sequences",
-            ),
-        ]
-        if recovery is not None and recovery.token_budget:
-            most = -(-recovery.token_budget // recovery.sequence_length)
-            wanted.append(_Wanted("recovery", domain, most, recovery.sequence_length, None))
-    built = {
-        (item.split, item.domain): _build(item, table, tokenizer, settings.seed)
-        for item in track(wanted, "tokens")
-    }
-    facts = {
-        "tokenizer": tokenizer_digest,
-        "documents": verify_manifest(documents_dir)["digest"],
+    domains = document_settings.domains
+    mixture = Mixture.of(settings, domains)
+    wanted = wanted_blocks(settings, mixture, recovery)
+    for item in wanted:
+        if longest is not None and item.length > longest:
+            raise InputError(
+                f"{item.length_setting} is {item.length}, and the model knows sequences of up to "
+                f"{longest} tokens (max_position_embeddings): lower it"
+            )
+    documents = verify_manifest(documents_dir)["digest"]
+    drawn = draw_blocks(wanted, documents_dir, tokenizer, settings.seed)
+    facts = {"tokenizer": tokenizer_digest, "documents": documents}
+    set_facts = {
+        "seed": settings.seed,
+        "sequence_length": settings.sequence_length,
+        "mixture": mixture.facts,
     }
     with staged_directory(set_out) as chosen, staged_directory(held_out_out) as held_out:
-        set_facts = {**facts, "seed": settings.seed, "sequence_length": settings.sequence_length}
-        held_out_facts = {**facts, "sequence_length": settings.test_sequence_length}
         return (
-            _write(chosen, built, ("calibration", "validation", "recovery"), set_facts),
-            _write(held_out, built, ("test",), held_out_facts),
+            _write(
+                chosen,
+                {item: found for item, found in drawn.items() if item.split != "test"},
+                {**facts, **set_facts},
+            ),
+            _write(
+                held_out,
+                {item: found for item, found in drawn.items() if item.split == "test"},
+                {**facts, "sequence_length": settings.test_sequence_length},
+            ),
         )
 
 
-def sequences_by_domain(settings: CalibrationSettings, domains: list[str]) -> dict[str, int]:
-    """Divide `settings.sequences` by the weights: largest remainders, first domain on a tie.
-
-    Raises:
-        InputError: a domain is left without a sequence.
-    """
-    weights = [settings.weights.get(domain, 1.0) for domain in domains]
-    exact = [settings.sequences * weight / sum(weights) for weight in weights]
-    counts = [int(share) for share in exact]
-    by_remainder = sorted(range(len(domains)), key=lambda index: counts[index] - exact[index])
-    for index in by_remainder[: settings.sequences - sum(counts)]:
-        counts[index] += 1
-    for domain, count in zip(domains, counts, strict=True):
-        if count == 0:
-            raise InputError(
-                f"domain {domain} gets none of the {settings.sequences} calibration sequences: "
-                f"raise calibration.sequences or calibration.weights.{domain}"
-            )
-    return dict(zip(domains, counts, strict=True))
-
-
-def pack(
-    documents: list[list[int]], separator: int, length: int
-) -> "tuple[numpy.ndarray, list[set[int]]]":
-    """Join the tokens of documents and cut them into blocks.
-
-    Args:
-        documents: token ids of each document.
-        separator: the token id between two documents.
-        length: tokens in a block.
-
-    Returns:
-        The blocks [n, length], int32, and for each the indices of the documents in it.
-    """
-    import numpy
-
-    stream: list[int] = []
-    owners: list[int] = []
-    for index, tokens in enumerate(documents):
-        if index:
-            stream.append(separator)
-            owners.append(index - 1)
-        stream += tokens
-        owners += [index] * len(tokens)
-    count = len(stream) // length
-    blocks = numpy.asarray(stream[: count * length], dtype=numpy.int32).reshape(count, length)
-    return blocks, [
-        set(owners[start : start + length]) for start in range(0, count * length, length)
-    ]
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """How many blocks of one split and domain are asked for, and by which setting.
-
-    Without a setting, as many as there are will do.
-    """
-
-    split: str
-    domain: str
-    sequences: int
-    length: int
-    setting: str | None
-
-
-@dataclass(frozen=True)
-class _Built:
-    """The blocks drawn, and what the manifest says of them."""
-
-    blocks: "numpy.ndarray"
-    facts: dict[str, int]
-
-
-def _build(wanted: _Wanted, table: "pandas.DataFrame", tokenizer: Any, seed: int) -> _Built:
-    source = "calibration" if wanted.split == "recovery" else wanted.split
-    rows = table[(table["domain"] == wanted.domain) & (table["split"] == source)]
-    # Rows come in the order of their hash, whatever order the table was written in.
-    texts = [text for _, text in sorted(zip(rows["sha256"], rows["text"], strict=True))]
-    draw = random.Random(f"{wanted.split}/{wanted.domain}:{seed}")
-    if wanted.split != "test":
-        draw.shuffle(texts)
-    blocks, owners = pack(_tokens(texts, tokenizer), tokenizer.eos_token_id, wanted.length)
-    sequences = wanted.sequences if wanted.setting else min(wanted.sequences, len(blocks))
-    if len(blocks) < max(1, sequences):
-        raise InputError(
-            f"domain {wanted.domain} has {len(blocks)} {wanted.split} sequences of "
-            f"{wanted.length} tokens, {wanted.sequences} are asked for: lower "
-            f"calibration.{wanted.setting or 'sequence_length'}, or add sources to "
-            f"{wanted.domain} in configs/domains.yaml"
-        )
-    if wanted.split == "test":
-        chosen = [
-            (2 * index + 1) * len(blocks) // (2 * wanted.sequences)
-            for index in range(wanted.sequences)
-        ]
-    else:
-        chosen = draw.sample(range(len(blocks)), sequences)
-    facts = {
+def _mixture_of(
+    domains: list[str],
+    sequences: int,
+    sequence_length: int,
+    weights: Mapping[str, float] | None,
+    reserve: float,
+) -> Mixture:
+    """The mixture of a set made in memory, by the rules of the settings."""
+    if weights is None:
+        sequences = len(domains) * -(-sequences // len(domains))
+    values = {
         "sequences": sequences,
-        "tokens": sequences * wanted.length,
-        "documents": len(set().union(*(owners[index] for index in chosen))),
-        "available": len(blocks),
+        "sequence_length": sequence_length,
+        "weights": dict(weights or {}),
+        "reserve": reserve,
     }
-    return _Built(blocks[chosen], facts)
+    settings = check(CalibrationSettings, values, "a calibration set")
+    try:
+        settings.check_domains(domains)
+    except ValueError as error:
+        raise InputError(f"a calibration set: {error}") from None
+    return Mixture.of(settings, domains)
 
 
-def _tokens(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    if not texts:
-        return []
-    # verbose=False: a document longer than the model's context is expected here, and cut.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
-
-
-def _write(
-    folder: Path,
-    built: dict[tuple[str, str], _Built],
-    splits: Iterable[str],
-    facts: dict[str, Any],
-) -> dict[str, Any]:
+def _write(folder: Path, drawn: dict[Wanted, Drawn], facts: dict[str, Any]) -> dict[str, Any]:
     from safetensors.numpy import save_file
 
-    tensors: dict[str, numpy.ndarray] = {}
     domains: dict[str, dict[str, dict[str, int]]] = {}
-    for split in splits:
-        for (of, domain), item in built.items():
-            if of == split:
-                tensors[f"{split}/{domain}"] = item.blocks
-                domains.setdefault(domain, {})[split] = item.facts
-    save_file(tensors, folder / BLOCKS)
+    for item, found in drawn.items():
+        # Of the calibration split, a round takes the first; the others are its reserve.
+        count = item.least if item.split == "calibration" else len(found.blocks)
+        counts = {
+            "sequences": count,
+            "tokens": count * item.length,
+            "documents": len(set().union(*found.documents[:count])),
+            "available": found.available,
+            "held": len(found.blocks),
+        }
+        domains.setdefault(item.domain, {})[item.split] = counts
+    blocks = {f"{item.split}/{item.domain}": found.blocks for item, found in drawn.items()}
+    # In the file as well as in the manifest, so that the digest is of the mixture too.
+    mixture = json.dumps(facts.get("mixture"), sort_keys=True)
+    save_file(blocks, folder / BLOCKS, metadata={"mixture": mixture})
     return write_manifest(folder, **facts, domains=domains)

@@ -1,47 +1,53 @@
 """The table of documents: drawn from sources, cleaned, free of duplicates and of questions."""
 
-import hashlib
 import platform
-import re
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
-from pruneflow.calibration.packages import Reading, load_lock
-from pruneflow.calibration.questions import Sequences, question_sequences, shared_sequence
-from pruneflow.calibration.sources import (
-    Document,
-    Source,
-    load_domains,
-    read_source,
+from pruneflow.calibration.candidates import Candidate, examine
+from pruneflow.calibration.cleaning import duplicate_key, sha256_text
+from pruneflow.calibration.languages import SourceLanguage
+from pruneflow.calibration.near_duplicates import Signatures
+from pruneflow.calibration.packages import Malformed, Reading, load_lock
+from pruneflow.calibration.personal_data import KINDS
+from pruneflow.calibration.questions import Sequences, question_sequences
+from pruneflow.calibration.settings import DocumentSettings
+from pruneflow.calibration.sources import Document, Source, known_domains, read_source
+from pruneflow.calibration.table import (
+    COLUMNS,
+    DROPPED_COLUMNS,
+    SPLITS,
+    Rows,
+    Selection,
+    candidate_rows,
+    dropped_rows,
+    selection,
 )
-from pruneflow.config import DocumentSettings
 from pruneflow.errors import InputError
 from pruneflow.progress import track
 
 if TYPE_CHECKING:
     import pandas
 
+__all__ = [
+    "COLUMNS",
+    "DROPPED",
+    "DROPPED_COLUMNS",
+    "SPLITS",
+    "TABLE",
+    "build_documents",
+    "duplicate_key",
+    "read_documents",
+    "split_of",
+]
+
 TABLE = "documents.parquet"
-COLUMNS = ("domain", "source", "licence", "language", "split", "sha256", "text")
-SPLITS = ("calibration", "validation", "test")
-
-# Control characters but tab and newline; the NUL and escape codes that break terminals and tables.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
-_LINE_END = re.compile("\r\n|\r|\u2028|\u2029|\x0c")
-
-
-@dataclass
-class _Domain:
-    """The documents of one domain and what was counted while they were read."""
-
-    rows: list[dict[str, str]] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    cut: int = 0
+DROPPED = "dropped.parquet"
+GROUP_DIGITS = 16
 
 
 def build_documents(
@@ -52,15 +58,16 @@ def build_documents(
     out: Path,
     root: Path,
 ) -> dict[str, Any]:
-    """Write `documents.parquet` and its manifest: the text that everything later draws from.
+    """Write `documents.parquet`, `dropped.parquet` and a manifest: the text all else draws from.
 
-    Of equal documents the first in the order of `settings.domains` stays. A document that shares
-    13 words in a row with an evaluation question is dropped.
+    Of equal documents, and of near-duplicates, the first in the order of `settings.domains`
+    stays. A document that shares 13 words in a row with an evaluation question is dropped.
+    Memory hardly grows with the text.
 
     Args:
         settings: domains, limits and shares.
         domains_file: the sources of every domain.
-        lock_file: sha256 of the package files.
+        lock_file: what package files and hub sets may be read.
         benchmarks: folder of the evaluation questions.
         out: the folder to write.
         root: the workspace, which `data/text` is relative to.
@@ -69,39 +76,39 @@ def build_documents(
         The manifest.
 
     Raises:
-        InputError: a domain is unknown, or a source of it is missing, empty or too small; names
-            domain, source and the way out.
+        InputError: a domain is unknown, or a source of it is missing, empty, malformed, of
+            another language than it says or too small; names domain, source and the way out.
     """
-    known = load_domains(domains_file)
-    for name in settings.domains:
-        if name not in known:
-            raise InputError(
-                f"domain {name} is not in {domains_file} (known: {', '.join(sorted(known))}): "
-                "add it there, or correct documents.domains"
-            )
-        if not known[name]:
-            raise InputError(f"domain {name} has no source: add one in {domains_file}")
-    reading = Reading(root, load_lock(lock_file))
-    sequences = question_sequences(benchmarks)
-    seen: set[str] = set()
-    domains: dict[str, _Domain] = {}
-    for name in track(settings.domains, "documents"):
-        candidates = _candidates(name, known[name], reading)
-        domains[name] = _read(name, candidates, settings, sequences, seen)
-        _draw(name, domains[name], known[name], settings)
-    rows = sorted(
-        (row for domain in domains.values() for row in domain.rows),
-        key=lambda row: (row["domain"], row["sha256"]),
+    domains = known_domains(settings.domains, domains_file)
+    reading = Reading(
+        root, load_lock(lock_file), settings.malformed, settings.max_record_mb * 2**20
     )
+    sequences = question_sequences(benchmarks)
     with staged_directory(out) as folder:
-        _write_table(rows, folder / TABLE)
+        work = folder / "work"
+        work.mkdir()
+        with Signatures(work) as signatures:
+            with _Reader(work, settings, sequences, signatures) as reader:
+                for name in track(settings.domains, "documents"):
+                    for source in domains[name]:
+                        reader.read(name, source, reading)
+            with selection(work) as selected:
+                selected.drop_equal()
+                if settings.near_duplicate_similarity < 1:
+                    selected.drop_near_duplicates(signatures, settings.near_duplicate_similarity)
+                selected.draw(settings)
+                facts = _facts(selected, domains)
+                selected.write_documents(folder / TABLE, settings.domains)
+                selected.write_dropped(folder / DROPPED)
+        rmtree(work)
         return write_manifest(
             folder,
-            domains={name: _facts(domain) for name, domain in domains.items()},
+            domains=facts,
             settings=settings.model_dump(mode="json"),
             python=platform.python_version(),
             package_files=reading.package_files,
             text_files=reading.text_files,
+            hub=reading.hub,
         )
 
 
@@ -117,116 +124,170 @@ def read_documents(directory: Path) -> "pandas.DataFrame":
     return pyarrow.parquet.read_table(directory / TABLE).to_pandas()
 
 
-def clean(text: str) -> str:
-    """Normalise to NFC, with plain line ends, no control characters and no space at the ends."""
-    return _CONTROL.sub("", _LINE_END.sub("\n", unicodedata.normalize("NFC", text))).strip()
-
-
-def cut(text: str, characters: int) -> str:
-    """Shorten a text to at most `characters`, at a line end where there is one."""
-    if len(text) <= characters:
-        return text
-    end = text.rfind("\n", 0, characters + 1)
-    return text[: end if end > 0 else characters].rstrip()
-
-
-def duplicate_key(text: str) -> str:
-    """Return what two equal documents share: letter case and white space do not count."""
-    return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()
-
-
 def split_of(sha256: str, validation_share: float, test_share: float) -> str:
-    """Return the split of a document: its own hash decides, never a seed."""
+    """Return the split of a document: its own or its group's hash decides, never a seed."""
     position = int(sha256[-12:], 16) / 16**12
     if position < test_share:
         return "test"
     return "validation" if position < test_share + validation_share else "calibration"
 
 
-def _candidates(name: str, sources: list[Source], reading: Reading) -> Iterator[Document]:
-    for source in sources:
-        yield from read_source(name, source, reading)
+class _Reader:
+    """Reads sources into rows of candidates and of what is dropped, numbered in reading order."""
 
+    def __init__(
+        self, work: Path, settings: DocumentSettings, sequences: Sequences, signatures: Signatures
+    ) -> None:
+        self._settings, self._sequences, self._signatures = settings, sequences, signatures
+        self._stack = ExitStack()
+        self._candidates: Rows = self._stack.enter_context(candidate_rows(work))
+        self._dropped: Rows = self._stack.enter_context(dropped_rows(work))
+        self._read = self._kept = 0
 
-def _read(
-    name: str,
-    candidates: Iterable[Document],
-    settings: DocumentSettings,
-    sequences: Sequences,
-    seen: set[str],
-) -> _Domain:
-    """Clean the candidates and drop what cannot be used; `seen` goes from domain to domain."""
-    domain = _Domain()
-    for document in candidates:
-        whole = clean(document.text)
-        text = cut(whole, settings.max_characters)
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        if len(text) < settings.min_characters:
-            domain.dropped["too_short"] += 1
-        elif duplicate_key(text) in seen:
-            domain.dropped["duplicate"] += 1
-        elif shared_sequence(text, sequences) is not None:
-            domain.dropped["evaluation_overlap"] += 1
-        else:
-            seen.add(duplicate_key(text))
-            domain.cut += len(text) < len(whole)
-            split = split_of(sha256, settings.validation_share, settings.test_share)
-            values = (name, document.source, document.licence, document.language, split)
-            domain.rows.append(dict(zip(COLUMNS, (*values, sha256, text), strict=True)))
-    return domain
+    def __enter__(self) -> "_Reader":
+        return self
 
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
-def _draw(name: str, domain: _Domain, sources: list[Source], settings: DocumentSettings) -> None:
-    """Keep at most `max_per_domain` documents: test ones by hash, the others by seeded hash."""
-    quota = {
-        "validation": max(1, round(settings.max_per_domain * settings.validation_share)),
-        "test": max(1, round(settings.max_per_domain * settings.test_share)),
-    }
-    quota["calibration"] = max(1, settings.max_per_domain - sum(quota.values()))
-    kept = []
-    for split in SPLITS:
-        rows = [row for row in domain.rows if row["split"] == split]
-        seed = "test" if split == "test" else settings.seed
-        rows.sort(key=lambda row: _order(row["sha256"], seed))
-        kept += rows[: quota[split]]
-        if not rows[: quota[split]]:
-            raise InputError(
-                f"domain {name} has {len(domain.rows)} usable documents from "
-                f"{', '.join(source.name for source in sources)}, and none for {split}"
-                f"{_reasons(domain.dropped)}: add text or sources to {name} in configs/domains.yaml"
+    def read(self, domain: str, source: Source, reading: Reading) -> None:
+        """Read one source.
+
+        Raises:
+            InputError: it cannot be read, or is mostly of another language than it says.
+        """
+        language = SourceLanguage(source.language)
+        for document in read_source(domain, source, reading):
+            self._drop_malformed(domain, reading.malformed_records)
+            candidate = examine(document, self._settings, self._sequences)
+            language.checked += candidate.told
+            if candidate.other:
+                language.others[candidate.other] += 1
+            if candidate.reason:
+                self._drop(domain, document, candidate)
+            else:
+                self._keep(domain, document, candidate)
+        self._drop_malformed(domain, reading.malformed_records)
+        language.verify(domain, source.name)
+
+    def _keep(self, domain: str, document: Document, candidate: Candidate) -> None:
+        sha256 = candidate.sha256
+        group = sha256_text(document.group) if document.group else sha256
+        settings = self._settings
+        self._candidates.add(
+            {
+                "seq": self._next(),
+                "number": self._kept,
+                "domain": domain,
+                "source": document.source,
+                "licence": document.licence,
+                "language": document.language,
+                "split": split_of(group, settings.validation_share, settings.test_share),
+                "group": group[:GROUP_DIGITS],
+                "sha256": sha256,
+                "text": candidate.text,
+                "text_key": candidate.key,
+                "place": document.place,
+                "excerpt": candidate.excerpt,
+                "characters": len(candidate.text),
+                "cut": int(candidate.cut),
+                "repaired": int(candidate.repaired),
+                **{kind: candidate.masks.get(kind, 0) for kind in KINDS},
+            }
+        )
+        self._kept += 1
+        if settings.near_duplicate_similarity < 1 and candidate.hashes is not None:
+            self._signatures.add_hashes(candidate.hashes)
+
+    def _drop(self, domain: str, document: Document, candidate: Candidate) -> None:
+        self._dropped.add(
+            {
+                "seq": self._next(),
+                "domain": domain,
+                "source": document.source,
+                "place": document.place,
+                "reason": candidate.reason,
+                "detail": candidate.detail,
+                "sha256": candidate.sha256,
+                "excerpt": candidate.excerpt,
+            }
+        )
+
+    def _drop_malformed(self, domain: str, records: list[Malformed]) -> None:
+        for record in records:
+            self._dropped.add(
+                {
+                    "seq": self._next(),
+                    "domain": domain,
+                    "source": record.source,
+                    "place": record.place,
+                    "reason": record.reason,
+                    "detail": record.detail,
+                    "sha256": "",
+                    "excerpt": "",
+                }
             )
-    if len(kept) < len(domain.rows):
-        domain.dropped["not_drawn"] = len(domain.rows) - len(kept)
-    domain.rows = kept
+        # Read on with an empty list: there may be millions.
+        records.clear()
+
+    def _next(self) -> int:
+        self._read += 1
+        return self._read
 
 
-def _order(sha256: str, seed: int | str) -> str:
-    return hashlib.sha256(f"{seed}:{sha256}".encode()).hexdigest()
+def _facts(selected: Selection, domains: dict[str, list[Source]]) -> dict[str, Any]:
+    """What the manifest says of every domain; refuses one without documents for a split."""
+    usable, dropped = selected.usable(), selected.reasons()
+    splits, languages = selected.counts("split"), selected.counts("language")
+    licences, sums = selected.counts("licence"), selected.sums()
+    sources = {name: dict(_sources(domains[name])) for name in domains}
+    for domain, source, documents, characters in selected.sources():
+        sources[domain][source] |= {"documents": documents, "characters": characters}
+    facts = {}
+    for name in domains:
+        found = splits.get(name, {})
+        reasons = dropped.get(name, {})
+        missing = [split for split in SPLITS if not found.get(split)]
+        if missing:
+            raise InputError(
+                f"domain {name} has {usable.get(name, 0)} usable documents from "
+                f"{', '.join(source.name for source in domains[name])}, and none for "
+                f"{missing[0]}{_listed(reasons)}: add text or sources to {name} in "
+                "configs/domains.yaml"
+            )
+        documents = sum(found.values())
+        if usable[name] > documents:
+            reasons["not_drawn"] = usable[name] - documents
+        facts[name] = {
+            "documents": documents,
+            "characters": sums[name]["characters"],
+            "languages": languages[name],
+            "licences": list(licences[name]),
+            "sources": sources[name],
+            "splits": {split: found[split] for split in SPLITS},
+            "cut": sums[name]["cut"],
+            "repaired": sums[name]["repaired"],
+            "masked": {kind: sums[name][kind] for kind in KINDS},
+            "dropped": reasons,
+        }
+    return facts
 
 
-def _reasons(dropped: Counter[str]) -> str:
+def _sources(sources: list[Source]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Sources by name, still without documents; those of one name are one entry."""
+    for name in dict.fromkeys(source.name for source in sources):
+        same = [source for source in sources if source.name == name]
+        yield (
+            name,
+            {
+                "documents": 0,
+                "characters": 0,
+                "licence": " AND ".join(dict.fromkeys(source.licence for source in same)),
+                "language": ", ".join(dict.fromkeys(source.language for source in same)),
+            },
+        )
+
+
+def _listed(dropped: dict[str, int]) -> str:
     counts = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
     return f" (dropped: {counts})" if counts else ""
-
-
-def _facts(domain: _Domain) -> dict[str, Any]:
-    rows = domain.rows
-    return {
-        "documents": len(rows),
-        "characters": sum(len(row["text"]) for row in rows),
-        "languages": dict(Counter(row["language"] for row in rows)),
-        "licences": sorted({row["licence"] for row in rows}),
-        "sources": sorted({row["source"] for row in rows}),
-        "splits": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
-        "cut": domain.cut,
-        "dropped": dict(domain.dropped),
-    }
-
-
-def _write_table(rows: list[dict[str, str]], path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    schema = pyarrow.schema([(column, pyarrow.string()) for column in COLUMNS])
-    table = pyarrow.Table.from_pylist(rows, schema=schema)
-    pyarrow.parquet.write_table(table, path, compression="zstd")

@@ -2,11 +2,48 @@
 
 import hashlib
 import importlib.util
+import logging
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from pruneflow.artifacts import read_json
+from pruneflow.artifacts import read_json, sha256_file
 from pruneflow.errors import DamagedArtifactError, InputError
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What `data/sources.lock` pins.
+
+    Attributes:
+        files: sha256 of every package file that may be read, by `PACKAGE/PATH`.
+        hub: commit of every hub dataset that has no `revision` in the YAML, by hub id.
+        python: version of the Python whose library and topics were meant; "" when unknown.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+    hub: dict[str, str] = field(default_factory=dict)
+    python: str = ""
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A line, record or file that was skipped because it cannot be read.
+
+    Attributes:
+        source: name of the source.
+        place: the file, and the line, record or row.
+        reason: `malformed`, or `binary`.
+        detail: what is wrong with it.
+    """
+
+    source: str
+    place: str
+    reason: str
+    detail: str = ""
 
 
 @dataclass
@@ -15,15 +52,23 @@ class Reading:
 
     Attributes:
         root: the workspace, which `data/text` is relative to.
-        lock: sha256 of every package file that may be read; None when a lock is being made.
+        lock: what may be read; None when a lock is being made.
+        malformed: whether what cannot be read ends the reading or is skipped.
+        max_record_bytes: longer lines, records and text files cannot be read.
         package_files: sha256 of every package file read.
         text_files: sha256 of every file below data/text read.
+        hub: commit of every hub dataset read, by hub id.
+        malformed_records: what was skipped, in reading order.
     """
 
     root: Path
-    lock: dict[str, str] | None
+    lock: Lock | None
+    malformed: Literal["error", "skip"] = "error"
+    max_record_bytes: int = 16 * 2**20
     package_files: dict[str, str] = field(default_factory=dict)
     text_files: dict[str, str] = field(default_factory=dict)
+    hub: dict[str, str] = field(default_factory=dict)
+    malformed_records: list[Malformed] = field(default_factory=list)
 
 
 def package_files(package: str, patterns: list[str]) -> list[tuple[Path, str]]:
@@ -43,37 +88,60 @@ def package_files(package: str, patterns: list[str]) -> list[tuple[Path, str]]:
     return [(path, f"{package}/{path.relative_to(root).as_posix()}") for path in paths]
 
 
+def check_locked(path: Path, name: str, reading: Reading) -> None:
+    """Compare the sha256 of a package's file with the lock's, and note it as read.
+
+    Raises:
+        InputError: the lock has no entry for it, or another sha256.
+    """
+    _note(name, sha256_file(path), reading)
+
+
 def read_locked(path: Path, name: str, reading: Reading) -> bytes:
-    """Read a package's file after comparing its sha256 with the lock's.
+    """Read a whole file of a package after comparing its sha256 with the lock's.
 
     Raises:
         InputError: the lock has no entry for it, or another sha256.
     """
     content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if reading.lock is not None and reading.lock.get(name) != digest:
-        known = name in reading.lock
-        problem = "does not have the sha256 in" if known else "has no entry in"
-        raise InputError(
-            f"{name} {problem} data/sources.lock: look at what changed, then run "
-            "`python -m pruneflow lock-sources`"
-        )
-    reading.package_files[name] = digest
+    _note(name, hashlib.sha256(content).hexdigest(), reading)
     return content
 
 
-def load_lock(lock_file: Path) -> dict[str, str]:
-    """Read the sha256 of every package file that may be read.
+def load_lock(lock_file: Path) -> Lock:
+    """Read what may be read; a lock made with another Python is logged as a warning.
+
+    Raises:
+        InputError: the lock is missing or damaged.
+    """
+    lock = read_lock(lock_file)
+    if lock.python and lock.python != platform.python_version():
+        LOGGER.warning(
+            "%s was made with Python %s, this is %s: text of kind `python` may differ "
+            "(`pruneflow data refresh` accepts it)",
+            lock_file,
+            lock.python,
+            platform.python_version(),
+        )
+    return lock
+
+
+def read_lock(lock_file: Path) -> Lock:
+    """Read a lock, whatever this Python is.
 
     Raises:
         InputError: the lock is missing or damaged.
     """
     try:
-        lock = read_json(lock_file)
-        return {str(name): str(digest) for name, digest in lock["files"].items()}
+        values = read_json(lock_file)
+        files, hub = (
+            {str(name): str(pin) for name, pin in part.items()}
+            for part in (values["files"], values.get("hub", {}))
+        )
+        return Lock(files, hub, str(values.get("python", "")))
     except (DamagedArtifactError, KeyError, TypeError, AttributeError):
         raise InputError(
-            f"{lock_file} is missing or damaged: run `python -m pruneflow lock-sources`"
+            f"{lock_file} is missing or damaged: run `pruneflow data refresh`"
         ) from None
 
 
@@ -90,3 +158,14 @@ def expand(root: Path, patterns: list[str], where: str) -> list[Path]:
             raise InputError(f"{pattern} matches no file in {where}: correct it or add the file")
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def _note(name: str, digest: str, reading: Reading) -> None:
+    if reading.lock is not None and reading.lock.files.get(name) != digest:
+        known = name in reading.lock.files
+        problem = "does not have the sha256 in" if known else "has no entry in"
+        raise InputError(
+            f"{name} {problem} data/sources.lock: look at what changed, then run "
+            "`pruneflow data refresh`"
+        )
+    reading.package_files[name] = digest

@@ -1,19 +1,43 @@
-"""From the bytes of one file to texts: records through a template, or the file as it is."""
+"""From rows to texts: each through the template of its source, with its place and its group."""
 
 import ast
-import csv
-import io
-import json
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from string import Formatter
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pruneflow.errors import InputError
 from pruneflow.schema import Count, Settings
+
+
+@dataclass(frozen=True)
+class Row:
+    """What stands at one place of a file: fields, lines or a text."""
+
+    place: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """A text, where it stands, and the group it belongs to ("" for none)."""
+
+    text: str
+    place: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A place that gives no text: what is wrong there, and how to mend it."""
+
+    place: str
+    problem: str
+    mend: str = "correct it"
+    reason: Literal["malformed", "binary"] = "malformed"
 
 
 class RecordFormat(Settings):
@@ -22,92 +46,136 @@ class RecordFormat(Settings):
     template: str = Field(
         "{text}", description="The document, with a record's fields in braces ({{ for a brace)."
     )
+    group: str | None = Field(
+        None,
+        description="Template of what related records share, e.g. `{title}`: documents of one "
+        "group are never in two splits.",
+    )
+    group_match: str | None = Field(
+        None,
+        description="Regular expression whose first group (or whole match) in `group` counts; "
+        "a record without a match stands alone.",
+    )
     records: str | None = Field(
         None, description="Where a .yml or .json file keeps its list, e.g. `a.b`; else the whole."
+    )
+    separator: str | None = Field(
+        None,
+        description="Regular expression (^ and $ are those of lines) between the documents of a "
+        "text file; a whole file is one document when unset.",
     )
     join: Count = Field(
         1, description="Neighbouring records put together, for records too short to stand alone."
     )
     remove: str | None = Field(None, description="Regular expression deleted from every record.")
 
-    @field_validator("template")
+    @field_validator("template", "group")
     @classmethod
-    def _parts(cls, template: str) -> str:
-        fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+    def _parts(cls, template: str | None, info: ValidationInfo) -> str | None:
+        if template is None:
+            return None
+        where = f"{info.field_name} {template!r}"
+        try:
+            parts = list(Formatter().parse(template))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}: write {{{{ or }}}} for a brace") from None
+        fields = [part[1:] for part in parts if part[1] is not None]
         if not fields:
-            raise ValueError(f"template {template!r} names no field: write one, e.g. {{text}}")
+            raise ValueError(f"{where} names no field: write one, e.g. {{text}}")
         for name, spec, conversion in fields:
             # Attributes and items ({a.b}, {a[0]}) would reach into Python objects.
             if not name or spec or conversion or re.search(r"[.\[\]]", name):
-                raise ValueError(f"template {template!r}: fields are plain names, as in {{text}}")
+                raise ValueError(f"{where}: fields are plain names, as in {{text}}")
         return template
 
-    @field_validator("remove")
+    @field_validator("remove", "group_match", "separator")
     @classmethod
-    def _expression(cls, remove: str | None) -> str | None:
+    def _expression(cls, expression: str | None, info: ValidationInfo) -> str | None:
+        where = f"{info.field_name} {expression!r}"
         try:
-            re.compile(remove or "")
+            compiled = re.compile(expression or "x")
         except re.error as error:
-            raise ValueError(f"remove {remove!r} is no regular expression: {error}") from None
-        return remove
+            raise ValueError(f"{where} is no regular expression: {error}") from None
+        if expression == "" or (info.field_name == "separator" and compiled.search("")):
+            raise ValueError(f"{where} is found in an empty text, so everywhere: name a character")
+        return expression
+
+    @model_validator(mode="after")
+    def _used(self) -> "RecordFormat":
+        if self.group_match and not self.group:
+            raise ValueError("group_match means nothing without group: add it, e.g. {title}")
+        return self
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that `template` and `group` use, each once."""
+        parts = [*Formatter().parse(self.template), *Formatter().parse(self.group or "")]
+        return list(dict.fromkeys(part[1] for part in parts if part[1] is not None))
 
 
-def read_records(content: bytes, file: str, settings: RecordFormat) -> Iterator[str]:
-    """Yield the texts of a file: one for each record of a data file, else the whole file.
+def too_long(place: str, max_bytes: int, mend: str = "split it") -> Unreadable:
+    """Refuse a line, record or text that is longer than `max_bytes`."""
+    size = f"{max_bytes / 2**20:g} MB"
+    return Unreadable(place, f"is longer than {size}", f"{mend}, or raise documents.max_record_mb")
 
-    Data files are .jsonl, .json, .csv, .yml and .yaml; any other file is a text.
 
-    Raises:
-        InputError: the file is not UTF-8 or not what its name says, or a record lacks a field
-            of the template; names file, row and field.
+def fill(
+    rows: Iterable[Row | Unreadable], settings: RecordFormat, max_bytes: int
+) -> Iterator[Record | Unreadable]:
+    """Put rows through the template; join neighbours of one group, equal ones only once.
+
+    A row that is a list stands for its lines, one that is a string for itself; both have the one
+    field `text`. A field that is a list stands for its lines; one that is null is empty. An empty
+    record comes as an empty text and is never joined.
+
+    Args:
+        rows: of one file, in order.
+        settings: the template and the rest.
+        max_bytes: longer texts are unreadable.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{file} is not UTF-8 text (byte {error.start}): convert it, e.g. with iconv"
-        ) from None
-    suffix = file.rsplit(".", 1)[-1].lower()
-    if suffix == "jsonl":
-        yield from fill(_json_lines(text, file), file, settings)
-    elif suffix in ("json", "yml", "yaml"):
-        yield from fill(_listed(_parse(text, file, suffix), file, settings), file, settings)
-    elif suffix == "csv":
-        yield from fill(_csv_rows(text, file), file, settings)
-    else:
-        yield from fill([text], file, settings)
-
-
-def fill(records: Iterable[Any], file: str, settings: RecordFormat) -> Iterator[str]:
-    """Put records through the template; join neighbours, equal ones only once.
-
-    A record that is a list stands for its lines, one that is a string for itself; both have
-    the one field `text`. A field that is null counts as empty.
-    """
-    group: list[str] = []
-    seen: set[str] = set()
-    for row, record in enumerate(records, start=1):
-        text = _filled(record, row, file, settings).strip()
-        if settings.remove:
-            text = re.sub(settings.remove, "", text).strip()
-        if not text or (settings.join > 1 and text in seen):
+    together: list[Record] = []
+    seen: set[bytes] = set()
+    for row in rows:
+        record = row if isinstance(row, Unreadable) else _filled(row, settings, max_bytes)
+        if isinstance(record, Unreadable) or settings.join == 1 or not record.text:
+            yield record
             continue
-        seen.add(text)
-        group.append(text)
-        if len(group) == settings.join:
-            yield "\n\n".join(group)
-            group = []
-    if group:
-        yield "\n\n".join(group)
+        digest = hashlib.blake2b(record.text.encode(), digest_size=16).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        if together and together[0].group != record.group:
+            yield _joined(together)
+            together = []
+        together.append(record)
+        if len(together) == settings.join:
+            yield _joined(together)
+            together = []
+    if together:
+        yield _joined(together)
 
 
-def docstrings(content: bytes, file: str) -> str:
+def docstrings(content: bytes, file: str) -> Record | Unreadable:
     """Return the docstrings of a Python file's public names, each below its name."""
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError) as error:
-        raise InputError(f"{file} is not Python source ({error}): leave it out") from None
-    return "\n\n".join(_docstrings(tree, ""))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        return Unreadable(file, f"is not Python source ({error})", "leave it out")
+    return Record("\n\n".join(_docstrings(tree, "")), file)
+
+
+def checked(text: str, place: str, max_bytes: int) -> Record | Unreadable:
+    """Return a text as it is, unless it is binary, too long or not what UTF-8 can hold.
+
+    Bytes that are not UTF-8 come as lone surrogates (`errors="surrogateescape"`).
+    """
+    if "\0" in text:
+        return Unreadable(place, "is binary, not UTF-8 text", "convert or remove it", "binary")
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError:
+        return Unreadable(place, "is not UTF-8 text", "convert it, e.g. with iconv")
+    return too_long(place, max_bytes) if size > max_bytes else Record(text, place)
 
 
 def _docstrings(node: Any, name: str) -> Iterator[str]:
@@ -120,61 +188,52 @@ def _docstrings(node: Any, name: str) -> Iterator[str]:
             yield from _docstrings(child, f"{name}.{child.name}" if name else child.name)
 
 
-def _filled(record: Any, row: int, file: str, settings: RecordFormat) -> str:
-    if isinstance(record, list):
-        record = {"text": "\n".join(str(line) for line in record)}
-    elif isinstance(record, str):
-        record = {"text": record}
-    elif not isinstance(record, dict):
-        raise InputError(f"{file}, record {row}: is neither fields, lines nor text: correct it")
-    parts = []
-    for literal, name, _, _ in Formatter().parse(settings.template):
-        parts.append(literal)
-        if name is None:
-            continue
-        if name not in record:
-            known = ", ".join(sorted(str(key) for key in record))
-            raise InputError(
-                f"{file}, record {row}: has no field {name} (it has {known}): correct `template`"
+def _joined(records: list[Record]) -> Record:
+    text = "\n\n".join(record.text for record in records)
+    return Record(text, records[0].place, records[0].group)
+
+
+def _filled(row: Row, settings: RecordFormat, max_bytes: int) -> Record | Unreadable:
+    value = row.value
+    if isinstance(value, list | str):
+        value = {"text": value}
+    elif not isinstance(value, dict):
+        return Unreadable(row.place, "is neither fields, lines nor text")
+    values: dict[str, str] = {}
+    for name in settings.fields:
+        if name not in value:
+            known = ", ".join(sorted(str(key) for key in value)) or "none"
+            return Unreadable(
+                row.place,
+                f"has no field {name} (it has {known})",
+                "correct `template`" if f"{{{name}}}" in settings.template else "correct `group`",
             )
-        value = record[name]
-        parts.append("" if value is None else str(value))
-    return "".join(parts)
+        field = value[name]
+        if isinstance(field, bytes):
+            return Unreadable(row.place, f"holds bytes in {name}", "leave it out", "binary")
+        if isinstance(field, dict):
+            return Unreadable(row.place, f"holds fields, not text, in {name}")
+        lines = field if isinstance(field, list) else ["" if field is None else field]
+        values[name] = "\n".join(str(line) for line in lines)
+    text = _formatted(settings.template, values).strip()
+    if settings.remove:
+        text = re.sub(settings.remove, "", text).strip()
+    record = checked(text, row.place, max_bytes)
+    if isinstance(record, Unreadable) or settings.group is None:
+        return record
+    return Record(text, row.place, _group(_formatted(settings.group, values), settings))
 
 
-def _json_lines(text: str, file: str) -> Iterator[Any]:
-    # Not splitlines(): JSON strings may hold U+2028 and the like.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _parse(line, f"{file}, line {number}", "json")
+def _formatted(template: str, values: dict[str, str]) -> str:
+    return "".join(
+        literal + ("" if name is None else values[name])
+        for literal, name, _, _ in Formatter().parse(template)
+    )
 
 
-def _csv_rows(text: str, file: str) -> Iterator[dict[str, str]]:
-    try:
-        yield from csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    except csv.Error as error:
-        raise InputError(f"{file} is not valid CSV ({error}): correct it") from None
-
-
-def _parse(text: str, where: str, suffix: str) -> Any:
-    try:
-        if suffix == "json":
-            return json.loads(text)
-        # The C parser reads a corpus in a tenth of the time.
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        detail = " ".join(str(error).split())
-        kind = "JSON" if suffix == "json" else "YAML"
-        raise InputError(f"{where} is not valid {kind} ({detail}): correct it") from None
-
-
-def _listed(value: Any, file: str, settings: RecordFormat) -> list[Any]:
-    for key in (settings.records or "").split("."):
-        if not key:
-            continue
-        if not isinstance(value, dict) or key not in value:
-            raise InputError(f"{file}: has no {settings.records}: correct `records`")
-        value = value[key]
-    if not isinstance(value, list):
-        raise InputError(f"{file}: holds no list of records: say where it is with `records`")
-    return value
+def _group(text: str, settings: RecordFormat) -> str:
+    if settings.group_match:
+        match = re.search(settings.group_match, text)
+        text = "" if match is None else (match[1] if match.re.groups else match[0]) or ""
+    # What UTF-8 cannot hold could not be hashed.
+    return text.strip().encode(errors="replace").decode()

@@ -128,6 +128,13 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     )
 
 
+def context_length(directory: Path) -> int | None:
+    """The longest sequence that a plain model directory's configuration allows, in tokens."""
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
+
+
 def check_source(settings: ModelSettings) -> None:
     """Find out quickly, without loading weights, whether `model.source` can be used.
 

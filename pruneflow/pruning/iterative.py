@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pruneflow.artifacts import sha256_json, staged_directory
 from pruneflow.calibration.blocks import CalibrationSet
+from pruneflow.calibration.mixture import Mixture
 from pruneflow.config import ComputeSettings
 from pruneflow.errors import InputError
 from pruneflow.evaluation.perplexity import perplexity_by_domain
@@ -49,8 +50,9 @@ class Pruned:
     Attributes:
         model: the pruned model, weights frozen.
         achieved_ratio: share of the dense model's block weights that is gone.
-        rounds: for each round its target, achieved ratio, domain weights, calibration losses by
-            domain, held-out losses (where there is held-out text) and notes.
+        rounds: for each round its target, achieved ratio, domain weights, calibration sequences by
+            domain, the calibration set's digest, calibration losses by domain, held-out losses
+            (where the closed loop asks for them) and notes.
     """
 
     model: "PreTrainedModel"
@@ -73,7 +75,8 @@ def prune(
     Args:
         model: the dense model; it is cut in place, so load it anew to have it back.
         calibration: a calibration set, or token ids by domain, ``[sequences, tokens]`` each,
-            without padding.
+            without padding. Of a set a round takes what its mixture says, and with
+            `domain_feedback` more of the domains that lost more; of token ids it takes all.
         recipe: what to do.
         tokenizer: saved with every round; needed with `directory`.
         directory: where every round is written as a model directory, ``r1`` and so on. Rounds
@@ -83,30 +86,31 @@ def prune(
 
     Raises:
         InputError: the model's weights hold NaN or infinity or are of another type than float32,
-            float64 or bfloat16, the text is of another tokenizer, the target cannot be reached,
-            or a round in `directory` is of another run.
+            float64 or bfloat16, the text is of another tokenizer or longer than the model knows,
+            `domain_feedback` has no held-out text, the target cannot be reached, or a round in
+            `directory` is of another run.
         DamagedArtifactError: a round in `directory` is damaged.
     """
     from pruneflow.models.loading import check_weights
 
-    blocks, validation = _splits(calibration)
-    _check_tokens(model, blocks)
+    chosen = _chosen(model, calibration)
+    validation = _held_out(chosen) if recipe.domain_feedback else {}
     check_weights(model)
     if directory is not None and tokenizer is None:
         raise InputError("prune: with a directory give the tokenizer too: rounds are saved with it")
     whole = _whole(model, recipe)
     goal = Target(ratio=recipe.ratio, parameters=recipe.parameters, bytes=recipe.bytes)
     dense = DenseShape.of(model)
-    run = _identity(model, blocks, validation, recipe) if directory else ""
+    run = _identity(model, chosen, recipe) if directory else ""
 
     def losses(network: "PreTrainedModel", label: str) -> "dict[str, DomainLoss]":
         """Held-out losses, where the closed loop asks for them."""
-        if not validation or recipe.domain_feedback == 0:
+        if not validation:
             return {}
         return perplexity_by_domain(network, validation, batch_tokens, f"{label} validation")
 
     dense_losses = losses(model, "dense")
-    weights: dict[str, float] = {}
+    weights = chosen.mixture.weights
     rounds: list[dict[str, Any]] = []
     for number, target in enumerate(targets(goal, recipe.rounds, recipe.schedule, whole), start=1):
         name = f"r{number}"
@@ -114,6 +118,7 @@ def prune(
         if place is not None and place.is_dir():
             model, facts = _resume(place, run, model)
         else:
+            blocks = chosen.take(weights)
             result = prune_round(
                 model,
                 blocks,
@@ -132,6 +137,8 @@ def prune(
                 "target": target.model_dump(),
                 "achieved_ratio": result.achieved_ratio,
                 "weights": weights,
+                "sequences": {domain: len(rows) for domain, rows in blocks.items()},
+                "calibration_set": chosen.digest,
                 "calibration_losses": result.scores[recipe.score].losses,
                 "losses": losses(model, name),
                 "notes": result.notes,
@@ -144,18 +151,36 @@ def prune(
     return Pruned(model, rounds[-1]["achieved_ratio"], rounds)
 
 
-def _splits(
-    calibration: "CalibrationSet | Mapping[str, torch.Tensor]",
-) -> "tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]":
+def _chosen(
+    model: "PreTrainedModel", calibration: "CalibrationSet | Mapping[str, torch.Tensor]"
+) -> CalibrationSet:
+    """The calibration set, or one of all the blocks given, their domains weighing the same."""
+    from pruneflow.models.loading import tensors_digest
+
     if isinstance(calibration, CalibrationSet):
-        return calibration.blocks["calibration"], calibration.blocks.get("validation", {})
-    return dict(calibration), {}
+        check_blocks(model, calibration.blocks["calibration"])
+        return calibration
+    check_blocks(model, calibration)
+    counts = {domain: len(rows) for domain, rows in calibration.items()}
+    mixture = Mixture(dict.fromkeys(counts, 1 / len(counts)), counts)
+    blocks = {"calibration": dict(calibration)}
+    return CalibrationSet(blocks, tensors_digest(calibration), {"mixture": mixture.facts})
 
 
-def _check_tokens(model: "PreTrainedModel", blocks: "dict[str, torch.Tensor]") -> None:
+def check_blocks(model: "PreTrainedModel", blocks: "Mapping[str, torch.Tensor]") -> None:
+    """Check that a model can read calibration blocks.
+
+    Args:
+        model: the model.
+        blocks: token ids by domain, ``[sequences, tokens]``.
+
+    Raises:
+        InputError: there are none, or they hold tokens or are of a length that it does not know.
+    """
     if not blocks:
         raise InputError("prune: there is no calibration text: give it at least one domain")
     known = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    longest = getattr(model.config, "max_position_embeddings", None)
     for domain, tokens in blocks.items():
         if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] < 2:
             raise InputError(
@@ -167,6 +192,24 @@ def _check_tokens(model: "PreTrainedModel", blocks: "dict[str, torch.Tensor]") -
                 f"prune: domain {domain} holds token {int(tokens.max())}, and the model knows "
                 f"{known} tokens: make its blocks with the model's own tokenizer"
             )
+        if longest is not None and tokens.shape[1] > longest:
+            raise InputError(
+                f"prune: domain {domain} has sequences of {tokens.shape[1]} tokens, and the model "
+                f"knows sequences of up to {longest} (max_position_embeddings): lower "
+                "sequence_length"
+            )
+
+
+def _held_out(chosen: CalibrationSet) -> "dict[str, torch.Tensor]":
+    """Held-out text of every domain, which the closed loop is steered by."""
+    held_out = chosen.blocks.get("validation", {})
+    for domain in chosen.blocks["calibration"]:
+        if domain not in held_out:
+            raise InputError(
+                f"prune: domain_feedback needs held-out text, and domain {domain} has none: give a "
+                "CalibrationSet, which holds some of every domain back, or set domain_feedback to 0"
+            )
+    return {domain: held_out[domain] for domain in chosen.blocks["calibration"]}
 
 
 def _whole(model: "PreTrainedModel", recipe: Recipe) -> int | None:
@@ -177,20 +220,16 @@ def _whole(model: "PreTrainedModel", recipe: Recipe) -> int | None:
     return parameters(model) * (1 if recipe.parameters is not None else model.dtype.itemsize)
 
 
-def _identity(
-    model: "PreTrainedModel",
-    blocks: "dict[str, torch.Tensor]",
-    validation: "dict[str, torch.Tensor]",
-    recipe: Recipe,
-) -> str:
+def _identity(model: "PreTrainedModel", chosen: CalibrationSet, recipe: Recipe) -> str:
     """Digest of all that decides what the rounds come to."""
     from pruneflow.models.loading import tensors_digest
 
     return sha256_json(
         {
             "model": tensors_digest(model.state_dict()),
-            "calibration": tensors_digest(blocks),
-            "validation": tensors_digest(validation),
+            "calibration": tensors_digest(chosen.blocks["calibration"]),
+            "validation": tensors_digest(chosen.blocks.get("validation", {})),
+            "mixture": chosen.mixture.facts,
             "recipe": recipe.model_dump(mode="json"),
         }
     )

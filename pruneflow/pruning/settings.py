@@ -106,8 +106,9 @@ class PruningSettings(Settings):
     domain_feedback: float = Field(
         0.0,
         ge=0,
-        description="How strongly domains that lost more than the mean weigh in the next round's "
-        "score (eta of the closed loop); 0 switches it off.",
+        description="How strongly domains that lost more than the mean weigh in the next round: in "
+        "its score, and in how many of their sequences are drawn from calibration.reserve (eta of "
+        "the closed loop); 0 switches it off.",
     )
     seed: int = Field(0, ge=0, description="Of drawn labels and of the random score.")
 

@@ -2,21 +2,27 @@
 
 from typing import Any
 
-from pruneflow.reporting import charts
+from pruneflow.reporting import calibration_data, charts
 from pruneflow.reporting.comparison import comparison
 from pruneflow.reporting.summary import verdict
 from pruneflow.reporting.templates import render
 
 
 def render_page(
-    summary: dict[str, Any], rounds: list[dict[str, Any]], documents: dict[str, Any]
+    summary: dict[str, Any],
+    rounds: list[dict[str, Any]],
+    documents: dict[str, Any],
+    calibration: dict[str, Any],
+    validation: dict[str, Any],
 ) -> str:
     """Return the report as HTML.
 
     Args:
         summary: the machine-readable result.
         rounds: the round.json of every round, in order (for the widths of layers).
-        documents: manifest of the documents (for the data card).
+        documents: manifest of the table of documents.
+        calibration: manifest of the calibration set.
+        validation: what was checked of the table (data/calibration/validation.json).
     """
     from markupsafe import Markup
 
@@ -30,11 +36,16 @@ def render_page(
         drawings["descent"] = charts.descent_chart(summary["rounds"])
     if any(record.get("widths") for record in rounds):
         drawings["widths"] = charts.widths_chart(rounds)
+    held_out = {name: facts["tokens"] for name, facts in summary["perplexity"]["domains"].items()}
     return render(
         "page.html.jinja",
         summary=summary,
         verdict=verdict(summary),
         sections=comparison(summary),
         charts={name: Markup(svg) if svg else None for name, svg in drawings.items()},
-        domains=documents["domains"],
+        totals=calibration_data.totals(documents, calibration),
+        domains=calibration_data.domain_rows(documents, calibration, held_out),
+        sources=calibration_data.source_rows(documents),
+        checked=calibration_data.checked(validation),
+        weighed=calibration_data.weighed(rounds),
     )

@@ -9,11 +9,12 @@ import pytest
 
 from pruneflow.artifacts import write_json, write_manifest
 from pruneflow.calibration.documents import build_documents
-from pruneflow.config import DocumentSettings
+from pruneflow.calibration.settings import DocumentSettings
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
 
 WORDS = ("river", "stone", "cloud", "paper", "winter", "garden", "silver", "engine", "letter")
+MOTS = ("rivière", "pierre", "nuage", "papier", "hiver", "jardin", "argent", "lettre", "maison")
 QUESTION = (
     "After the long winter the gardener wanted to plant seeds again but the frozen ground "
     "was still far too hard for his old spade"
@@ -21,7 +22,11 @@ QUESTION = (
 
 
 def sentence(seed: int, words: int = 30) -> str:
-    return f"Note {seed}: " + " ".join(random.Random(seed).choices(WORDS, k=words)) + "."
+    return f"Note {seed}: the " + " ".join(random.Random(seed).choices(WORDS, k=words)) + "."
+
+
+def phrase(seed: int, words: int = 30) -> str:
+    return f"Lettre {seed}: la " + " ".join(random.Random(seed).choices(MOTS, k=words)) + "."
 
 
 class Workspace:
@@ -49,12 +54,19 @@ class Workspace:
         (root / "data/text/letters").mkdir()
         for number in range(30):
             path = root / f"data/text/letters/{number:02}.txt"
-            path.write_text(sentence(1000 + number))
+            path.write_text(phrase(1000 + number))
 
     def write_notes(self, texts: list[str]) -> None:
         path = self.root / "data/text/notes.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def add_letter_source(self, text: str) -> None:
+        """A second source of the domain letters: one English text."""
+        (self.root / "data/text/more.txt").write_text(text)
+        source = "- {kind: files, files: [data/text/more.txt], licence: MIT}\n"
+        domains = self.domains_file.read_text().replace("empty: []\n", f"{source}empty: []\n")
+        self.domains_file.write_text(domains)
 
     def build(self, **changes) -> dict:
         settings = DocumentSettings(**{**self.settings.model_dump(), **changes})

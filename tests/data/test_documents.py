@@ -1,12 +1,16 @@
+import json
+import random
+
 import pandas
+import pyarrow.parquet
 import pytest
 
 from pruneflow.artifacts import read_json, sha256_file
 from pruneflow.calibration.documents import (
     COLUMNS,
+    DROPPED,
+    DROPPED_COLUMNS,
     TABLE,
-    clean,
-    cut,
     read_documents,
     split_of,
 )
@@ -14,17 +18,26 @@ from pruneflow.errors import DamagedArtifactError, InputError
 
 
 def note(number: int, ending: str = "") -> str:
-    start = f"This is the note number {number}, long enough to be kept"
-    return f"{start} by the limits that the settings of this test set. {ending}"
+    words = ("harbour", "candle", "bridge", "orchard", "button", "valley", "copper", "whistle")
+    story = " ".join(random.Random(number).choices(words, k=16))
+    return f"This is the note number {number} about the {story} and more. {ending}"
+
+
+def sentence(seed: int, words: int = 30) -> str:
+    chosen = random.Random(seed).choices(("river", "stone", "cloud", "paper", "winter"), k=words)
+    return f"Note {seed}: the {' '.join(chosen)}."
+
+
+def dropped(workspace) -> list[dict[str, str]]:
+    return pandas.read_parquet(workspace.out / DROPPED).to_dict("records")
 
 
 def test_the_same_inputs_give_the_same_bytes(workspace):
     first = workspace.build()
-    table, manifest = sha256_file(workspace.out / TABLE), (workspace.out / "manifest.json")
-    before = manifest.read_bytes()
+    names = (TABLE, DROPPED, "manifest.json")
+    before = [sha256_file(workspace.out / name) for name in names]
     assert workspace.build() == first
-    assert sha256_file(workspace.out / TABLE) == table
-    assert manifest.read_bytes() == before
+    assert [sha256_file(workspace.out / name) for name in names] == before
 
 
 def test_the_table_is_sorted_strings_and_the_manifest_counts_it(workspace):
@@ -77,6 +90,9 @@ def test_a_document_with_a_pasted_question_is_dropped_and_counted(workspace, que
     manifest = workspace.build()
     assert manifest["domains"]["notes"]["dropped"] == {"evaluation_overlap": 1}
     assert not any("FROZEN" in text for text in read_documents(workspace.out).text)
+    (row,) = dropped(workspace)
+    assert row["place"] == "data/text/notes.jsonl, line 41"
+    assert row["detail"] == f"t-1: {' '.join(question.lower().split()[:13])}"
 
 
 def test_twelve_shared_words_are_not_an_overlap(workspace, question):
@@ -86,15 +102,147 @@ def test_twelve_shared_words_are_not_an_overlap(workspace, question):
 
 
 def test_equal_documents_stay_in_the_first_domain_of_the_settings(workspace):
-    shared = (workspace.root / "data/text/letters/07.txt").read_text()
+    shared = note(77)
     texts = [note(number) for number in range(40)]
     workspace.write_notes([*texts, texts[0] + " ", shared.upper()])
+    workspace.add_letter_source(shared)
     manifest = workspace.build()
     assert manifest["domains"]["notes"]["dropped"] == {"duplicate": 1}
     assert manifest["domains"]["letters"]["dropped"] == {"duplicate": 1}
+    first, second = dropped(workspace)
+    assert first["place"] == "data/text/notes.jsonl, line 41"
+    table = read_documents(workspace.out).set_index("sha256").text
+    assert table[first["detail"]] == texts[0].strip()
+    assert table[second["detail"]] == shared.upper().strip()
     manifest = workspace.build(domains=["letters", "notes"])
     assert manifest["domains"]["letters"]["dropped"] == {}
     assert manifest["domains"]["notes"]["dropped"] == {"duplicate": 2}
+
+
+def test_near_duplicates_are_dropped_across_domains_unless_the_setting_says_no(workspace):
+    texts = [sentence(number, words=60) for number in range(40)]
+    workspace.write_notes([*texts, texts[3].replace("the ", "a "), sentence(99, words=60)])
+    workspace.add_letter_source(texts[5] + " The end.")
+    manifest = workspace.build()
+    assert manifest["domains"]["notes"]["dropped"] == {"near_duplicate": 1}
+    assert manifest["domains"]["letters"]["dropped"] == {"near_duplicate": 1}
+    table = read_documents(workspace.out).set_index("sha256").text
+    assert [table[row["detail"]] for row in dropped(workspace)] == [texts[3], texts[5]]
+    manifest = workspace.build(near_duplicate_similarity=1)
+    assert manifest["domains"]["notes"]["dropped"] == {}
+
+
+def test_every_dropped_document_is_listed_in_reading_order(workspace, question):
+    texts = [note(number) for number in range(40)]
+    french = "Le port était calme et personne n'avait remarqué le petit bateau dans la nuit. " * 2
+    texts[1:1] = ["short", "", "again " * 60, french, f"Note: {question}.", texts[0].upper()]
+    workspace.write_notes(texts)
+    facts = workspace.build()["domains"]["notes"]
+    rows = dropped(workspace)
+    assert tuple(rows[0]) == DROPPED_COLUMNS
+    assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in rows] == [
+        ("2", "too_short"),
+        ("3", "empty"),
+        ("4", "repetitive"),
+        ("5", "wrong_language"),
+        ("6", "evaluation_overlap"),
+        ("7", "duplicate"),
+    ]
+    assert {row["domain"] for row in rows} == {"notes"}
+    assert rows[3]["detail"] == "fr"
+    assert rows[3]["excerpt"] == french[:80]
+    assert rows[1]["sha256"] == rows[1]["excerpt"] == ""
+    assert sum(facts["dropped"].values()) == len(rows)
+
+
+def test_malformed_lines_are_listed_where_they_were_or_end_the_stage(workspace):
+    lines = [json.dumps({"text": note(number)}) for number in range(40)]
+    lines[2:2] = ["{not json", json.dumps({"text": "short"}), json.dumps({"other": 1})]
+    (workspace.root / "data/text/notes.jsonl").write_text("\n".join(lines))
+    facts = workspace.build(malformed="skip")["domains"]["notes"]
+    assert facts["dropped"] == {"malformed": 2, "too_short": 1}
+    assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in dropped(workspace)] == [
+        ("3", "malformed"),
+        ("4", "too_short"),
+        ("5", "malformed"),
+    ]
+    with pytest.raises(InputError, match=r"notes.jsonl, line 3"):
+        workspace.build()
+
+
+def test_a_source_of_another_language_is_refused_by_name(workspace):
+    text = workspace.domains_file.read_text()
+    workspace.domains_file.write_text(text.replace("language: fr", "language: es"))
+    with pytest.raises(
+        InputError, match=r"letters/\*.txt says language es, but 29 of 30 .* are fr"
+    ):
+        workspace.build()
+    assert workspace.build(language_confidence=1)["domains"]["letters"]["languages"] == {"es": 30}
+
+
+def test_documents_of_a_group_are_in_one_split(workspace):
+    records = [{"text": note(number), "title": f"book {number % 8}"} for number in range(160)]
+    path = workspace.root / "data/text/notes.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = workspace.domains_file.read_text()
+    grouped = 'notes.jsonl], group: "{title}"'
+    workspace.domains_file.write_text(text.replace("notes.jsonl]", grouped))
+    workspace.build()
+    table = read_documents(workspace.out)
+    notes = table[table.domain == "notes"]
+    assert notes.group.nunique() == 8
+    assert (notes.groupby("group").split.nunique() == 1).all()
+    letters = table[table.domain == "letters"]
+    assert (letters.group == letters.sha256.str[:16]).all()
+
+
+def test_personal_data_and_repairs_are_counted_and_drops_never_show_it(workspace):
+    texts = [note(number) for number in range(40)]
+    texts += [note(40, "Ask jane@example.org or +44 20 7946 0958."), note(41, "FranÃ§ois came.")]
+    workspace.write_notes(texts)
+    facts = workspace.build()["domains"]["notes"]
+    assert facts["masked"] == {"email": 1, "phone": 1, "key": 0}
+    assert facts["repaired"] == 1
+    found = " ".join(read_documents(workspace.out).text)
+    assert "Ask <EMAIL> or <PHONE>." in found
+    assert "François came." in found
+    facts = workspace.build(personal_data="drop")["domains"]["notes"]
+    assert facts["dropped"] == {"personal_data": 1}
+    assert facts["masked"] == {"email": 0, "phone": 0, "key": 0}
+    assert dropped(workspace)[0]["detail"] == "email, phone"
+
+
+def test_sources_are_counted_one_by_one(workspace):
+    workspace.add_letter_source(note(77))
+    sources = workspace.build()["domains"]["letters"]["sources"]
+    assert {name: facts["documents"] for name, facts in sources.items()} == {
+        "data/text/letters/*.txt": 30,
+        "data/text/more.txt": 1,
+    }
+    assert sources["data/text/more.txt"]["licence"] == "MIT"
+    assert sources["data/text/letters/*.txt"]["language"] == "fr"
+    assert sum(facts["characters"] for facts in sources.values()) == sum(
+        len(text) for text in read_documents(workspace.out).query("domain == 'letters'").text
+    )
+
+
+def test_nothing_but_the_table_is_left_behind(workspace):
+    workspace.build()
+    names = {"documents.parquet", "dropped.parquet", "manifest.json"}
+    assert {path.name for path in workspace.out.iterdir()} == names
+    workspace.write_notes([note(1)])
+    with pytest.raises(InputError):
+        workspace.build()
+    assert {path.name for path in workspace.out.iterdir()} == names
+    assert [path.name for path in workspace.out.parent.iterdir()] == ["documents"]
+
+
+def test_row_groups_are_small_whatever_the_size(workspace):
+    workspace.write_notes([sentence(number) for number in range(2500)])
+    workspace.build(max_per_domain=4000)
+    groups = pyarrow.parquet.ParquetFile(workspace.out / TABLE).metadata
+    sizes = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
+    assert sizes == [1000, 1000, 530]
 
 
 def test_short_documents_are_dropped_and_long_ones_cut_at_a_line_end(workspace):
@@ -106,24 +254,7 @@ def test_short_documents_are_dropped_and_long_ones_cut_at_a_line_end(workspace):
     table = read_documents(workspace.out)
     (long,) = [text for text in table.text if "number 100" in text]
     assert len(long) <= 300
-    assert long.endswith("of this test set.")
-
-
-@pytest.mark.parametrize(
-    ("text", "characters", "expected"),
-    [
-        ("abc\ndef", 7, "abc\ndef"),
-        ("abc\ndef", 6, "abc"),
-        ("abc\ndef", 3, "abc"),
-        ("abcd", 2, "ab"),
-    ],
-)
-def test_cut_keeps_whole_lines_where_it_can(text, characters, expected):
-    assert cut(text, characters) == expected
-
-
-def test_clean_removes_control_characters_and_composes_accents():
-    assert clean("\ufeff e\u0301t\x00\x1b[0m\r\n\tend \n") == "ét[0m\n\tend"
+    assert long.endswith("and more.")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import pyarrow.parquet
 import pytest
 
 from pruneflow.artifacts import read_json, write_manifest
+from pruneflow.calibration import expectations
 from pruneflow.calibration.documents import TABLE, read_documents
+from pruneflow.calibration.settings import DocumentSettings
 from pruneflow.calibration.validation import validate_documents
-from pruneflow.errors import InputError
+from pruneflow.errors import DamagedArtifactError, InputError
 
 
 def sha256(text: str) -> str:
@@ -19,11 +21,15 @@ def validate(workspace):
     return validate_documents(workspace.out, workspace.benchmarks, workspace.settings, out)
 
 
-def rewrite(workspace, table) -> None:
-    """Put a table in place with a manifest of its own, as a faulty builder would."""
+def rewrite(workspace, table, recount=True) -> None:
+    """Put a table in place with a manifest that fits it, as a faulty builder would."""
+    manifest = read_json(workspace.out / "manifest.json")
+    for name, domain in manifest["domains"].items() if recount else ():
+        domain["documents"] = int((table["domain"] == name).sum())
+    facts = {key: value for key, value in manifest.items() if key not in ("files", "digest")}
     converted = pyarrow.Table.from_pandas(table, preserve_index=False)
     pyarrow.parquet.write_table(converted, workspace.out / TABLE)
-    write_manifest(workspace.out)
+    write_manifest(workspace.out, **facts)
 
 
 def test_a_good_table_passes_and_the_result_is_the_same_twice(workspace):
@@ -56,6 +62,45 @@ def _missing_licence(table, question):
 def _odd_language(table, question):
     table.loc[3, "language"] = "Klingon!"
     return table
+
+
+def _language_of_another_source(table, question):
+    table.loc[3, "language"] = "nl"
+    return table
+
+
+def _licence_of_another_source(table, question):
+    table.loc[3, "licence"] = "Apache-2.0"
+    return table
+
+
+def _unknown_licence(table, question):
+    table.loc[3, "licence"] = "Free as in beer"
+    return table
+
+
+def _group_in_two_splits(table, question):
+    other = table.index[(table.index > 3) & (table.split != table.split[3])][0]
+    table.loc[other, "group"] = table.loc[3, "group"]
+    return table
+
+
+def _near_duplicate(table, question):
+    text = table.loc[3, "text"] + " A word more."
+    table.loc[4, ["domain", "source", "licence", "language"]] = table.loc[
+        3, ["domain", "source", "licence", "language"]
+    ]
+    table.loc[4, ["text", "sha256"]] = [text, sha256(text)]
+    return table
+
+
+def _text_of_a_number(table, question):
+    table["text"] = range(len(table))
+    return table
+
+
+def _document_too_few(table, question):
+    return table.drop(index=table.index[table.split == "calibration"][0])
 
 
 def _unknown_split(table, question):
@@ -109,7 +154,22 @@ def _missing_column(table, question):
     ("poison", "row", "words"),
     [
         (_null_text, 3, "expect_column_values_to_not_be_null on text"),
-        (_missing_licence, 3, "expect_column_values_to_match_regex on licence"),
+        (_missing_licence, 3, "expect_column_values_to_be_in_set on licence"),
+        (_unknown_licence, 3, "expect_column_values_to_be_in_set on licence"),
+        (
+            _licence_of_another_source,
+            3,
+            "expect_column_values_to_be_in_set on licence of the source",
+        ),
+        (
+            _language_of_another_source,
+            3,
+            "expect_column_values_to_be_in_set on language of the source",
+        ),
+        (_text_of_a_number, None, "expect_column_values_to_be_in_set on text"),
+        (_document_too_few, None, "expect_column_pair_values_to_be_equal on documents and drawn"),
+        (_group_in_two_splits, "group", "no_group_in_two_splits"),
+        (_near_duplicate, 4, "no_near_duplicates"),
         (_odd_language, 3, "expect_column_values_to_match_regex on language"),
         (_unknown_split, 3, "expect_column_values_to_be_in_set on split"),
         (_short_text, 3, "expect_column_value_lengths_to_be_between on text"),
@@ -128,14 +188,56 @@ def test_a_poisoned_table_is_refused_by_name_and_row(workspace, question, poison
     out = workspace.root / "data/calibration/validation.json"
     before = out.read_bytes()
     table = poison(read_documents(workspace.out), question)
-    rewrite(workspace, table)
+    rewrite(workspace, table, recount=poison is not _document_too_few)
     with pytest.raises(InputError) as error:
         validate(workspace)
     message = str(error.value)
     assert words in message
     assert "\n" not in message
+    if row == "group":
+        row = table.index[table.group == table.loc[3, "group"]][-1]
     if row is not None:
         values = table.loc[row]
         assert f"domain {values['domain']}, source {values['source']}" in message
         assert f"sha256 {values['sha256'][:12]}" in message
     assert out.read_bytes() == before
+
+
+def test_rows_at_fault_in_any_part_of_a_long_table_are_found(workspace, monkeypatch):
+    workspace.build()
+    whole = validate(workspace)
+    monkeypatch.setattr(expectations, "PART_BYTES", 2000)
+    assert validate(workspace) == whole, "parts must add up to the whole"
+    table = read_documents(workspace.out)
+    for row in (7, 21, 60, 80):
+        table.loc[row, "licence"] = "Free as in beer"
+    table.loc[50] = table.loc[20]
+    rewrite(workspace, table)
+    with pytest.raises(InputError) as error:
+        validate(workspace)
+    message = str(error.value)
+    assert "expect_column_values_to_be_unique on sha256 fails (2 rows" in message
+    table.loc[50, "sha256"] = sha256("another")
+    rewrite(workspace, table)
+    with pytest.raises(InputError) as error:
+        validate(workspace)
+    message = str(error.value)
+    assert "expect_column_values_to_be_in_set on licence fails (4 rows" in message
+    shown = [message.index(f"sha256 {table.loc[row, 'sha256'][:12]}") for row in (7, 21, 60)]
+    assert shown == sorted(shown), "the first rows, in the table's order"
+    assert table.loc[80, "sha256"][:12] not in message
+
+
+def test_a_folder_without_a_table_is_refused(workspace):
+    workspace.out.mkdir(parents=True)
+    write_manifest(workspace.out)
+    with pytest.raises(DamagedArtifactError, match="is no table of documents"):
+        validate(workspace)
+
+
+def test_near_duplicates_pass_where_the_settings_drop_equal_texts_only(workspace, question):
+    workspace.build()
+    rewrite(workspace, _near_duplicate(read_documents(workspace.out), question))
+    values = {**workspace.settings.model_dump(), "near_duplicate_similarity": 1}
+    workspace.settings = DocumentSettings(**values)
+    assert validate(workspace)["success"]

@@ -31,7 +31,7 @@ def pruneflow(*arguments):
 def small_budget(real_workspace):
     """The demo's settings with little text, two rounds and few questions."""
     values = load_profile("demo").model_dump(mode="json")
-    values["calibration"].update({"sequences": 16, "validation_sequences": 1, "test_sequences": 1})
+    values["calibration"].update({"sequences": 22, "validation_sequences": 1, "test_sequences": 1})
     values["documents"]["max_per_domain"] = 60
     values["rounds"] = {
         "r1": {"parent": "dense", "ratio": 0.03},

@@ -55,7 +55,7 @@ def tiny_pipeline(real_workspace, tiny_model_directory):
             "documents": {"domains": ["code", "technical"], "max_per_domain": 40},
             "calibration": {
                 "sequence_length": 32,
-                "sequences": 8,
+                "sequences": 12,
                 "test_sequence_length": 32,
                 "test_sequences": 2,
             },

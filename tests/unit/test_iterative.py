@@ -104,16 +104,78 @@ def test_the_closed_loop_raises_the_weight_of_the_domain_that_lost_most():
     assert off == pytest.approx({"a": 0.75, "b": 0.75, "c": 1.5})
 
 
-def test_the_closed_loop_runs_on_held_out_text(tiny_model, tiny_tokenizer):
+@pytest.fixture
+def held_back(tiny_tokenizer):
+    """A calibration set of two domains that holds a reserve."""
     texts = {
         "licence": [f"Clause {n}: nothing is warranted in case {n * n}." for n in range(90)],
         "code": [f"def f{n}(x):\n    return x * {n} + {n % 7}\n" for n in range(90)],
     }
-    chosen = CalibrationSet.from_texts(texts, tiny_tokenizer, sequences=12, sequence_length=32)
-    result = _prune(tiny_model(vocab_size=400), chosen, domain_feedback=3.0)
-    assert result.rounds[0]["weights"] == {}
-    second = result.rounds[1]["weights"]
-    assert set(second) == {"licence", "code"} and second["code"] != second["licence"]
+    return CalibrationSet.from_texts(texts, tiny_tokenizer, sequences=12, sequence_length=32)
+
+
+def test_the_closed_loop_draws_more_of_the_domain_that_lost_most(tiny_model, held_back):
+    result = _prune(tiny_model(vocab_size=400), held_back, domain_feedback=9.0)
+    first, second = result.rounds[:2]
+    assert first["weights"] == {"licence": 1.0, "code": 1.0}
+    assert first["sequences"] == {"licence": 6, "code": 6}
+    assert second["sequences"] != first["sequences"]
+    more, less = sorted(second["weights"], key=second["weights"].get, reverse=True)
+    dense = evaluate(tiny_model(vocab_size=400), held_back)
+    rises = {name: first["losses"][name]["nll"] - dense[name]["nll"] for name in dense}
+    tokens = {name: dense[name]["tokens"] for name in dense}
+    assert rises[more] / tokens[more] > rises[less] / tokens[less]
+    assert second["sequences"][more] > 6 > second["sequences"][less]
+    assert sum(second["sequences"].values()) == 12
+    assert {facts["calibration_set"] for facts in result.rounds} == {held_back.digest}
+
+
+def test_a_round_is_calibrated_on_what_its_record_says(tiny_model, held_back):
+    """The first blocks of each domain, as tokens: the same model as from the whole set."""
+    whole = _prune(tiny_model(vocab_size=400), held_back, rounds=1)
+    assert whole.rounds[0]["sequences"] == {"licence": 6, "code": 6}
+    first = {name: rows[:6] for name, rows in held_back.blocks["calibration"].items()}
+    assert all(len(rows) > 6 for rows in held_back.blocks["calibration"].values())
+    again = _prune(tiny_model(vocab_size=400), first, rounds=1)
+    expected = whole.model.state_dict()
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_without_feedback_every_round_takes_exactly_the_shares(tiny_model, tiny_tokenizer):
+    texts = {
+        name: [f"{name} {n}: so much for number {n * n}, and on." for n in range(200)]
+        for name in ("one", "two", "three")
+    }
+    shares = {"one": 0.5, "two": 0.3, "three": 0.2}
+    chosen = CalibrationSet.from_texts(
+        texts, tiny_tokenizer, sequences=30, sequence_length=32, weights=shares
+    )
+    for facts in _prune(tiny_model(vocab_size=400), chosen).rounds:
+        assert facts["sequences"] == {"one": 15, "two": 9, "three": 6}
+        assert facts["weights"] == pytest.approx({"one": 1.5, "two": 0.9, "three": 0.6})
+
+
+def test_token_ids_are_all_used_and_domains_weigh_the_same(tiny_model, tiny_tokens):
+    tokens = {"prose": tiny_tokens["prose"], "code": tiny_tokens["code"][:2]}
+    for facts in _prune(tiny_model(), tokens).rounds:
+        assert facts["sequences"] == {"prose": 6, "code": 2}
+        assert facts["weights"] == {"prose": 1.0, "code": 1.0}
+        assert len(facts["calibration_set"]) == 64
+
+
+def test_feedback_without_held_out_text_is_refused(tiny_model, tiny_tokens, held_back):
+    with pytest.raises(InputError, match="domain_feedback needs held-out text, and domain prose"):
+        _prune(tiny_model(), tiny_tokens, domain_feedback=1.0)
+    held_back.blocks["validation"].pop("code")
+    with pytest.raises(InputError, match="domain code has none"):
+        _prune(tiny_model(vocab_size=400), held_back, domain_feedback=1.0)
+
+
+def test_sequences_longer_than_the_model_knows_are_refused(tiny_model):
+    long = {"prose": torch.ones((2, 129), dtype=torch.long)}
+    with pytest.raises(InputError, match=r"129 tokens, .* up to 128 \(max_position_embeddings\)"):
+        _prune(tiny_model(), long)
 
 
 def test_the_front_door_loads_prunes_saves_and_measures(

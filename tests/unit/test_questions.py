@@ -119,7 +119,7 @@ def test_an_unknown_task_names_the_known_ones(folder):
 
 def test_a_changed_package_file_is_refused(folder):
     (folder / "site" / PACKAGE / "rows.jsonl").write_text(json.dumps(row(1)) + "\n")
-    with pytest.raises(InputError, match="lock-sources"):
+    with pytest.raises(InputError, match="pruneflow data refresh"):
         build(folder)
 
 
@@ -138,8 +138,27 @@ def test_a_shared_run_of_thirteen_words_is_found_across_question_and_choice(fold
     build(folder, questions=1)
     sequences = question_sequences(folder / "out")
     pasted = "So: ONE, two three four five six seven eight - nine ten eleven. It is 9!"
-    assert shared_sequence(pasted, sequences) == (
-        "one two three four five six seven eight nine ten eleven it is"
-    )
+    shared = shared_sequence(pasted, sequences)
+    assert shared is not None
+    assert shared.words == "one two three four five six seven eight nine ten eleven it is"
+    assert shared.question == "task-000001"
     assert shared_sequence(pasted.replace("seven", "7"), sequences) is None
     assert shared_sequence("one two three", sequences) is None
+
+
+def test_an_overlap_names_the_question_it_is_with(folder):
+    end = "was asked about the river behind the old mill that nobody remembers today?"
+    write_rows(folder, [row(number, question=f"Traveller {number} {end}") for number in range(5)])
+    build(folder, questions=5)
+    sequences = question_sequences(folder / "out")
+    for number in range(5):
+        shared = shared_sequence(f"A traveller {number} {end}", sequences)
+        assert shared is not None
+        assert shared.question == f"task-{number + 1:06d}"
+
+
+def test_questions_too_short_to_be_recognised_make_no_sequences(folder):
+    build(folder)
+    sequences = question_sequences(folder / "out")
+    assert len(sequences.hashes) == 0
+    assert shared_sequence("word " * 30, sequences) is None

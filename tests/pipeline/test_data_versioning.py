@@ -1,0 +1,165 @@
+"""The calibration data through git and DVC: pushed, pulled in a clone, and compared."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pruneflow.artifacts import sha256_file
+from pruneflow.config import parse_settings, write_settings
+from pruneflow.errors import InputError
+from pruneflow.paths import CALIBRATION_SET, DOCUMENTS, HELD_OUT
+from tasks.data import changes_since
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+WORDS = (
+    "the a and of in under over river stone cloud paper winter garden silver engine letter table "
+    "window mountain green slow quiet early bright walks carries finds sings paints opens"
+)
+
+
+def note(seed: int) -> str:
+    return f"Note {seed}: " + " ".join(random.Random(seed).choices(WORDS.split(), k=80)) + "."
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m COMMAND` in the current directory."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        timeout=600,
+    )
+
+
+def dvc(*arguments: str) -> None:
+    done = run("dvc", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def git(*arguments: str) -> None:
+    author = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *author, *arguments], check=True, capture_output=True)
+
+
+def write_notes(seeds: range) -> None:
+    lines = [json.dumps({"text": note(seed)}) + "\n" for seed in seeds]
+    Path("data/text/notes.jsonl").write_text("".join(lines))
+
+
+def write_domains(licence: str) -> None:
+    source = {"kind": "files", "files": ["data/text/notes.jsonl"], "licence": "MIT"}
+    letters = {"kind": "files", "files": ["data/text/letters/*.txt"], "licence": licence}
+    domains = yaml.safe_dump({"notes": [source], "letters": [letters]})
+    Path("configs/domains.yaml").write_text(domains)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted((folder / "data/calibration").rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def versioned(real_workspace: Path, tiny_model_directory: Path) -> Path:
+    """A git repository with two domains of local files, a DVC remote, and nothing run yet."""
+    for name in (".gitignore", ".dvc/.gitignore"):
+        shutil.copy(ROOT / name, real_workspace / name)
+    Path(".dvc/config").write_text("[core]\n    analytics = false\n    remote = store\n")
+    dvc("remote", "add", "store", "../store")
+    Path("data/text/letters").mkdir()
+    for number in range(40):
+        Path(f"data/text/letters/{number:02}.txt").write_text(note(1000 + number))
+    write_notes(range(60))
+    write_domains("CC0-1.0")
+    values = {
+        "model": {"source": str(tiny_model_directory), "dtype": "float32"},
+        "compute": {"device": "cpu", "dtype": "float32"},
+        "documents": {
+            "domains": ["notes", "letters"],
+            # Made-up text: what is tested is not whether it is good text.
+            "language_confidence": 1,
+            "min_compressed_share": 0,
+        },
+        "calibration": {
+            "sequence_length": 32,
+            "sequences": 8,
+            "validation_sequences": 2,
+            "test_sequence_length": 32,
+            "test_sequences": 2,
+        },
+        "evaluation": {"questions": 20},
+        "rounds": {"r1": {"parent": "dense", "ratio": 0.1}},
+        "final_round": "r1",
+    }
+    write_settings(parse_settings(values, "test"))
+    git("init", "-q", ".")
+    git("add", "-A")
+    git("commit", "-qm", "nothing run yet")
+    return real_workspace
+
+
+def test_the_data_is_pulled_bit_for_bit_and_a_diff_says_exactly_what_changed(
+    versioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dvc("repro", "calibration")
+    dvc("push")
+    git("add", "-A")
+    git("commit", "-qm", "first data")
+    first = contents(versioned)
+    assert {DOCUMENTS.name, CALIBRATION_SET.name, HELD_OUT.name, "validation.json"} <= {
+        Path(name).parts[2] for name in first
+    }
+
+    clone = tmp_path / "clone"
+    git("clone", "-q", str(versioned), str(clone))
+    with monkeypatch.context() as patch:
+        patch.chdir(clone)
+        assert not contents(clone)
+        dvc("pull", "documents", "validate", "calibration")
+        assert contents(clone) == first
+        assert changes_since("HEAD")["domains"] == {}
+
+    assert changes_since("HEAD")["domains"] == {}
+    write_notes(range(2, 63))  # two less, three more
+    write_domains("CC-BY-4.0")
+    dvc("repro", "calibration")
+    done = run("flows.cli", "data", "diff", "HEAD", "--json")
+    assert done.returncode == 0, done.stderr
+    changes = json.loads(done.stdout)
+    assert (changes["added"], changes["removed"]) == (3, 2)
+    notes, letters = changes["domains"]["notes"], changes["domains"]["letters"]
+    assert notes["sources"] == {"data/text/notes.jsonl": {"added": 3, "removed": 2}}
+    assert notes["licences"] == {"gained": [], "lost": []}
+    assert letters["sources"] == {}
+    assert letters["licences"] == {"gained": ["CC-BY-4.0"], "lost": ["CC0-1.0"]}
+    assert changes["licences"] == letters["licences"]
+    manifest = json.loads((CALIBRATION_SET / "manifest.json").read_text())
+    for name, facts in changes["domains"].items():
+        assert facts["tokens"]["after"] == manifest["domains"][name]["calibration"]["tokens"]
+        assert facts["tokens"]["before"] > 0
+    assert changes["set_is_current"]
+    text = run("flows.cli", "data", "diff", "HEAD").stdout
+    assert "notes: +3 -2 documents" in text and "licences gained: CC-BY-4.0" in text
+
+    with pytest.raises(InputError, match=r"git knows no revision no-such-branch"):
+        changes_since("no-such-branch")
+    with pytest.raises(InputError, match=r"HEAD~1 has no dvc.lock"):
+        changes_since("HEAD~1")
+    shutil.rmtree(versioned / ".dvc/cache")
+    shutil.rmtree(versioned.parent / "store")
+    done = run("flows.cli", "data", "diff", "HEAD")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "`dvc fetch`" in done.stderr

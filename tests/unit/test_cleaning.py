@@ -1,0 +1,219 @@
+import hashlib
+
+import pytest
+
+from pruneflow.calibration.candidates import examine
+from pruneflow.calibration.cleaning import (
+    clean,
+    clean_code,
+    compressed_share,
+    cut,
+    duplicate_key,
+    is_binary,
+    repair,
+)
+from pruneflow.calibration.languages import SourceLanguage, can_be_told, other_language
+from pruneflow.calibration.personal_data import mask
+from pruneflow.calibration.questions import Sequences
+from pruneflow.calibration.settings import DocumentSettings
+from pruneflow.calibration.sources import Document
+from pruneflow.errors import InputError
+
+ENGLISH = (
+    "The harbour was quiet that morning, and nobody on the bridge had noticed the small boat "
+    "that came in with the tide before the sun was up."
+)
+FRENCH = (
+    "Le port était calme ce matin-là, et personne sur le pont n'avait remarqué le petit bateau "
+    "qui était entré avec la marée avant le lever du soleil."
+)
+CHINESE = (
+    "港口那天早上很安静。桥上没有人注意到太阳升起之前随着潮水进来的那条小船。"
+    "直到有人大声喊叫起来。大家才跑过去看。"
+)
+KEY_BLOCK = (
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7b2\nq1w2e3r4t5y6u7i8o9p0AA==\n"
+    "-----END RSA PRIVATE KEY-----"
+)
+
+
+def document(text: str, language: str = "en") -> Document:
+    return Document(text, "tests", "MIT", language, "tests.jsonl, line 1", "")
+
+
+def examined(text: str, language: str = "en", **changes):
+    import numpy
+
+    nothing = Sequences(numpy.zeros(0, numpy.uint64), numpy.zeros(0, numpy.int64), [])
+    settings = DocumentSettings(domains=["tests"], **changes)
+    return examine(document(text, language), settings, nothing)
+
+
+def test_wrong_decodings_are_repaired_and_typography_stays():
+    text = "FranÃ§ois paid Â£10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
+    assert repair(text) == "François paid £10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
+    assert repair("plain\nÂ£5\nnaïve") == "plain\n£5\nnaïve"
+
+
+def test_half_characters_become_writable():
+    assert repair("smile \ud83d\ude00 and \ud83d") == "smile 😀 and \ufffd"
+    assert clean_code("x = '\ud83d'").encode() == "x = '\ufffd'".encode()
+
+
+def test_clean_removes_control_characters_and_composes_accents():
+    assert clean("\ufeff e\u0301t\x00\x1b[0m\r\n\tend \n") == "ét[0m\n\tend"
+
+
+def test_code_loses_control_characters_alone():
+    code = "\ufeff\n    x = 'e\u0301'  # Â£\r\n\x0c    y\x00 = 1\n\n"
+    assert clean_code(code) == "    x = 'e\u0301'  # Â£\n\n    y = 1"
+    assert not examined(code * 4, "zxx").repaired
+
+
+@pytest.mark.parametrize(
+    ("text", "binary"),
+    [
+        (ENGLISH, False),
+        ("a\tb\r\nc\x0c", False),
+        ("\x89PNG\x1a\x00\x00\x00IHDR", True),
+        ("\ufffd\ufffdJFIF\ufffd", True),
+        ("", False),
+    ],
+)
+def test_binary_content_is_told_by_its_characters(text, binary):
+    assert is_binary(text) is binary
+
+
+@pytest.mark.parametrize(
+    ("text", "characters", "expected"),
+    [
+        ("abc\ndef", 7, "abc\ndef"),
+        ("abc\ndef", 6, "abc"),
+        ("abc\ndef", 3, "abc"),
+        ("abcd", 2, "ab"),
+    ],
+)
+def test_cut_keeps_whole_lines_where_it_can(text, characters, expected):
+    assert cut(text, characters) == expected
+
+
+def test_repetition_is_measured_by_compression():
+    assert compressed_share("spam " * 40) < 0.1
+    assert compressed_share(ENGLISH) > 0.5
+    assert examined("spam and eggs, " * 40).reason == "repetitive"
+    assert examined("spam and eggs, " * 40, min_compressed_share=0).reason == ""
+
+
+def test_case_and_white_space_do_not_make_a_difference():
+    assert duplicate_key("One  Two\n") == duplicate_key("one two")
+    assert duplicate_key("one two") == hashlib.sha256(b"one two").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "other"),
+    [
+        (FRENCH, "en", "fr"),
+        (ENGLISH, "fr", "en"),
+        (CHINESE, "en", "zh"),
+        (ENGLISH, "en-GB", None),
+        (FRENCH, "fr", None),
+        (CHINESE, "zh-Hans", None),
+        (CHINESE, "yue", None),
+    ],
+)
+def test_another_language_is_found(text, language, other):
+    assert can_be_told(text, language)
+    assert other_language(text, language, 0.95) == other
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [("too short to tell", "en"), ("1 + 2 = 3; " * 20, "en"), (ENGLISH, "zxx"), (ENGLISH, "tlh")],
+)
+def test_a_language_that_cannot_be_told_is_not_judged(text, language):
+    assert not can_be_told(text, language)
+
+
+def test_a_foreign_document_is_dropped_unless_the_setting_says_no():
+    candidate = examined(FRENCH)
+    assert (candidate.reason, candidate.detail) == ("wrong_language", "fr")
+    assert examined(FRENCH, language_confidence=1).reason == ""
+    assert examined(FRENCH, "zxx").reason == ""
+
+
+def test_a_source_of_another_language_than_it_says_is_refused():
+    language = SourceLanguage("fr", checked=10)
+    language.others.update({"en": 5, "de": 1})
+    language.verify("letters", "a.txt")
+    language.others["en"] += 1
+    with pytest.raises(InputError, match=r"a.txt says language fr, but 6 of 10 documents are en"):
+        language.verify("letters", "a.txt")
+    SourceLanguage("fr", 4, language.others).verify("letters", "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Write to jane.doe+x@mail.example.co.uk.", "Write to <EMAIL>."),
+        ("邮箱jane@example.cn。", "邮箱<EMAIL>。"),
+        ("Call +44 20 7946 0958 or (212) 555-2368.", "Call <PHONE> or <PHONE>."),
+        ("1-800-555-1234, +14155552671", "<PHONE>, <PHONE>"),
+        ("id AKIAIOSFODNN7EXAMPLE.", "id <KEY>."),
+        ("密钥AKIAIOSFODNN7EXAMPLE。", "密钥<KEY>。"),
+        ('aws_secret_key = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"', 'aws_secret_key = "<KEY>"'),
+        (f"token=ghp_{'a1B2' * 9}", "token=<KEY>"),
+        ("xoxb-12345-67890-AbCdEfGhIj", "<KEY>"),
+        (f"npm_{'a1B2' * 9} and AIza{'Sy_0-' * 7}.", "<KEY> and <KEY>."),
+        (f"sk_live_{'abcd1234' * 3};", "<KEY>;"),
+        (f"sk-{'a1b2c3d4e5' * 2}T3BlbkFJ{'a1b2c3d4e5' * 2}", "<KEY>"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N.", "<KEY>."),
+        (f"a\n{KEY_BLOCK}\nb", "a\n<KEY>\nb"),
+        (f"a\n{KEY_BLOCK[:-45]}", "a\n<KEY>"),
+        (f"a\n{KEY_BLOCK[:-35]}\nthe end", "a\n<KEY>\nthe end"),
+    ],
+)
+def test_personal_data_is_masked_and_counted(text, masked):
+    found, counts = mask(text, "en")
+    assert found == masked
+    assert {kind: masked.count(f"<{kind.upper()}>") for kind in counts} == counts
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("347 U.S. 483 (1954), 42 U.S.C. § 1983, 123-45-6789", "en"),
+        ("5+4567890123 = 4567890128 and x = +4567890123", "en"),
+        ("3.14159-265-3589, 2024-01-15, 10.1000/182", "en"),
+        ("number = (212) + 555-2368; t = '+44 20 7946 0958'", "zxx"),
+        ("@decorator\nx @ w, x@w.mean(), a @ b", "zxx"),
+        ("(212) 555-2368", "fr"),
+        ("d41d8cd98f00b204e9800998ecf8427e and sys.version_info.releaselevel2", "zxx"),
+        ("It starts with -----BEGIN RSA PRIVATE KEY----- as a rule.", "en"),
+        (CHINESE, "zh"),
+    ],
+)
+def test_what_is_no_personal_data_stays(text, language):
+    assert mask(text, language) == (text, {"email": 0, "phone": 0, "key": 0})
+
+
+def test_personal_data_is_masked_dropped_or_kept_as_the_setting_says():
+    text = f"{ENGLISH} Ask jane@example.org."
+    assert examined(text).text.endswith("Ask <EMAIL>.")
+    assert examined(text).masks == {"email": 1, "phone": 0, "key": 0}
+    drop = examined(text, personal_data="drop")
+    assert (drop.reason, drop.detail) == ("personal_data", "email")
+    assert "jane@" not in drop.excerpt
+    assert examined(text, personal_data="keep").text == text
+
+
+def test_a_mask_never_makes_a_text_too_long():
+    text = "a@b.co " * 20
+    assert len(examined(text, max_characters=139, min_characters=1).text) <= 139
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("", "empty"), (" \n\x00 ", "binary"), ("\x0b \t", "empty"), ("short", "too_short")],
+)
+def test_what_is_no_document_is_dropped_with_its_reason(text, reason):
+    assert examined(text).reason == reason

@@ -1,0 +1,100 @@
+"""Datasets of the Hugging Face hub: local copies, commits, and a hub that does not answer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pruneflow.artifacts import sha256_file
+from pruneflow.calibration.packages import Lock, Reading
+from pruneflow.calibration.sources import Document, load_domains, read_source
+from pruneflow.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    (tmp_path / "data/text").mkdir(parents=True)
+    return tmp_path
+
+
+def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Document]:
+    path = root / "domains.yaml"
+    path.write_text(yaml.safe_dump({"topic": [{"licence": "MIT", **source}]}))
+    (parsed,) = load_domains(path)["topic"]
+    return list(read_source("topic", parsed, reading or Reading(root, None)))
+
+
+def texts(root: Path, reading: Reading | None = None, **source: object) -> list[str]:
+    return [document.text for document in documents(root, reading, **source)]
+
+
+def test_a_local_copy_of_a_hub_dataset_is_streamed(root):
+    folder = root / "data/text/copy"
+    folder.mkdir()
+    rows = [{"body": f"row {number}"} for number in range(5)] + [{"body": None}]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"kind": "hub", "dataset": "data/text/copy", "template": "{body}"}
+    reading = Reading(root, Lock())
+    found = documents(root, reading, **source, rows=3)
+    assert [document.text for document in found] == ["row 0", "row 1", "row 2"]
+    assert found[2].place == "data/text/copy, row 3"
+    digest = sha256_file(folder / "train.jsonl")
+    assert reading.text_files == {"data/text/copy/train.jsonl": digest}
+    assert (reading.hub, texts(root, **source)[5:]) == ({}, [""])
+    with pytest.raises(InputError, match=r"source data/text/copy.*cannot be read.*split"):
+        texts(root, **source, split="nowhere")
+    with pytest.raises(InputError, match=r"has no field text \(it has body\): correct `template`"):
+        texts(root, kind="hub", dataset="data/text/copy")
+
+
+def test_a_copy_outside_the_text_folder_or_nowhere_is_refused(root):
+    (root / "copy").mkdir()
+    with pytest.raises(InputError, match="write dataset: data/text/copy"):
+        texts(root, kind="hub", dataset="copy", revision="0" * 40)
+    with pytest.raises(InputError, match="data/text/none is no folder with a copy"):
+        texts(root, kind="hub", dataset="data/text/none")
+
+
+def test_a_hub_id_needs_a_commit_in_the_yaml_or_the_lock(root):
+    source = {"kind": "hub", "dataset": "someone/something"}
+    for lock in (None, Lock(hub={"someone/other": "1" * 40})):
+        with pytest.raises(InputError, match="run `pruneflow data refresh` where there is a net"):
+            texts(root, Reading(root, lock), **source)
+    with pytest.raises(InputError, match="revision"):
+        texts(root, **source, revision="main")
+
+
+@pytest.mark.parametrize("pinned", ["yaml", "lock"])
+def test_a_hub_id_is_read_at_its_commit(root, monkeypatch, pinned):
+    asked: dict[str, object] = {}
+
+    def load_dataset(name: str, subset: str | None, **options: object) -> list[dict[str, str]]:
+        asked.update(name=name, subset=subset, **options)
+        return [{"text": "a"}, {"text": "b"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    lock = Lock(hub={"someone/something": "1" * 40})
+    source = {"kind": "hub", "dataset": "someone/something", "subset": "en", "split": "test"}
+    source["folder"] = "data/short"
+    if pinned == "yaml":
+        source["revision"] = "2" * 40
+    reading = Reading(root, lock)
+    assert texts(root, reading, **source) == ["a", "b"]
+    commit = ("2" if pinned == "yaml" else "1") * 40
+    assert asked == {
+        "name": "someone/something",
+        "subset": "en",
+        "data_dir": "data/short",
+        "split": "test",
+        "revision": commit,
+        "streaming": True,
+    }
+    assert reading.hub == {"someone/something": commit}
+
+
+def test_a_hub_id_offline_is_one_clear_line(root, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"cannot be read.*where the hub can be reached") as error:
+        texts(root, kind="hub", dataset="someone/something", revision="0" * 40)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,121 @@
+"""Shares and tokens become whole sequences, and the closed loop moves them within what is held."""
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruneflow.calibration.mixture import Mixture, divide
+from pruneflow.calibration.settings import MAX_SHARE_ERROR, CalibrationSettings
+from pruneflow.errors import InputError
+
+amounts = st.lists(st.floats(0.5, 5), min_size=1, max_size=8)
+
+
+def _shares(values):
+    return {f"d{index}": value / sum(values) for index, value in enumerate(values)}
+
+
+@given(amounts, st.integers(80, 200))
+def test_sequences_follow_the_shares_and_sum_exactly(values, sequences):
+    shares = _shares(values)
+    settings = CalibrationSettings(sequences=sequences, weights=shares)
+    mixture = Mixture.of(settings, list(shares))
+    assert sum(mixture.counts.values()) == sequences
+    assert sum(mixture.measured.values()) == pytest.approx(1)
+    for name, share in shares.items():
+        assert abs(mixture.counts[name] - sequences * share) < 1
+        assert abs(mixture.measured[name] - share) <= MAX_SHARE_ERROR
+
+
+def test_no_weights_are_equal_shares():
+    mixture = Mixture.of(CalibrationSettings(sequences=72), list("abcdefghijk"))
+    assert mixture.shares == dict.fromkeys("abcdefghijk", 1 / 11)
+    assert mixture.weights == dict.fromkeys("abcdefghijk", 1.0)
+    assert sorted(mixture.counts.values()) == [6] * 5 + [7] * 6
+
+
+def test_what_is_left_over_does_not_depend_on_the_order_of_domains():
+    assert divide(8, {"c": 1.0, "b": 1.0, "a": 1.0}) == {"a": 3, "b": 3, "c": 2}
+
+
+@given(st.lists(st.integers(1024, 100_000), min_size=1, max_size=6))
+def test_tokens_are_met_to_half_a_sequence(tokens):
+    asked = {f"d{index}": count for index, count in enumerate(tokens)}
+    settings = CalibrationSettings(sequences=None, tokens=asked, sequence_length=16)
+    mixture = Mixture.of(settings, list(asked))
+    for name, count in asked.items():
+        assert abs(mixture.counts[name] * 16 - count) <= 8
+        assert mixture.shares[name] == pytest.approx(count / sum(tokens))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"sequences": 40, "weights": {"a": 0.995, "b": 0.005}},
+            "domain b gets none of the 40 calibration sequences: raise calibration.sequences, or",
+        ),
+        (
+            {"sequences": 3},
+            r"domain a would be 66.7% of the 3 .* 50.0% is asked for: raise calibration.sequences",
+        ),
+        (
+            {"sequences": None, "tokens": {"a": 8, "b": 11}, "sequence_length": 8},
+            r"domain a would be 50.0% .* 42.1% is asked for: raise calibration.tokens or lower",
+        ),
+    ],
+)
+def test_a_share_that_whole_sequences_cannot_meet_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        Mixture.of(CalibrationSettings(**values), ["a", "b"])
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    st.data(),
+)
+def test_reweighing_keeps_the_total_and_takes_no_more_than_is_held(counts, data):
+    names = [f"d{index}" for index in range(len(counts))]
+    mixture = Mixture.held(dict(zip(names, counts, strict=True)))
+    held = {name: count + data.draw(st.integers(0, 40)) for name, count in mixture.counts.items()}
+    weights = {name: data.draw(st.floats(0.01, 100)) for name in names}
+    taken = mixture.reweighed(weights, held)
+    assert list(taken) == names
+    assert sum(taken.values()) == sum(counts)
+    assert all(1 <= taken[name] <= held[name] for name in names)
+
+
+@given(amounts, st.integers(80, 200), st.floats(0.1, 10))
+def test_the_mixtures_own_weights_change_nothing(values, sequences, factor):
+    shares = _shares(values)
+    mixture = Mixture.divided(sequences, shares)
+    weights = {name: factor * weight for name, weight in mixture.weights.items()}
+    assert mixture.reweighed(weights, mixture.counts) == mixture.counts
+
+
+def test_a_domain_that_weighs_twice_as_much_gets_twice_the_share():
+    mixture = Mixture.divided(60, {"a": 0.5, "b": 0.25, "c": 0.25})
+    weights = {**mixture.weights, "b": 2 * mixture.weights["b"]}
+    held = {"a": 60, "b": 60, "c": 60}
+    assert mixture.reweighed(weights, held) == {"a": 24, "b": 24, "c": 12}
+
+
+def test_what_a_domain_cannot_give_goes_to_the_others_and_the_log(caplog):
+    mixture = Mixture.divided(60, {"a": 0.5, "b": 0.25, "c": 0.25})
+    weights = {**mixture.weights, "b": 2 * mixture.weights["b"]}
+    with caplog.at_level(logging.WARNING):
+        taken = mixture.reweighed(weights, {"a": 60, "b": 18, "c": 60})
+    assert taken == {"a": 28, "b": 18, "c": 14}
+    assert "domain b should get 24 calibration sequences and 18 are held" in caplog.text
+    caplog.clear()
+    mixture.reweighed(weights, {"a": 60, "b": 24, "c": 60})
+    assert not caplog.text
+
+
+def test_weights_of_other_domains_are_refused():
+    mixture = Mixture.divided(60, {"a": 0.5, "b": 0.5})
+    for weights in ({"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}):
+        with pytest.raises(InputError, match=r"same domains \([bc] is in one alone\)"):
+            mixture.reweighed(weights, {"a": 60, "b": 60})

@@ -1,0 +1,136 @@
+import random
+import subprocess
+import sys
+
+import numpy
+import pytest
+
+from pruneflow.calibration.near_duplicates import (
+    PERMUTATIONS,
+    RECALL,
+    Signatures,
+    banding,
+    signature,
+)
+from pruneflow.calibration.sequences import sequence_hashes, word_hashes, words
+
+WORDS = [f"word{number}" for number in range(500)]
+
+
+def text(seed: int, count: int = 200) -> list[str]:
+    return random.Random(seed).choices(WORDS, k=count)
+
+
+def changed(original: list[str], positions: int) -> list[str]:
+    copy = list(original)
+    step = len(copy) // (positions + 1)
+    for position in range(step, step * positions + 1, step):
+        copy[position] = f"other{position}"
+    return copy
+
+
+def jaccard(first: list[str], second: list[str]) -> float:
+    one, two = (set(zip(*(found[i:] for i in range(5)), strict=False)) for found in (first, second))
+    return len(one & two) / len(one | two)
+
+
+def near(texts: list[str], similarity: float = 0.8, **options) -> list[list[int]]:
+    with Signatures() as signatures:
+        for one in texts:
+            signatures.add(one)
+        return signatures.near_duplicates(similarity, **options).tolist()
+
+
+def test_the_estimate_is_close_to_the_jaccard_similarity():
+    errors = []
+    for seed in range(40):
+        first = text(seed)
+        second = changed(first, seed % 20)
+        shares = signature(word_hashes(first)) == signature(word_hashes(second))
+        errors.append(shares.mean() - jaccard(first, second))
+    assert abs(numpy.mean(errors)) < 0.03
+    assert numpy.abs(errors).max() < 0.25
+
+
+def test_near_duplicates_name_the_first_and_others_stay():
+    base = text(1)
+    texts = [text(2), base, text(3), changed(base, 1), changed(base, 20), base[:-2]]
+    assert near([" ".join(one) for one in texts]) == [[3, 1], [5, 1]]
+
+
+def test_two_that_are_half_alike_are_left_alone():
+    base = text(5)
+    assert jaccard(base, changed(base, 12)) < 0.6
+    assert near([" ".join(base), " ".join(changed(base, 12))]) == []
+
+
+def test_what_is_left_has_no_near_duplicates_whatever_else_is_taken_away():
+    generator = random.Random(0)
+    texts = []
+    for seed in range(60):
+        chain = text(seed)
+        for _ in range(5):
+            texts.append(" ".join(chain))
+            chain = changed(chain, generator.randint(1, 6))
+    dropped = {later for later, _ in near(texts)}
+    left = [one for number, one in enumerate(texts) if number not in dropped]
+    assert 60 <= len(left) < len(texts)
+    for part in (left, left[::-1], left[::2], generator.sample(left, len(left) // 2)):
+        assert near(part) == []
+
+
+def test_texts_left_out_are_not_looked_at():
+    same = " ".join(text(1))
+    assert near([same, same, same]) == [[1, 0], [2, 0]]
+    assert near([same, same, same], leave_out=numpy.array([0])) == [[2, 1]]
+
+
+def test_chinese_is_compared_by_characters():
+    story = (
+        "港口那天早上很安静桥上没有人注意到太阳升起之前随着潮水进来的那条小船直到有人大声喊叫" * 2
+    )
+    other = (
+        "昨天下午老师在图书馆里给学生们讲了一个关于古代诗人的长故事大家都听得非常认真没有说话" * 2
+    )
+    assert near([story, other, story.replace("早上", "晚上", 1)]) == [[2, 0]]
+
+
+def test_few_words_and_many_texts_are_no_problem():
+    assert near([]) == []
+    assert near(["one"]) == []
+    assert near(["one two", "two one", "one two"]) == [[2, 0]]
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.6, 0.7, 0.8, 0.9, 0.97])
+def test_bands_meet_at_the_similarity_and_seldom_far_below(similarity):
+    bands, rows = banding(similarity)
+    assert bands * rows <= PERMUTATIONS
+    assert 1 - (1 - similarity**rows) ** bands >= RECALL
+    assert 1 - (1 - (similarity / 2) ** rows) ** bands < 0.9
+
+
+def test_hashes_of_runs_tell_order_and_place():
+    hashes = word_hashes(words("one two three one two four"))
+    pairs = sequence_hashes(hashes, 2)
+    assert len(pairs) == 5
+    assert pairs[0] == pairs[3]
+    assert len(set(pairs.tolist())) == 4
+    assert len(sequence_hashes(hashes, 7)) == 0
+
+
+def test_signatures_are_the_same_in_another_process():
+    code = (
+        "from pruneflow.calibration.near_duplicates import signature\n"
+        "from pruneflow.calibration.sequences import word_hashes, words\n"
+        "print(signature(word_hashes(words('the same words in every process'))).tolist())"
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    here = signature(word_hashes(words("The same words, in every process!")))
+    assert found.strip() == str(here.tolist())
+
+
+def test_words_of_unspaced_scripts_are_characters():
+    assert words("Hello, WORLD! it's 3.5") == ["hello", "world", "it", "s", "3", "5"]
+    assert words("用iPhone拍照。") == ["用", "iphone", "拍", "照"]
+    assert words("안녕 세계") == ["안녕", "세계"]
