@@ -202,7 +202,7 @@ def main() -> None:
         write_json(
             RESULT,
             {
-                "what": "stages documents, validate and calibration on generated text, by its size",
+                "what": "stages of the calibration data on generated text, by its size",
                 "default_documents": DEFAULT_DOCUMENTS,
                 "seed": SEED,
                 "scales": [found[size] for size in sorted(found)],

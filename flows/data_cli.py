@@ -58,10 +58,13 @@ def diff(
 
 def _lock_text(change: "LockChange") -> str:
     lines = [f"{verb:<12}{name}" for verb, names in asdict(change).items() for name in names]
-    if change.unresolved:
-        lines.append("unresolved datasets have no revision yet: refresh where there is a network")
     if not (change.added or change.changed or change.removed):
         lines.append("data/sources.lock is as it was")
+    if change.unresolved:
+        lines.append(
+            f"{len(change.unresolved)} datasets of the hub are not pinned and cannot be read: "
+            "refresh again where there is a network"
+        )
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from pruneflow.calibration.cleaning import (
 )
 from pruneflow.calibration.kinds import NO_LANGUAGE
 from pruneflow.calibration.languages import can_be_told, other_language
-from pruneflow.calibration.questions import Sequences, shared_run
+from pruneflow.calibration.overlap import Sequences, shared_run
 from pruneflow.calibration.sequences import word_hashes, words
 from pruneflow.calibration.settings import DocumentSettings
 from pruneflow.calibration.sources import Document
@@ -98,8 +98,10 @@ def _cleaned(document: Document, settings: DocumentSettings) -> Candidate:
     candidate = Candidate(text, repaired=repaired != document.text, cut=len(text) < len(whole))
     if settings.personal_data != "keep":
         masked, candidate.masks = personal_data.mask(text, document.language)
-        # A mask may be longer than what it hides.
-        candidate.text = cut(masked, settings.max_characters)
+        # A mask may be longer than what it hides, and a cut may lay bare what was part of more.
+        while len(masked) > settings.max_characters:
+            masked, _ = personal_data.mask(cut(masked, settings.max_characters), document.language)
+        candidate.text = masked
     if is_binary(repaired):
         candidate.reason, candidate.detail = "binary", document.place
     elif not candidate.text:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pruneflow.calibration.documents import SPLITS, duplicate_key
 from pruneflow.calibration.findings import Finding
+from pruneflow.calibration.languages import can_be_told, other_language
 from pruneflow.calibration.near_duplicates import Signatures
-from pruneflow.calibration.questions import Sequences, question_sequences, shared_run
+from pruneflow.calibration.overlap import Sequences, question_sequences, shared_run
+from pruneflow.calibration.personal_data import mask
 from pruneflow.calibration.sequences import word_hashes, words
 from pruneflow.calibration.settings import DocumentSettings
 from pruneflow.errors import InputError
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
     import numpy
 
 BATCH_ROWS = 512
+_COLUMNS = ["language", "split", "group", "sha256", "text"]
 
 
 class Row(NamedTuple):
     """What a check sees of a document; rows of the table are numbered from 0."""
 
     number: int
+    language: str
     split: str
     group: str
     sha256: str
@@ -51,6 +55,10 @@ def run_checks(table: Path, settings: DocumentSettings, benchmarks: Path) -> lis
         "no_group_in_two_splits": _grouped(),
         "no_overlap_with_evaluation_questions": _overlap(question_sequences(benchmarks)),
     }
+    if settings.language_confidence < 1:
+        checks["text_is_in_its_language"] = _in_language(settings.language_confidence)
+    if settings.personal_data != "keep":
+        checks["no_personal_data"] = _personal_data
     findings = {name: Finding(name, "documents") for name in checks}
     alike = Finding("no_near_duplicates", "documents")
     similarity = settings.near_duplicate_similarity
@@ -76,7 +84,7 @@ def _rows(table: Path) -> Iterator[Row]:
 
     number = 0
     with pyarrow.parquet.ParquetFile(table) as file:
-        for batch in file.iter_batches(BATCH_ROWS, columns=["split", "group", "sha256", "text"]):
+        for batch in file.iter_batches(BATCH_ROWS, columns=_COLUMNS):
             for values in batch.to_pylist():
                 found = words(values["text"])
                 yield Row(number, **values, words=found, hashes=word_hashes(found))
@@ -129,6 +137,22 @@ def _grouped() -> Check:
         return f"split {row.split}, and its group {row.group} is in {SPLITS[first]} too"
 
     return check
+
+
+def _in_language(confidence: float) -> Check:
+    def check(row: Row) -> str | None:
+        if not can_be_told(row.text, row.language):
+            return None
+        other = other_language(row.text, row.language, confidence)
+        return other and f"language {row.language}, and its text is {other}"
+
+    return check
+
+
+def _personal_data(row: Row) -> str | None:
+    _, counts = mask(row.text, row.language)
+    found = [kind for kind, count in counts.items() if count]
+    return f"in which there is: {', '.join(found)}" if found else None
 
 
 def _overlap(sequences: Sequences) -> Check:

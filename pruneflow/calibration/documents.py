@@ -12,9 +12,9 @@ from pruneflow.calibration.candidates import Candidate, examine
 from pruneflow.calibration.cleaning import duplicate_key, sha256_text
 from pruneflow.calibration.languages import SourceLanguage
 from pruneflow.calibration.near_duplicates import Signatures
+from pruneflow.calibration.overlap import Sequences, question_sequences
 from pruneflow.calibration.packages import Malformed, Reading, load_lock
 from pruneflow.calibration.personal_data import KINDS
-from pruneflow.calibration.questions import Sequences, question_sequences
 from pruneflow.calibration.settings import DocumentSettings
 from pruneflow.calibration.sources import Document, Source, known_domains, read_source
 from pruneflow.calibration.table import (
@@ -96,6 +96,7 @@ def build_documents(
                 selected.drop_equal()
                 if settings.near_duplicate_similarity < 1:
                     selected.drop_near_duplicates(signatures, settings.near_duplicate_similarity)
+                _refuse_useless_source(selected)
                 selected.draw(settings)
                 facts = _facts(selected, domains)
                 selected.write_documents(folder / TABLE, settings.domains)
@@ -109,6 +110,10 @@ def build_documents(
             package_files=reading.package_files,
             text_files=reading.text_files,
             hub=reading.hub,
+            questions={
+                "asked": len(sequences.questions),
+                "unrecognisable": sequences.unrecognisable,
+            },
         )
 
 
@@ -233,6 +238,14 @@ class _Reader:
     def _next(self) -> int:
         self._read += 1
         return self._read
+
+
+def _refuse_useless_source(selected: Selection) -> None:
+    for (domain, source), reasons in selected.useless().items():
+        raise InputError(
+            f"domain {domain}, source {source}: none of its documents is usable{_listed(reasons)}: "
+            "correct it in configs/domains.yaml or remove it"
+        )
 
 
 def _facts(selected: Selection, domains: dict[str, list[Source]]) -> dict[str, Any]:

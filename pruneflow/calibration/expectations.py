@@ -104,7 +104,9 @@ def _of_domains(settings: DocumentSettings) -> list[Any]:
     most = max(settings.max_per_domain, len(SPLITS))
     return [
         gx.ExpectColumnDistinctValuesToEqualSet(column="domain", value_set=settings.domains),
-        gx.ExpectColumnValuesToBeBetween(column="documents", min_value=len(SPLITS), max_value=most),
+        gx.ExpectColumnValuesToBeBetween(
+            column="documents", min_value=settings.min_per_domain, max_value=most
+        ),
         gx.ExpectColumnPairValuesToBeEqual(column_A="documents", column_B="drawn"),
         gx.ExpectColumnPairValuesToBeEqual(column_A="share", column_B="drawn_share"),
     ]

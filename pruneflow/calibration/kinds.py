@@ -5,8 +5,8 @@ A kind is one function that yields records, registered with the settings it take
     @source_kind
     def my_kind(source: MySource, reading: Reading) -> Records: ...
 
-Nothing that is read is imported or run. Files of a package must have the sha256 that
-`data/sources.lock` records, so that an upgrade never changes the text unnoticed.
+Nothing that is read is imported or run, but for Python's own help topics. Files of a package must
+have the sha256 that `data/sources.lock` records: an upgrade never changes the text unnoticed.
 """
 
 import inspect
@@ -292,7 +292,10 @@ def hub(source: HubSource, reading: Reading) -> Records:
     except (OSError, ValueError, RuntimeError, ImportError, DatasetsError, HTTPError) as error:
         detail = " ".join(str(error).split())[:200]
         if source.is_local:
-            way_out = "correct dataset, subset or split"
+            way_out = (
+                "correct the file, or dataset, subset or split (kind: files reads jsonl, csv and "
+                "parquet too, and names the line)"
+            )
         elif isinstance(error, ConnectionError | HTTPError):
             way_out = (
                 "run where the hub can be reached (HF_HUB_OFFLINE unset), or put a copy below "

@@ -1,5 +1,6 @@
 """Which language a text is in, by py3langid: naive Bayes over bytes, offline, 140 languages."""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,10 +12,13 @@ from pruneflow.errors import InputError
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
+log = logging.getLogger(__name__)
+
 LOOKED_AT = 1000
-"""Characters at the beginning of a text that its language is told from."""
+"""Characters that a text's language is told from: of a longer one, from four places."""
 ENOUGH = 300
 """Characters that are enough where they are surely in the right language."""
+PLACES = 4
 MIN_LETTERS = 40
 """Letters among them below which a language cannot be told."""
 MIN_CHECKED = 5
@@ -47,10 +51,10 @@ def other_language(text: str, language: str, confidence: float) -> str | None:
         The other language's tag, or None.
     """
     right = _alike(language)
-    found, sure = _identifier().classify(text[:ENOUGH])
+    found, sure = _identifier().classify(_sample(text, ENOUGH))
     if found in right and sure >= confidence:
         return None
-    ranked = _identifier().rank(text[:LOOKED_AT])
+    ranked = _identifier().rank(_sample(text, LOOKED_AT))
     found = ranked[0][0]
     sure = sum(share for tag, share in ranked if tag in _alike(found))
     other = found != NO_LANGUAGE and found not in right
@@ -59,8 +63,13 @@ def other_language(text: str, language: str, confidence: float) -> str | None:
 
 def can_be_told(text: str, language: str) -> bool:
     """Return whether a text is long enough, and its language one that is known."""
-    beginning = text[:LOOKED_AT]
-    return sum(map(str.isalpha, beginning)) >= MIN_LETTERS and bool(_alike(language) & _known())
+    sample = _sample(text, LOOKED_AT)
+    return sum(map(str.isalpha, sample)) >= MIN_LETTERS and is_known(language)
+
+
+def is_known(language: str) -> bool:
+    """Return whether a language is one of those that can be told."""
+    return bool(_alike(language) & _known())
 
 
 @dataclass
@@ -83,6 +92,14 @@ class SourceLanguage:
         Raises:
             InputError: names domain, source and the language of most documents.
         """
+        if self.language != NO_LANGUAGE and not is_known(self.language):
+            log.warning(
+                "domain %s, source %s: no text can be told to be %s, so its documents' language "
+                "is not checked (zxx for source code)",
+                domain,
+                source,
+                self.language,
+            )
         if self.checked < MIN_CHECKED or not self.others:
             return
         found, count = min(self.others.items(), key=lambda item: (-item[1], item[0]))
@@ -91,6 +108,17 @@ class SourceLanguage:
                 f"domain {domain}, source {source} says language {self.language}, but {count} of "
                 f"{self.checked} documents are {found}: correct `language` in configs/domains.yaml"
             )
+
+
+def _sample(text: str, characters: int) -> str:
+    """The text, or as many characters of it from its beginning, its end and between."""
+    if len(text) <= characters:
+        return text
+    part = characters // PLACES
+    step = (len(text) - part) / (PLACES - 1)
+    return " ".join(
+        text[round(index * step) : round(index * step) + part] for index in range(PLACES)
+    )
 
 
 def _alike(language: str) -> set[str]:

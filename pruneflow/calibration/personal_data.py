@@ -1,9 +1,10 @@
 """E-mail addresses, telephone numbers and keys in a text, replaced by what they were.
 
 Precision comes first: digits in sums, code and citations stay. Telephone numbers must be
-written like one (`+44 20 7946 0958`; in English also `(212) 555-2368` and `212-555-2368`) and
-exist for `phonenumbers`; keys must have the form that their issuer gives them, most by the
-expressions of `detect_secrets`.
+written like one and exist for `phonenumbers`: `+44 20 7946 0958`; `020 7946 0958` in a text whose
+language is spoken where that is one; in English also `(212) 555-2368` and `212-555-2368`. Keys must
+have the form that their issuer gives them, most by the expressions of `detect_secrets`, or follow
+`secret_key =` and the like. Names, postal addresses, passwords and account numbers stay.
 """
 
 import re
@@ -43,7 +44,28 @@ _OTHERS = (
     re.compile(r"github_pat_[A-Za-z0-9_]{40,}"),
     re.compile(r"AIza[A-Za-z0-9_-]{35}"),
     re.compile(r"sk-(?:ant|proj)-[A-Za-z0-9_-]{24,}"),
+    re.compile(
+        r"(?i:secret|access|api|auth)[_ -]?(?i:access[_ -]?)?(?i:key|token)[\"']?\s*[:=]\s*[\"']?"
+        r"(?=[A-Za-z/+=_-]*\d)(?=[\d/+=_-]*[A-Za-z])([A-Za-z0-9/+=_-]{20,})"
+    ),
 )
+
+# Where a language's national numbers, which begin with 0, are looked up.
+_REGIONS = {
+    "en": ("GB",),
+    "de": ("DE", "AT", "CH"),
+    "fr": ("FR", "BE", "CH"),
+    "nl": ("NL", "BE"),
+    "it": ("IT",),
+    "sv": ("SE",),
+    "tr": ("TR",),
+    "zh": ("CN", "TW"),
+    "ja": ("JP",),
+    "ko": ("KR",),
+    "hi": ("IN",),
+    "id": ("ID",),
+    "uk": ("UA",),
+}
 
 _EMAIL = re.compile(
     r"(?<![\w.+-])[\w.+%-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,8}[A-Za-z]{2,24}"
@@ -56,6 +78,11 @@ _INTERNATIONAL = re.compile(
 _AMERICAN = re.compile(
     r"(?<![\w.+*/=^-])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}"
     r"(?![\w-]|\.\d)",
+    re.ASCII,
+)
+_NATIONAL = re.compile(
+    r"(?<![\w.,+*/=^)-])(?<![\d+*/=^-] )(?:\(0\d{1,4}\)|0\d{1,4})(?:[ /-]\d{2,8}){1,4}"
+    r"(?![\w/-]|[.,]\d)",
     re.ASCII,
 )
 _BLOCK = re.compile(
@@ -82,11 +109,17 @@ def mask(text: str, language: str) -> tuple[str, dict[str, int]]:
         The text, and the number of masks of every kind (of `KINDS`).
     """
     counts = dict.fromkeys(KINDS, 0)
-    text, counts["key"] = _replace(text, list(_keys(text)), "<KEY>")
-    if "@" in text:
-        text, counts["email"] = _EMAIL.subn("<EMAIL>", text)
-    if language != NO_LANGUAGE:
-        text, counts["phone"] = _replace(text, list(_phones(text, language)), "<PHONE>")
+    found = True
+    while found:  # what stood beside a mask may only now look like a number
+        before = sum(counts.values())
+        text, keys = _replace(text, list(_keys(text)), "<KEY>")
+        text, emails = _EMAIL.subn("<EMAIL>", text) if "@" in text else (text, 0)
+        phones = 0
+        if language != NO_LANGUAGE:
+            text, phones = _replace(text, list(_phones(text, language)), "<PHONE>")
+        for kind, number in zip(KINDS, (emails, phones, keys), strict=True):
+            counts[kind] += number
+        found = sum(counts.values()) > before
     return text, counts
 
 
@@ -108,7 +141,11 @@ def _phones(text: str, language: str) -> Iterator[Span]:
     if "+" in text:
         for found in _INTERNATIONAL.finditer(text):
             yield from _numbers(found, None)
-    if language.split("-")[0] == "en":
+    spoken = language.split("-")[0]
+    for region in _REGIONS.get(spoken, ()):
+        for found in _NATIONAL.finditer(text):
+            yield from _numbers(found, region)
+    if spoken == "en":
         for found in _AMERICAN.finditer(text):
             yield from _numbers(found, "US")
 

@@ -1,54 +1,25 @@
-"""Evaluation questions from local files, and what calibration text must not share with them."""
+"""Evaluation questions from local files."""
 
 import json
 import random
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
 from pruneflow.calibration.packages import Reading, load_lock, package_files, read_locked
-from pruneflow.calibration.sequences import sequence_hashes, word_hashes, words
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.schema import Name, Settings, check, read_yaml
 
-if TYPE_CHECKING:
-    import numpy
-
 SOURCES_FILE = "sources.yaml"
-SEQUENCE_WORDS = 13
-"""Words in a row that a document may not share with a question (as GPT-3's overlap test)."""
 
 _OPTION = re.compile(r"^([A-Z])\. (.*)$")
 
 Question = dict[str, Any]
-
-
-class Overlap(NamedTuple):
-    """What a text shares with a question: the question's id, and the words in a row."""
-
-    question: str
-    words: str
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Every run of 13 words in any question, as hashes.
-
-    Attributes:
-        hashes: of the runs, uint64 of shape [runs], rising, each once.
-        owners: the position in `questions` of the first question that has a run, [runs].
-        questions: ids.
-    """
-
-    hashes: "numpy.ndarray"
-    owners: "numpy.ndarray"
-    questions: list[str]
 
 
 class QuestionSource(Settings):
@@ -175,58 +146,6 @@ def load_questions(benchmarks: Path) -> dict[str, list[Question]]:
         ]
         for name in names
     }
-
-
-def question_sequences(benchmarks: Path) -> Sequences:
-    """Return every run of 13 words in any question, read together with each of its choices.
-
-    A question that is shorter with all its choices has none, and cannot be recognised.
-    """
-    import numpy
-
-    questions: list[str] = []
-    parts = [numpy.zeros(0, dtype=numpy.uint64)]
-    sizes: list[int] = []
-    for asked in load_questions(benchmarks).values():
-        for question in asked:
-            start = f"{question.get('context', '')} {question['question']}"
-            runs = [_runs(words(f"{start} {choice}")) for choice in question["choices"]]
-            questions.append(str(question["id"]))
-            parts += runs
-            sizes.append(sum(map(len, runs)))
-    owners = numpy.repeat(numpy.arange(len(questions), dtype=numpy.int64), sizes)
-    hashes, first = numpy.unique(numpy.concatenate(parts), return_index=True)
-    return Sequences(hashes, owners[first], questions)
-
-
-def shared_sequence(text: str, sequences: Sequences) -> Overlap | None:
-    """Return the first run of 13 words of `text` that a question has too, or None.
-
-    Case and punctuation do not count.
-    """
-    found = words(text)
-    return shared_run(found, word_hashes(found), sequences)
-
-
-def shared_run(found: list[str], hashes: "numpy.ndarray", sequences: Sequences) -> Overlap | None:
-    """Do what `shared_sequence` does, for words and their hashes (`sequences.word_hashes`)."""
-    import numpy
-
-    runs = sequence_hashes(hashes, SEQUENCE_WORDS)
-    if not len(runs) or not len(sequences.hashes):
-        return None
-    places = numpy.searchsorted(sequences.hashes, runs)
-    places[places == len(sequences.hashes)] = 0
-    (shared,) = numpy.nonzero(sequences.hashes[places] == runs)
-    if not len(shared):
-        return None
-    start = int(shared[0])
-    question = sequences.questions[sequences.owners[places[start]]]
-    return Overlap(question, " ".join(found[start : start + SEQUENCE_WORDS]))
-
-
-def _runs(found: list[str]) -> "numpy.ndarray":
-    return sequence_hashes(word_hashes(found), SEQUENCE_WORDS)
 
 
 def _usable(

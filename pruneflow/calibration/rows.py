@@ -221,6 +221,8 @@ def _parsed(text: str, place: str, kind: str) -> Row | Unreadable:
         return Row(place, yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         detail = " ".join(str(error).split())[:200]
+        if isinstance(error, json.JSONDecodeError) and ", line " in place:
+            detail = f"{error.msg}, column {error.colno}"  # the line is the place's
         mend = "correct it"
         if detail.startswith("Extra data") and place.endswith((".json", ".json.gz")):
             mend = "name it .jsonl if every line is a record of its own"

@@ -8,13 +8,16 @@ from pydantic import Field, model_validator
 from pruneflow.schema import Count, Name, Settings, Share
 
 MAX_SHARE_ERROR = 0.02
-"""How far a domain's share of the calibration tokens may be from what was asked for."""
+"""How far a domain's share of the calibration tokens may be from what was asked for: 2 points."""
 
 
 class DocumentSettings(Settings):
     """How the table of documents is drawn from the sources in configs/domains.yaml."""
 
     domains: list[Name] = Field(min_length=1, description="Which domains of configs/domains.yaml.")
+    min_per_domain: Annotated[int, Field(ge=3)] = Field(
+        20, description="Documents that each domain must have, or validation fails."
+    )
     max_per_domain: Count = Field(800, description="Documents kept of each domain.")
     min_characters: Count = Field(80, description="Shorter documents are dropped.")
     max_characters: Count = Field(20_000, description="Longer documents are cut at a line end.")
@@ -62,6 +65,8 @@ class DocumentSettings(Settings):
             raise ValueError("domains lists a domain twice")
         if self.validation_share + self.test_share > 0.8:
             raise ValueError("validation_share + test_share leave under 20 % for calibration")
+        if self.max_per_domain < self.min_per_domain:
+            raise ValueError("max_per_domain is below min_per_domain")
         if self.max_characters < self.min_characters:
             raise ValueError("max_characters is below min_characters")
         return self

@@ -188,6 +188,16 @@ class Selection:
             )
         )
 
+    def useless(self) -> dict[tuple[str, str], dict[str, int]]:
+        """Reasons by domain and source where every document was dropped by itself."""
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        for domain, source, reason, count in self._fetch(
+            "SELECT domain, source, reason, count(*) FROM dropped "
+            "ANTI JOIN candidates USING (domain, source) GROUP BY ALL ORDER BY ALL"
+        ):
+            found.setdefault((domain, source), {})[reason] = count
+        return found
+
     def counts(self, by: str) -> dict[str, dict[str, int]]:
         """Documents drawn, by domain and by another column's values in order."""
         found: dict[str, dict[str, int]] = {}

