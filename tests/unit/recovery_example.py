@@ -1,0 +1,30 @@
+"""A toy recovery: a cut model, settings that end soon, and when two models are the same."""
+
+import torch
+
+from pruneflow.recovery.settings import RecoverySettings
+
+
+def cut(model, widths=(12, 20, 28)):
+    """The first neurons of each layer alone, another number in each."""
+    for block, width in zip(model.model.layers, widths, strict=True):
+        mlp = block.mlp
+        mlp.gate_proj.weight.data = mlp.gate_proj.weight.data[:width].clone()
+        mlp.up_proj.weight.data = mlp.up_proj.weight.data[:width].clone()
+        mlp.down_proj.weight.data = mlp.down_proj.weight.data[:, :width].clone()
+        mlp.gate_proj.out_features = mlp.up_proj.out_features = width
+        mlp.down_proj.in_features = width
+    return model
+
+
+def settings(**changes):
+    values = {"batch_sequences": 4, "learning_rate": 5e-3, "evaluate_every": 4, **changes}
+    return RecoverySettings(**{"token_budget": 12 * 4 * 16, **values})
+
+
+def same_bytes(one, two):
+    one, two = one.state_dict(), two.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# The loss
