@@ -36,11 +36,11 @@ demo: setup  ## The main job on real weights and text: prune SmolLM2-135M to 80 
 	$(BIN)/pruneflow configure demo
 	$(BIN)/pruneflow run
 
-test: setup lint  ## All tests, with the pipeline on real weights
-	$(BIN)/python -m pytest
+test: test-fast lint  ## All tests, with the pipeline on real weights
+	$(BIN)/python -m pytest -m slow
 
 test-fast: setup  ## Unit tests on tiny models, under two minutes
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 lint: setup  ## Linter, formatter check, types, spelling
 	$(BIN)/ruff check .

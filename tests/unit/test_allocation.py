@@ -56,10 +56,10 @@ def test_the_target_is_met_within_one_step(seed, share, multiple, scale, pools):
     assert all(len(t) % multiple == 0 and len(t) >= 8 for t in kept.neurons)
     assert _removed(kept) >= target
     together = LAYERS if pools is TOGETHER else 1
-    # The finest step left: neurons, unless every pool is down to its floor; then heads or a group.
+    # The finest step: neurons while a pool has some above its floor, else what came last.
     above = any(len(t) > max(8, multiple) for t in kept.neurons)
-    finest = together * (multiple * NEURON if above else GROUP)
-    assert _removed(kept) - target < finest
+    neurons = multiple * NEURON
+    assert _removed(kept) - target < together * (neurons if above else max(neurons, GROUP))
 
 
 @pytest.mark.parametrize("pools", [TOGETHER, APART])
