@@ -204,6 +204,5 @@ def test_the_committed_limits_accept_every_measured_seed_and_refuse_the_control(
     assert accepted == {
         ("mask_fisher", 0): True,
         ("mask_fisher", 1): True,
-        ("mask_fisher", 2): True,
         ("random", 0): False,
     }
