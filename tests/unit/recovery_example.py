@@ -1,5 +1,6 @@
 """A toy recovery: a cut model, settings that end soon, and when two models are the same."""
 
+import pytest
 import torch
 
 from pruneflow.recovery.settings import RecoverySettings
@@ -28,3 +29,11 @@ def same_bytes(one, two):
 
 
 # The loss
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

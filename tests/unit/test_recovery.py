@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from recovery_example import cut, same_bytes, settings
+from recovery_example import cut, one_thread, same_bytes, settings  # noqa: F401
 
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.evaluation.perplexity import NonFiniteLossError
@@ -33,15 +33,6 @@ def blocks():
 def held_out(blocks):
     """Text that a toy can get better at: some of what it learns from."""
     return {name: rows[:2] for name, rows in blocks.items()}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Toys are quicker on one thread, and two processes must add in the same order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from recovery_example import one_thread  # noqa: F401 - every test here uses it
 
 from pruneflow.models.families import FAMILIES
 from pruneflow.models.structure import layers_of
@@ -11,14 +12,6 @@ from pruneflow.recovery.distillation import recover
 from pruneflow.recovery.lora import adapters, block_linears
 from pruneflow.recovery.settings import RecoverySettings
 from pruneflow.recovery.trainer import Trainer
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
