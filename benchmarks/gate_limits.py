@@ -1,114 +1,142 @@
 """How much the demo's figures vary with the seed: the ground for the limits in configs/gates.yaml.
 
-Runs the demo's stages up to the evaluation for three seeds (which documents, which sequences), and
-once for the negative control (random scores, no refit), in a workspace of its own; baseline and
-questions are the same for all. Writes benchmarks/results/gate_limits.json.
+Runs the demo's stages up to the evaluation for several seeds (which documents, which sequences),
+and once for the negative control (random scores, no refit), each in a workspace of its own. Writes
+what `compare` says of each to benchmarks/results/gate_limits.json.
 
-    python benchmarks/gate_limits.py [--seeds 0 1 2]
+The stages that draw data need the packages that carry it; the others a GPU, or half an hour a seed
+on two cores. With --data a folder keeps what was drawn, so that both can be done in two places:
+
+    python benchmarks/gate_limits.py --data FOLDER --draw
+    python benchmarks/gate_limits.py --data FOLDER --dense data/checkpoints/dense --dtype float32
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+# So that it also runs where the project is not installed.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.machine import machine
+from pruneflow.artifacts import read_json, write_json
 from pruneflow.config import PipelineSettings, write_settings
-from pruneflow.evaluation.retention import (
-    geometric_mean,
-    perplexity_ratios,
-    retention,
-    worst_ratio,
-)
+from pruneflow.evaluation.compare import compare
+from pruneflow.models.loading import resolve_device
 from pruneflow.plan import load_profile
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/gate_limits.json"
+DRAWN = ("benchmarks", "calibration")
+DRAW = ("questions", "documents", "validate", "calibration")
 
 
-def workspace(folder: Path) -> None:
-    """A project folder with the graph, the configs and the engine, under DVC without git."""
+def workspace(folder: Path, settings: PipelineSettings) -> None:
+    """A project folder with the configs and the engine."""
     for name in ("configs", "pruneflow", "data/text"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    for name in ("dvc.yaml", ".dvcignore", "data/sources.lock"):
+    for name in ("dvc.yaml", "data/sources.lock"):
         shutil.copy(ROOT / name, folder / name)
-    (folder / ".dvc").mkdir()
-    (folder / ".dvc/config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
+    write_settings(settings, folder / "configs/pipeline.yaml")
+
+
+def run(folder: Path, *stages: str) -> None:
+    """Run stages in a workspace."""
+    for stage in stages:
+        print(f"{folder.name}: {stage}", flush=True)
+        subprocess.run([sys.executable, "-m", "pruneflow", "stage", stage], cwd=folder, check=True)
+
+
+def draw(folder: Path, data: Path) -> None:
+    """Bring questions and token blocks into a workspace: from `data`, or drawn and kept there."""
+    kept = data / folder.name
+    if not kept.is_dir():
+        run(folder, *DRAW)
+        for name in DRAWN:
+            shutil.copytree(
+                folder / "data" / name,
+                kept / name,
+                ignore=shutil.ignore_patterns("documents"),
+                dirs_exist_ok=True,
+            )
+    for name in DRAWN:
+        shutil.copytree(kept / name, folder / "data" / name, dirs_exist_ok=True)
 
 
 def measure(folder: Path, settings: PipelineSettings) -> dict[str, Any]:
-    """Run the stages and compare the pruned model with the dense one."""
-    write_settings(settings, folder / "configs/pipeline.yaml")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = [sys.executable, "-m", "dvc", "repro", "baseline", "evaluation"]
-    subprocess.run(command, cwd=folder, check=True, env={**os.environ, "PATH": path})
+    """Prune, measure both models and compare them."""
+    rounds = [f"round@{name}" for name in settings.rounds]
+    run(folder, "baseline", *rounds, "select", "evaluation")
     dense, pruned = (
-        json.loads((folder / f"data/reports/{name}.json").read_text())
-        for name in ("baseline", "evaluation")
+        read_json(folder / f"data/reports/{name}.json") for name in ("baseline", "evaluation")
     )
-    ratios = perplexity_ratios(dense["perplexity"], pruned["perplexity"])
-    samples, seed = settings.evaluation.bootstrap_samples, settings.evaluation.seed
     return {
         "score": settings.pruning.score,
         "refit": settings.pruning.refit,
         "seed": settings.calibration.seed,
-        "block_ratio": 1 - pruned["model"]["block_weights"] / dense["model"]["block_weights"],
-        "perplexity_ratio": ratios,
-        "perplexity_ratio_mean": geometric_mean(ratios),
-        "perplexity_ratio_worst": worst_ratio(ratios),
-        "tasks": {
-            task: retention(dense["tasks"][task]["correct"], facts["correct"], samples, seed)
-            for task, facts in pruned["tasks"].items()
-        },
+        **compare(dense, pruned, settings.evaluation),
     }
 
 
-def main() -> None:
-    """Measure the demo for each seed and the control once, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
-    os.chdir(ROOT)
+def settings_by_name(seeds: list[int], dtype: str) -> dict[str, Any]:
+    """The demo for every seed, and the control, by the name of their data."""
     demo, control = load_profile("demo"), load_profile("control")
-    runs = [
-        demo.model_copy(
+    found = {
+        f"seed{seed}": demo.model_copy(
             update={
                 "documents": demo.documents.model_copy(update={"seed": seed}),
                 "calibration": demo.calibration.model_copy(update={"seed": seed}),
             }
         )
         for seed in seeds
-    ]
-    results = []
+    }
+    found["control"] = control
+    for name, settings in found.items():
+        compute = settings.compute.model_copy(update={"dtype": dtype})
+        found[name] = settings.model_copy(update={"compute": compute})
+    return found
+
+
+def main() -> None:
+    """Measure the demo for each seed and the control once, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", type=Path, help="folder that keeps the drawn data")
+    parser.add_argument("--draw", action="store_true", help="only draw the data")
+    parser.add_argument("--dense", type=Path, help="what the stage model has written elsewhere")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    given = parser.parse_args()
+    data = None if given.data is None else given.data.absolute()
+    dense = None if given.dense is None else given.dense.absolute()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.chdir(ROOT)
+    chosen, results = settings_by_name(given.seeds, given.dtype), []
     with tempfile.TemporaryDirectory(prefix="gate-limits-") as name:
-        workspace(Path(name))
-        for settings in [*runs, control]:
-            results.append(measure(Path(name), settings))
-            print(json.dumps(results[-1], indent=2), flush=True)
-    packages = ("torch", "transformers", "lm-eval")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(
-        json.dumps(
-            {
-                "what": "demo profile by seed, then its negative control",
-                "runs": results,
-                "versions": {
-                    "python": platform.python_version(),
-                    **{package: version(package) for package in packages},
-                },
-                "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+        for run_name, settings in chosen.items():
+            folder = Path(name, run_name)
+            workspace(folder, settings)
+            if dense is None:
+                run(folder, "model")
+                dense = Path(
+                    shutil.copytree(folder / "data/checkpoints/dense", Path(name, "dense"))
+                )
+            else:
+                shutil.copytree(dense, folder / "data/checkpoints/dense")
+            draw(folder, data or Path(name, "data"))
+            if not given.draw:
+                results.append(measure(folder, settings))
+            shutil.rmtree(folder)
+    if not given.draw:
+        what = "demo profile by seed, then its negative control"
+        facts = {**machine(resolve_device(settings.compute)), "matmul": "as torch's default"}
+        write_json(given.out, {"what": what, "dtype": given.dtype, "runs": results, **facts})
 
 
 if __name__ == "__main__":

@@ -18,9 +18,20 @@ from prefect.states import Completed
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
 from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError
-from pruneflow.paths import CALIBRATION_SET, DECISION, DVC_LOCK, GATES_FILE, MODEL, PAGE, SUMMARY
+from pruneflow.evaluation.gates import GatesSettings, decide, load_gates, may_register, refuse
+from pruneflow.paths import (
+    CALIBRATION_SET,
+    DECISION,
+    DVC_LOCK,
+    EVALUATION,
+    GATES_FILE,
+    MODEL,
+    PAGE,
+    SUMMARY,
+)
 from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
 from tasks import registry
+from tasks.production import compare_with_production
 from tasks.stages import failed, run_stage, stage_order
 from tasks.tracking import git_state, log_run
 
@@ -58,10 +69,10 @@ def pipeline() -> State:
     """
     try:
         check_workspace()
-        settings = load_settings()
+        settings, gates = load_settings(), load_gates(GATES_FILE)
         with run_lock() as environment:
-            _run_stages(environment)
-            outcome = _conclude(settings)
+            _run_stages(environment, gates)
+            outcome = _conclude(settings, gates)
     except StepFailed as error:
         return failed(error, error.state.name)
     except PruneflowError as error:
@@ -86,23 +97,25 @@ def step(name: str, action: Callable[[], Any]) -> State:
         return failed(error)
 
 
-def _run_stages(environment: dict[str, str]) -> None:
+def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
     names = stage_order()
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")
     wait_for_stage_left_behind()
     for place, name in enumerate(names, start=1):
         position = f"[{place}/{len(names)}]"
-        _result(run_stage(name, position, environment, return_state=True))
+        state = run_stage(name, position, environment, return_state=True)
+        if not state.is_completed():
+            # An older decision must not stand as if it were about this run.
+            write_json(DECISION, refuse(name, str(state.message), gates))
+        _result(state)
 
 
-def _conclude(settings: PipelineSettings) -> Outcome:
+def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
     """Decide, track, and register what was accepted."""
     logger = get_run_logger()
-    from pruneflow.evaluation.gates import may_register
-
     summary = read_json(SUMMARY)
-    decision = _step("gates", lambda: _decide(summary))
+    decision = _step("gates", lambda: _decide(summary, settings, gates))
     lineage = _lineage(decision)
     run_id = _step(
         "tracking", lambda: log_run(settings, summary, decision, {**lineage.tags(), **_versions()})
@@ -134,10 +147,15 @@ def _conclude(settings: PipelineSettings) -> Outcome:
     return Outcome(accepted, reasons, summary, run_id, number, in_production)
 
 
-def _decide(summary: dict[str, Any]) -> dict[str, Any]:
-    from pruneflow.evaluation.gates import decide, load_gates
+def _decide(
+    summary: dict[str, Any], settings: PipelineSettings, gates: GatesSettings
+) -> dict[str, Any]:
+    from pruneflow.reporting.freshness import stale
 
-    decision = decide(summary, load_gates(GATES_FILE))
+    production = None
+    if gates.run_mode != "disabled" and any(gate.against == "production" for gate in gates.gates):
+        production = compare_with_production(settings, read_json(EVALUATION))
+    decision = decide(summary, gates, production, stale(summary, settings))
     write_json(DECISION, decision)
     return decision
 

@@ -15,7 +15,7 @@ from pruneflow.calibration.settings import CalibrationSettings, DocumentSettings
 from pruneflow.errors import InputError
 from pruneflow.pruning.settings import PruningSettings, Target
 from pruneflow.recovery.settings import RecoverySettings
-from pruneflow.schema import Count, Name, RoundName, Settings, check, read_yaml
+from pruneflow.schema import Count, Name, RoundName, Settings, Share, check, read_yaml
 
 PIPELINE_FILE = Path("configs/pipeline.yaml")
 DENSE = "dense"
@@ -44,9 +44,10 @@ class ComputeSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="`auto` takes a GPU when torch sees one."
     )
-    dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16",
-        description="Type of forward and backward passes; sums are float32 or more.",
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Type of forward and backward passes; sums are float32 or more. `auto` takes "
+        "bfloat16 for weights stored so, where the processor or GPU computes in it.",
     )
     batch_tokens: Count = Field(2048, description="Tokens in one forward pass (a memory bound).")
     backward_batch_tokens: Count = Field(
@@ -60,6 +61,21 @@ class HealthSettings(Settings):
     max_perplexity_ratio: float = Field(
         10.0, gt=1, description="Worst domain's validation perplexity over the dense model's."
     )
+    max_kl: float | None = Field(
+        2.0, gt=0, description="Nats a token, dense to pruned, mean over domains; null: no limit."
+    )
+    min_top1_agreement: Share | None = Field(
+        0.35, description="Share of tokens where both models' likeliest next token is the same."
+    )
+    max_repetition_rise: Share | None = Field(
+        0.4, description="Rise of the share of repeated 4-grams in greedy text."
+    )
+    max_entropy_drift: float | None = Field(
+        1.0, gt=0, description="Nats that the mean entropy of the next token moved."
+    )
+    max_norm_drift: float | None = Field(
+        0.25, gt=0, description="Most that a layer's activation norm moved (absolute log ratio)."
+    )
 
 
 class RoundSettings(Target):
@@ -71,10 +87,12 @@ class RoundSettings(Target):
 class EvaluationSettings(Settings):
     """The measure of dense and pruned model."""
 
-    tasks: list[Name] = Field(
-        default=["piqa", "siqa"], min_length=1, description="Files of configs/lm_eval/."
+    tasks: dict[Name, Annotated[int, Field(ge=10)] | None] = Field(
+        default={"piqa": 200, "siqa": 200},
+        min_length=1,
+        description="Questions asked of each task (null: all). A task is a file of "
+        "configs/lm_eval/, or else a task of lm-eval's own, read from the hub.",
     )
-    questions: Annotated[int, Field(ge=10)] = Field(200, description="Questions of each task.")
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         2000, description="Resamples behind a 95 % interval."
     )
@@ -86,7 +104,15 @@ class LatencySettings(Settings):
 
     prompt_tokens: Count = Field(256, description="Tokens of a prefill.")
     new_tokens: Count = Field(24, description="Tokens decoded after it.")
-    repeats: Count = Field(5, description="Interleaved repeats; the median is reported.")
+    repeats: Annotated[int, Field(ge=6)] = Field(
+        7, description="Interleaved repeats; fewer than 6 give no 95 % interval of a median."
+    )
+    lm_eval_questions: Count = Field(
+        20, description="Questions of the first task that the lm_eval command asks the directory."
+    )
+    width_multiple: Count = Field(
+        64, description="Widths that are no multiple of it are named as slow on GPUs."
+    )
 
 
 class RegistrySettings(Settings):

@@ -1,5 +1,6 @@
 """One round of the descent as files: parent and calibration set in, round directory out."""
 
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from pruneflow.models.structure import sizes_of
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from pruneflow.calibration.blocks import CalibrationSet
     from pruneflow.pruning.rounds import RoundResult
+
+log = logging.getLogger(__name__)
 
 # Beside the model, in a folder of its own: serving engines read every *.safetensors they find.
 STATISTICS = "statistics"
@@ -46,34 +48,72 @@ def prune(settings: PipelineSettings, name: str) -> None:
 
 
 def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], directory: Path) -> None:
-    import torch
-
     from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.evaluation.health import check_round
-    from pruneflow.evaluation.perplexity import NonFiniteLossError, perplexity_by_domain
-    from pruneflow.models.export import save
-    from pruneflow.models.loading import (
-        load_model,
-        load_unrecorded,
-        model_digest,
-        tokenizer_digest,
-    )
-    from pruneflow.pruning.iterative import check_blocks
-    from pruneflow.pruning.rounds import DenseShape, prune_round
+    from pruneflow.models.loading import model_digest, tokenizer_digest
     from pruneflow.pruning.schedule import next_weights
 
-    parent_directory = CHECKPOINTS / parent["round"]
-    chosen = CalibrationSet.load(CALIBRATION_SET, tokenizer_digest(parent_directory))
-    start, tokenizer = load_model(parent_directory, settings.compute)
-    batch_tokens = settings.compute.batch_tokens
-
-    def validate_model(network: "PreTrainedModel", label: str) -> dict[str, Any]:
-        return perplexity_by_domain(network, chosen.blocks["validation"], batch_tokens, label)
-
-    # The dense model is measured once, by the first round; later rounds hand its figures on.
-    validation = parent.get("validation")
-    dense_losses = validation["dense"] if validation else validate_model(start, f"{name} dense")
+    tokenizer = tokenizer_digest(CHECKPOINTS / parent["round"])
+    chosen = CalibrationSet.load(CALIBRATION_SET, tokenizer)
     weights = parent.get("next_weights") or chosen.mixture.weights
+    made = _make(settings, name, parent, chosen, weights, directory)
+    checked = _check(settings, name, chosen, directory)
+    losses = checked["validation"]
+    following = None
+    if "pruned" in losses:
+        following = next_weights(
+            weights, losses["dense"], losses["pruned"], settings.pruning.domain_feedback
+        )
+    digest = model_digest(directory)
+    healthy = bool(checked["health"]["healthy"])
+    delivered = name if healthy else parent["delivered"]
+    if not healthy:
+        checked["reason"] = (
+            f"{checked['health']['reason']} It is kept for study; the run goes on from and "
+            f"delivers {delivered}."
+        )
+        log.warning("%s: %s", name, checked["reason"])
+    write_record(
+        directory,
+        round=name,
+        parent=parent["round"],
+        parent_digest=parent["digest"],
+        target=_target(settings, name),
+        status="done" if healthy else "unhealthy",
+        delivered=delivered,
+        delivered_digest=digest if healthy else parent["delivered_digest"],
+        digest=digest,
+        dense=parent["dense"],
+        calibration_set=chosen.digest,
+        score=settings.pruning.score,
+        refit=settings.pruning.refit,
+        layout=settings.pruning.layout,
+        weights=weights,
+        next_weights=following,
+        **made,
+        **checked,
+    )
+
+
+def _make(
+    settings: PipelineSettings,
+    name: str,
+    parent: dict[str, Any],
+    chosen: "CalibrationSet",
+    weights: dict[str, float],
+    directory: Path,
+) -> dict[str, Any]:
+    """Prune the parent and write model and statistics; say for the record what was done.
+
+    No model outlives it, so that what is checked after it has the memory.
+    """
+    import torch
+
+    from pruneflow.models.export import save
+    from pruneflow.models.loading import load_model
+    from pruneflow.pruning.iterative import check_blocks
+    from pruneflow.pruning.rounds import DenseShape, prune_round
+
+    start, tokenizer = load_model(CHECKPOINTS / parent["round"], settings.compute)
     blocks = chosen.take(weights)
     check_blocks(start, blocks)
     result = prune_round(
@@ -84,57 +124,56 @@ def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], direct
         settings.pruning,
         weights=weights,
         stored_bytes=getattr(torch, settings.model.dtype).itemsize,
-        batch_tokens=batch_tokens,
+        batch_tokens=settings.compute.batch_tokens,
         backward_batch_tokens=settings.compute.backward_batch_tokens,
         label=name,
     )
     save(result.model, tokenizer, directory, getattr(torch, settings.model.dtype))
-    stored = load_unrecorded(directory, settings.compute)  # what is measured is what is stored
-    losses = {"dense": dense_losses}
-    following = None
+    _write_statistics(directory / STATISTICS, result, settings.pruning.score)
+    scores = result.scores[settings.pruning.score]
+    return {
+        "achieved_ratio": result.achieved_ratio,
+        "calibration_losses": scores.losses,
+        "score_domains": scores.domains,
+        "sequences": {domain: len(rows) for domain, rows in blocks.items()},
+        "notes": result.notes,
+        **sizes_of(result.model),
+    }
+
+
+def _check(
+    settings: PipelineSettings, name: str, chosen: "CalibrationSet", directory: Path
+) -> dict[str, Any]:
+    """Compare what is stored with the dense model: ``validation``, ``drift`` and ``health``.
+
+    Of a model that gives NaN there is only the verdict.
+    """
+    from pruneflow.evaluation.drift import compare_models
+    from pruneflow.evaluation.health import check_round
+    from pruneflow.evaluation.perplexity import NonFiniteLossError
+    from pruneflow.models.loading import load_model, load_unrecorded
+
+    dense, _ = load_model(CHECKPOINTS / DENSE, settings.compute)
+    stored = load_unrecorded(directory, settings.compute)
     try:
-        losses["pruned"] = validate_model(stored, f"{name} validation")
-        health = check_round(dense_losses, losses["pruned"], settings.health)
-        following = next_weights(
-            weights, dense_losses, losses["pruned"], settings.pruning.domain_feedback
+        measures = compare_models(
+            dense,
+            stored,
+            chosen.blocks["validation"],
+            settings.compute.batch_tokens,
+            f"{name} validation",
         )
     except NonFiniteLossError as error:
-        health = {
-            "healthy": False,
-            "worst_domain": None,
-            "worst_ratio": None,
-            "reason": str(error),
-        }
-    _write_statistics(directory / STATISTICS, result, settings.pruning.score)
-    digest = model_digest(directory)
-    healthy = bool(health["healthy"])
-    scores = result.scores[settings.pruning.score]
-    write_record(
-        directory,
-        round=name,
-        parent=parent["round"],
-        parent_digest=parent["digest"],
-        target=_target(settings, name),
-        achieved_ratio=result.achieved_ratio,
-        status="done" if healthy else "unhealthy",
-        delivered=name if healthy else parent["delivered"],
-        delivered_digest=digest if healthy else parent["delivered_digest"],
-        digest=digest,
-        dense=parent["dense"],
-        calibration_set=chosen.digest,
-        calibration_losses=scores.losses,
-        score_domains=scores.domains,
-        score=settings.pruning.score,
-        refit=settings.pruning.refit,
-        layout=settings.pruning.layout,
-        weights=weights,
-        sequences={domain: len(rows) for domain, rows in blocks.items()},
-        next_weights=following,
-        notes=result.notes,
-        validation=losses,
-        health=health,
-        **sizes_of(result.model),
-    )
+        reason = f"{str(error)[:1].upper()}{str(error)[1:]}."
+        verdict: dict[str, Any] = {"healthy": False, "reasons": [reason], "reason": reason}
+        verdict |= {"worst_domain": None, "worst_ratio": None}
+        return {"validation": {}, "drift": None, "health": verdict}
+    losses = {model: measures.pop(model) for model in ("dense", "pruned")}
+    return {
+        "validation": losses,
+        "drift": measures,
+        "health": check_round({**losses, **measures}, settings.health),
+    }
 
 
 def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:

@@ -94,7 +94,7 @@ def questions(settings: PipelineSettings) -> None:
     from pruneflow.calibration.questions import build_questions
 
     chosen = settings.evaluation
-    build_questions(chosen.tasks, chosen.questions, chosen.seed, LM_EVAL, SOURCES_LOCK, BENCHMARKS)
+    build_questions(chosen.tasks, chosen.seed, LM_EVAL, SOURCES_LOCK, BENCHMARKS)
 
 
 def documents(settings: PipelineSettings) -> None:
@@ -168,51 +168,24 @@ def evaluation(settings: PipelineSettings) -> None:
 
 
 def _evaluate(settings: PipelineSettings, directory: Path, out: Path, label: str) -> None:
-    from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.evaluation.benchmarks import answer_questions
-    from pruneflow.evaluation.perplexity import perplexity_by_domain
-    from pruneflow.models.loading import load_model, tokenizer_digest, weight_bytes
+    from pruneflow.evaluation.record import measure_model
 
-    held_out = CalibrationSet.load(HELD_OUT, tokenizer_digest(directory))
-    asked = verify_manifest(BENCHMARKS)
-    network, tokenizer = load_model(directory, settings.compute)
-    batch_tokens = settings.compute.batch_tokens
-    record = read_record(directory)
-    write_json(
-        out,
-        {
-            "model": {
-                "digest": record["digest"],
-                # A recovered model has another digest than the round it was made from.
-                "delivered_digest": record["delivered_digest"],
-                "recovery": record.get("recovery"),
-                "bytes": weight_bytes(directory),
-                **sizes_of(network),
-            },
-            "perplexity": perplexity_by_domain(
-                network, held_out.blocks["test"], batch_tokens, f"{label} perplexity"
-            ),
-            "tasks": answer_questions(
-                network,
-                tokenizer,
-                settings.evaluation.tasks,
-                BENCHMARKS,
-                LM_EVAL,
-                batch_tokens,
-                f"{label} questions",
-            ),
-            "held_out": held_out.digest,
-            "benchmarks": asked["digest"],
-            "dtype": settings.compute.dtype,
-        },
-    )
+    write_json(out, measure_model(directory, HELD_OUT, BENCHMARKS, settings.compute, label))
 
 
 def latency(settings: PipelineSettings) -> None:
-    """Measure speed and memory, and load in a fresh process: data/reports/latency.json."""
+    """Measure speed and memory, and use the model without us: data/reports/latency.json."""
+    from pruneflow.evaluation.deployment import lm_eval_command, task_to_ask
     from pruneflow.evaluation.latency import measure_latency
+    from pruneflow.models.loading import resolve_device, resolve_dtype
 
-    measured = measure_latency(CHECKPOINTS / DENSE, MODEL, settings.latency, settings.compute)
+    verify_manifest(BENCHMARKS)
+    task = task_to_ask(settings.evaluation.tasks, BENCHMARKS)
+    compute, asked = settings.compute, settings.latency.lm_eval_questions
+    measured = measure_latency(CHECKPOINTS / DENSE, MODEL, settings.latency, compute)
+    measured["lm_eval"] = lm_eval_command(
+        MODEL, BENCHMARKS, task, asked, resolve_dtype(compute, MODEL), resolve_device(compute)
+    )
     write_json(LATENCY, measured)
 
 

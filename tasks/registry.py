@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.config import RegistrySettings
-from pruneflow.errors import InputError
+from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.workspace import registry_lock
 from tasks.tracking import connect, store_errors, store_file
 
@@ -179,6 +179,32 @@ def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
     return empty
 
 
+def checkpoint(settings: RegistrySettings, version: str) -> Path:
+    """Return the directory of a version's model, verified against the digest it was stored with.
+
+    Raises:
+        InputError: there is no such version, or its files are damaged.
+    """
+    client = connect(settings)
+    with store_errors(settings):
+        return _check_files(settings.name, _chosen(client, settings.name, version))
+
+
+def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: str) -> Any:
+    """Read a JSON file of the run that a version's gates were decided in.
+
+    Args:
+        settings: the registry.
+        version: what `status` says of it.
+        path: below the run's artifacts, e.g. ``reports/evaluation.json``.
+
+    Raises:
+        DamagedArtifactError: there is no such file, or it is not JSON.
+    """
+    connect(settings)
+    return _artifact(version.get(_DECISION_RUN, version["run_id"]), path)
+
+
 def files_digest(directory: Path) -> str:
     """Return one sha256 over the names and bytes of every file below `directory`."""
     return sha256_json(
@@ -261,16 +287,23 @@ def _chosen(client: "MlflowClient", name: str, version: str | None) -> "ModelVer
         raise InputError(f"{name} has no version {number}: see `pruneflow status`") from None
 
 
-def _check_accepted(client: "MlflowClient", version: "ModelVersion") -> None:
-    """Read the decision that the version's own run keeps; the tag says which bytes it had."""
+def _artifact(run_id: str, path: str) -> Any:
     import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
-        run_id = version.tags.get(_DECISION_RUN, version.run_id)
-        uri = f"runs:/{run_id}/{DECISION_ARTIFACT}"
-        decision: Any = json.loads(mlflow.artifacts.load_text(uri))
+        return json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"))
     except (MlflowException, OSError, ValueError):
+        raise DamagedArtifactError(f"MLflow run {run_id} has no readable {path}") from None
+
+
+def _check_accepted(client: "MlflowClient", version: "ModelVersion") -> None:
+    """Read the decision that the version's own run keeps; the tag says which bytes it had."""
+    try:
+        decision = _artifact(
+            str(version.tags.get(_DECISION_RUN, version.run_id)), DECISION_ARTIFACT
+        )
+    except DamagedArtifactError:
         raise InputError(
             f"version {version.version} has no readable decision of the gates: only versions that "
             "`pruneflow run` accepted can be promoted"
@@ -288,23 +321,23 @@ def _check_accepted(client: "MlflowClient", version: "ModelVersion") -> None:
         )
 
 
-def _check_files(name: str, version: "ModelVersion") -> None:
-    """Compare the stored model with the digest taken when it was registered."""
+def _check_files(name: str, version: "ModelVersion") -> Path:
+    """Compare the stored model with the digest taken when it was registered; return its place."""
     import mlflow
 
     uri = f"models:/{name}/{version.version}"
     try:
         stored = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
         model = mlflow.models.Model.load(str(stored))
-        checkpoint = stored / model.flavors["python_function"]["artifacts"]["checkpoint"]["path"]
-        intact = files_digest(checkpoint) == version.tags.get(_FILES)
+        directory = stored / model.flavors["python_function"]["artifacts"]["checkpoint"]["path"]
+        if files_digest(directory) == version.tags.get(_FILES):
+            return directory
     except (mlflow.MlflowException, OSError, KeyError):
-        intact = False
-    if not intact:
-        raise InputError(
-            f"version {version.version} of {name} is damaged (its files are not those that were "
-            "registered): delete that version in MLflow and `pruneflow run` again"
-        )
+        pass
+    raise InputError(
+        f"version {version.version} of {name} is damaged (its files are not those that were "
+        "registered): delete that version in MLflow and `pruneflow run` again"
+    )
 
 
 def _move(

@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from pruneflow.calibration.questions import Question, load_questions
+from pruneflow.calibration.questions import load_questions
 from pruneflow.calibration.sequences import sequence_hashes, word_hashes, words
+from pruneflow.calibration.task_files import Question
 
 if TYPE_CHECKING:
     import numpy
@@ -44,7 +45,7 @@ class Sequences:
     Attributes:
         runs: by length in words: every run of 13, and shorter questions whole.
         questions: ids.
-        unrecognisable: how many questions are under six words even with any of their choices.
+        unrecognisable: how many questions are under six words even with any of their answers.
     """
 
     runs: dict[int, Runs]
@@ -55,8 +56,10 @@ class Sequences:
 def question_sequences(benchmarks: Path) -> Sequences:
     """Return what gives away the questions in `benchmarks`.
 
-    A question counts alone, and with each of its choices, as a text would tell it and as a prompt
-    asks it.
+    A question counts alone, and with each of its choices or its answer, as a text would tell it
+    and as a prompt asks it; the passage that it is about counts too. Of lm-eval's own tasks every
+    text of the row does, for the prompt frames the question in other words. Worked examples do
+    not: nobody is asked them.
 
     Raises:
         DamagedArtifactError: the folder is missing, or a file is not its manifest's.
@@ -114,8 +117,14 @@ def shared_run(found: list[str], hashes: "numpy.ndarray", sequences: Sequences) 
 
 
 def _forms(question: Question) -> Iterator[str]:
-    asked: Any = f"{question.get('context', '')} {question['question']}"
-    yield asked
-    for choice in question["choices"]:
-        yield f"{asked} {choice}"
-        yield f"{asked} answer {choice}"
+    """Yield what a text that holds the question would say: as it was asked, and each raw text."""
+    asked = f"{question.get('context', '')} {question['question']}"
+    answer = question.get("answer", [])
+    answers = question.get("choices") or ([answer] if isinstance(answer, str) else answer)
+    if "context" in question:
+        yield question["context"]
+    for told in dict.fromkeys([asked, *question.get("texts", [])]):
+        yield told
+        for choice in answers:
+            yield f"{told} {choice}"
+            yield f"{told} answer {choice}"

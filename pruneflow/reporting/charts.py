@@ -6,10 +6,11 @@ suits a light and a dark page.
 
 import io
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pruneflow.reporting.comparison import interval
-from pruneflow.reporting.numbers import decimal, percent, times
+from pruneflow.reporting.comparison import kept
+from pruneflow.reporting.numbers import NOT_MEASURABLE, decimal, percent, ratio, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,64 +23,47 @@ CSS = {
     ACCENT: "var(--accent)",
     SECOND: "var(--second)",
 }
+LINEAR = 10  # perplexity ratio up to which an axis is linear; one broken round would hide the rest
 WIDTH = 4.8  # inches; about a phone's width at the page's text size
 
 
 def perplexity_chart(perplexity: dict[str, Any]) -> str:
-    """Draw each domain's perplexity ratio; the line at 1 is the dense model."""
-    domains = perplexity["domains"]
-    ratios = [values["ratio"] for values in domains.values()]
-    figure, axes = _figure(0.5 + 0.3 * len(domains))
-    rows = range(len(domains))
-    axes.hlines(rows, 1, ratios, color=ACCENT, linewidth=2)
-    axes.plot(ratios, rows, "o", color=ACCENT, markersize=6)
-    axes.axvline(1, color=MUTED, linewidth=1)
-    for row, ratio in zip(rows, ratios, strict=True):
-        axes.annotate(
-            times(ratio), (ratio, row), (8, 0), textcoords="offset points", va="center", color=INK
-        )
-    _label_rows(axes, list(domains))
-    axes.set_xlim(min(1, *ratios) - 0.05, max(1.1, *ratios) * 1.15)
+    """Draw each domain's perplexity ratio with its interval; the line at 1 is the dense model."""
+    ratios = {domain: values["ratio"] for domain, values in perplexity["domains"].items()}
+    figure, axes = _figure(0.5 + 0.3 * len(ratios))
+    _draw_estimates(axes, ratios, times)
     axes.set_xlabel("perplexity, pruned / dense")
     return _svg(
         figure,
         "perplexity",
-        "Perplexity of the pruned model over the dense model's, by domain: "
-        + ", ".join(f"{name} {times(ratio)}" for name, ratio in zip(domains, ratios, strict=True)),
+        "Perplexity of the pruned model over the dense model's, by domain, with 95 % intervals: "
+        + ", ".join(f"{name} {ratio(found)}" for name, found in ratios.items()),
     )
 
 
 def retention_chart(tasks: dict[str, Any]) -> str:
     """Draw each task's retention with its interval; the line at 100 % is the dense model."""
-    figure, axes = _figure(0.7 + 0.35 * len(tasks))
-    for row, task in enumerate(tasks.values()):
-        if task["retention"] is None:
-            axes.annotate(interval(task), (100, row), ha="center", va="center", color=MUTED)
-            continue
-        axes.hlines(row, 100 * task["low"], 100 * task["high"], color=ACCENT, linewidth=2)
-        axes.plot(100 * task["retention"], row, "o", color=ACCENT, markersize=7)
-        axes.annotate(
-            percent(task["retention"]),
-            (100 * task["retention"], row),
-            (0, 8),
-            textcoords="offset points",
-            ha="center",
-            color=INK,
-        )
-    axes.axvline(100, color=MUTED, linewidth=1)
-    _label_rows(axes, list(tasks))
-    axes.set_ylim(len(tasks) - 0.5, -0.7)
+    retentions = {name: task["retention"] for name, task in tasks.items()}
+    figure, axes = _figure(0.5 + 0.3 * len(tasks))
+    _draw_estimates(axes, retentions, percent, 100)
     axes.set_xlabel("accuracy kept, per cent of the dense model's")
     return _svg(
         figure,
         "retention",
         "Accuracy kept, with 95 % intervals: "
-        + ", ".join(f"{name} {interval(task)}" for name, task in tasks.items()),
+        + ", ".join(f"{name} {kept(found)}" for name, found in retentions.items()),
     )
 
 
-def descent_chart(rounds: list[dict[str, Any]]) -> str:
-    """Draw validation perplexity over the descent, mean and worst domain, from the dense model."""
+def descent_chart(rounds: list[dict[str, Any]], knee: str | None) -> str:
+    """Draw validation perplexity over the descent, mean and worst domain, from the dense model.
+
+    Args:
+        rounds: the summary's.
+        knee: name of the round after which the descent gets steep.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     done = [record for record in rounds if record["mean_ratio"] is not None]
     removed = [0.0, *(100 * record["achieved_ratio"] for record in done)]
     mean = [1.0, *(record["mean_ratio"] for record in done)]
@@ -88,27 +72,49 @@ def descent_chart(rounds: list[dict[str, Any]]) -> str:
     axes.plot(removed, mean, "o-", color=ACCENT, markersize=5, label="mean of domains")
     known = [(x, y) for x, y in zip(removed, worst, strict=True) if y is not None]
     axes.plot(*zip(*known, strict=True), "s--", color=SECOND, markersize=5, label="worst domain")
-    for x, record in zip(removed[1:], done, strict=True):
+    for x, y, record in zip(removed[1:], mean[1:], done, strict=True):
         axes.annotate(
             record["round"],
-            (x, record["mean_ratio"]),
-            (0, -14),
+            (x, y),
+            (0, -8),
             textcoords="offset points",
             ha="center",
+            va="top",
             color=INK,
         )
+    remarks = [_remarks(record, knee) for record in done]
+    for remark, marker in (("knee", "o"), ("unhealthy", "x")):
+        marked = [
+            point
+            for *point, said in zip(removed[1:], mean[1:], remarks, strict=True)
+            if remark in said
+        ]
+        if marked:
+            axes.plot(
+                *zip(*marked, strict=True),
+                marker,
+                markersize=11,
+                markerfacecolor="none",
+                color=INK,
+                label=remark,
+            )
+    if max(y for _, y in known) > LINEAR:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("block weights removed, per cent")
     axes.set_ylabel("perplexity, pruned / dense")
-    axes.margins(0.08, 0.16)
+    axes.margins(0.08, 0.18)
     axes.legend(frameon=False, labelcolor=INK, loc="upper left")
     return _svg(
         figure,
         "descent",
         "Validation perplexity over the dense model's, by round: "
         + ", ".join(
-            f"{record['round']} at {percent(record['achieved_ratio'])} removed: mean "
-            f"{times(record['mean_ratio'])}, worst {decimal(worst_ratio)}"
-            for record, worst_ratio in zip(done, worst[1:], strict=True)
+            f"{' '.join([record['round'], *said])} at {percent(record['achieved_ratio'])} removed: "
+            f"mean {times(record['mean_ratio'])}, worst {decimal(worst_ratio)}"
+            for record, said, worst_ratio in zip(done, remarks, worst[1:], strict=True)
         ),
     )
 
@@ -162,10 +168,52 @@ def _figure(height: float, rows: int = 1) -> "tuple[Figure, Axes]":
     return figure, figure.axes[0]
 
 
-def _label_rows(axes: "Axes", names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+def _draw_estimates(
+    axes: "Axes",
+    estimates: dict[str, dict[str, Any] | None],
+    write: Callable[[float], str],
+    scale: float = 1,
+) -> None:
+    """Draw a row for each estimate: its number and interval beside the line where both are equal.
+
+    Args:
+        axes: to draw on.
+        estimates: by name; None where there is no measurement.
+        write: writes the number.
+        scale: what the axis counts in one.
+    """
+    reach = [scale]
+    for row, found in enumerate(estimates.values()):
+        if found is None:
+            place = ("axes fraction", "data")
+            axes.annotate(NOT_MEASURABLE, (0.02, row), xycoords=place, va="center", color=MUTED)
+            continue
+        value = scale * found["value"]
+        low, high = (value if end is None else scale * end for end in (found["low"], found["high"]))
+        axes.hlines(row, low, high, color=ACCENT, linewidth=2)
+        axes.plot(value, row, "o", color=ACCENT, markersize=6)
+        axes.annotate(
+            write(found["value"]),
+            (high, row),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+        )
+        reach += [low, high]
+    axes.axvline(scale, color=MUTED, linewidth=1)
+    axes.set_yticks(range(len(estimates)), list(estimates))
+    axes.set_ylim(len(estimates) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
+    # Room on the right for the number beside the longest interval.
+    span = max(max(reach) - min(reach), 0.1 * scale)
+    axes.set_xlim(min(reach) - 0.06 * span, max(reach) + 0.22 * span)
+
+
+def _remarks(record: dict[str, Any], knee: str | None) -> list[str]:
+    """Say what is remarkable about a round."""
+    remarks = {"knee": record["round"] == knee, "unhealthy": record["status"] == "unhealthy"}
+    return [remark for remark, holds in remarks.items() if holds]
 
 
 def _svg(figure: "Figure", name: str, description: str) -> str:

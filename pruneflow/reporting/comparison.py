@@ -3,13 +3,16 @@
 from typing import Any, NamedTuple
 
 from pruneflow.reporting.numbers import (
+    NOT_MEASURABLE,
     change,
     count,
     decimal,
     megabytes,
     milliseconds,
     percent,
-    times,
+    points,
+    ratio,
+    share,
 )
 
 
@@ -26,16 +29,59 @@ def comparison(summary: dict[str, Any]) -> dict[str, list[Row]]:
     """Return the rows of the comparison by section, in reading order."""
     return {
         "Size": _size(summary),
-        "Perplexity (lower is better)": _perplexity(summary["perplexity"]),
-        "Accuracy and what is kept of it": _accuracy(summary["tasks"]),
+        "Perplexity": _perplexity(summary["perplexity"]),
+        "Accuracy": _accuracy(summary),
         "Speed": _speed(summary["latency"]),
     }
+
+
+def overview(summary: dict[str, Any]) -> dict[str, list[Row]]:
+    """Return the same with means in place of domains and tasks, for a page that has both below."""
+    perplexity = summary["perplexity"]
+    worst = perplexity["worst"]
+    values = perplexity["domains"][worst["domain"]]
+    return {
+        "Size": _size(summary),
+        "Quality": [
+            Row("Perplexity, mean of domains", "", "", str(ratio(perplexity["mean_ratio"]))),
+            Row(
+                f"Perplexity, worst: {worst['domain']}",
+                decimal(values["dense"]),
+                decimal(values["pruned"]),
+                str(ratio(worst)),
+            ),
+            Row(f"Accuracy kept, {mean_of(summary)}", "", "", kept(summary["mean_retention"])),
+            Row(
+                f"Accuracy in points, {mean_of(summary)}",
+                "",
+                "",
+                str(points(summary["mean_difference"])),
+            ),
+        ],
+        "Speed": _speed(summary["latency"]),
+    }
+
+
+def kept(retention: dict[str, Any] | None) -> str:
+    """Write a share of accuracy that is kept; what cannot be measured is said to be so."""
+    return NOT_MEASURABLE if retention is None else str(share(retention))
+
+
+def mean_of(summary: dict[str, Any]) -> str:
+    """Say how many of the tasks a mean is over: those that are measurable."""
+    tasks = summary["tasks"].values()
+    return f"mean over {sum(task['measurable'] for task in tasks)} of {len(tasks)} tasks"
+
+
+def of_both(memory: dict[str, Any], key: str) -> dict[str, int | None]:
+    """Return one measure of both models' memory; a model that does not load has none."""
+    return {model: found and found[key] for model, found in memory.items()}
 
 
 def _size(summary: dict[str, Any]) -> list[Row]:
     parameters, memory = summary["parameters"], summary["memory"]
     weights = parameters["block_weights"]
-    return [
+    rows = [
         Row(
             "Parameters",
             count(parameters["dense"]),
@@ -48,17 +94,17 @@ def _size(summary: dict[str, Any]) -> list[Row]:
             count(weights["pruned"]),
             change(weights["dense"], weights["pruned"]),
         ),
-        _amount("Weights on disk", summary["bytes"]["dense"], summary["bytes"]["pruned"]),
-        _amount("Peak memory", _peak(memory["dense"]), _peak(memory["pruned"])),
+        _amount("Weights on disk", summary["bytes"]),
+        _amount("Directory on disk", summary["disk"]),
+        _amount("Peak memory", of_both(memory, "peak")),
     ]
+    on_gpu = of_both(memory, "device_peak")
+    return [*rows, _amount("Peak GPU memory", on_gpu)] if any(on_gpu.values()) else rows
 
 
-def _amount(measure: str, dense: float | None, pruned: float | None) -> Row:
+def _amount(measure: str, found: dict[str, Any]) -> Row:
+    dense, pruned = found["dense"], found["pruned"]
     return Row(measure, megabytes(dense), megabytes(pruned), change(dense, pruned))
-
-
-def _peak(memory: dict[str, int] | None) -> int | None:
-    return None if memory is None else memory["peak"]
 
 
 def _perplexity(perplexity: dict[str, Any]) -> list[Row]:
@@ -67,43 +113,37 @@ def _perplexity(perplexity: dict[str, Any]) -> list[Row]:
             domain,
             decimal(values["dense"]),
             decimal(values["pruned"]),
-            times(values["ratio"]),
+            str(ratio(values["ratio"])),
         )
         for domain, values in perplexity["domains"].items()
     ]
     return [
         *rows,
-        Row("Geometric mean of ratios", "", "", times(perplexity["mean_ratio"])),
+        Row("geometric mean", "", "", str(ratio(perplexity["mean_ratio"]))),
     ]
 
 
-def _accuracy(tasks: dict[str, Any]) -> list[Row]:
-    return [
+def _accuracy(summary: dict[str, Any]) -> list[Row]:
+    rows = [
         Row(
             f"{name} ({task['metric']})",
-            percent(task["dense"]),
-            percent(task["pruned"]),
-            interval(task),
+            percent(task["dense"]["value"]),
+            percent(task["pruned"]["value"]),
+            kept(task["retention"]),
         )
-        for name, task in tasks.items()
+        for name, task in summary["tasks"].items()
     ]
-
-
-def interval(task: dict[str, Any]) -> str:
-    """Write a task's retention with its 95 % interval."""
-    if task["retention"] is None:
-        return "not measurable"
-    return f"{percent(task['retention'])} ({percent(task['low'])} to {percent(task['high'])})"
+    return [*rows, Row(mean_of(summary), "", "", kept(summary["mean_retention"]))]
 
 
 def _speed(latency: dict[str, Any]) -> list[Row]:
     dense, pruned, speedup = latency["dense"], latency["pruned"], latency["speedup"]
     rows = [
         Row(
-            f"{label}, tokens per second",
+            f"{label}, tokens/s",
             decimal(dense[measure]["median"], 1),
             decimal(pruned[measure]["median"], 1),
-            times(speedup[measure]["median"]),
+            str(ratio(speedup[measure], "median")),
         )
         for measure, label in (("prefill", "Prefill"), ("decode", "Decode"))
     ]
@@ -111,6 +151,6 @@ def _speed(latency: dict[str, Any]) -> list[Row]:
         "Time to first token",
         milliseconds(dense["first_token"]["median"]),
         milliseconds(pruned["first_token"]["median"]),
-        times(speedup["first_token"]["median"]) + " as fast",
+        str(ratio(speedup["first_token"], "median")),
     )
     return [*rows, first]

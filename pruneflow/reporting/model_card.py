@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from pruneflow.reporting.comparison import comparison
+from pruneflow.reporting.details import task_rows
 from pruneflow.reporting.summary import verdict
 from pruneflow.reporting.templates import render
 
@@ -29,4 +30,5 @@ def render_card(summary: dict[str, Any]) -> str:
         summary=summary,
         verdict=verdict(summary),
         sections=comparison(summary),
+        accuracy=task_rows(summary),
     )

@@ -1,6 +1,20 @@
 """How reports write numbers: the same way on the page, in the model card and on the terminal."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
 MISSING = "\u2013"
+NOT_MEASURABLE = "not measurable"
+
+
+class Figure(NamedTuple):
+    """A number and what stands in brackets after it, or in small below it, ready to print."""
+
+    value: str
+    note: str  # mostly its 95 % interval, as in "1.38 to 1.52"; empty where there is nothing to say
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.note})" if self.note else self.value
 
 
 def count(value: float) -> str:
@@ -10,12 +24,17 @@ def count(value: float) -> str:
 
 def decimal(value: float | None, places: int = 2) -> str:
     """Write a number with a fixed number of decimals; a dash where there is none."""
-    return MISSING if value is None else f"{value:.{places}f}"
+    return MISSING if value is None else f"{value:.{places}f}".replace("-", "\u2212")
+
+
+def signed(value: float | None, places: int = 2) -> str:
+    """Write a number that may go either way with its sign; a dash where there is none."""
+    return MISSING if value is None else f"{value:+z.{places}f}".replace("-", "\u2212")
 
 
 def percent(value: float | None, places: int = 1) -> str:
     """Write a share of one as per cent; a dash where there is none."""
-    return MISSING if value is None else f"{100 * value:.{places}f}\u202f%"
+    return MISSING if value is None else f"{_hundredfold(value, places)}\u202f%"
 
 
 def times(value: float | None) -> str:
@@ -32,8 +51,7 @@ def change(dense: float | None, pruned: float | None) -> str:
     """Write how far the pruned model is from the dense one, as in ``-19.4 %``."""
     if dense is None or pruned is None:
         return MISSING
-    difference = 100 * (pruned / dense - 1)
-    return f"{difference:+.1f}\u202f%".replace("-", "\u2212")
+    return signed(100 * (pruned / dense - 1), 1) + "\u202f%"
 
 
 def target(value: dict[str, float]) -> str:
@@ -44,4 +62,59 @@ def target(value: dict[str, float]) -> str:
 
 def milliseconds(value: float) -> str:
     """Write seconds as milliseconds."""
-    return f"{1000 * value:.1f}\u202fms"
+    return f"{thousandfold(value)}\u202fms"
+
+
+def thousandfold(value: float) -> str:
+    """Write seconds as milliseconds, without the unit."""
+    return decimal(1000 * value, 1)
+
+
+def ratio(found: Mapping[str, Any] | None, key: str = "value") -> Figure:
+    """Write an estimated ratio, as in ``x 1.45 (1.38 to 1.52)``; `key` names the number itself."""
+    return figure(found, times, decimal, key)
+
+
+def share(found: Mapping[str, Any] | None) -> Figure:
+    """Write an estimated share of one as per cent, as in ``93.4 % (88.9 to 97.8)``."""
+    return figure(found, percent, _hundredfold)
+
+
+def points(found: Mapping[str, Any] | None) -> Figure:
+    """Write an estimated difference in percentage points, as in ``-4.5 (-8.1 to -0.9)``."""
+    return figure(found, _points, _points)
+
+
+def figure(
+    found: Mapping[str, Any] | None,
+    write: Callable[[float], str],
+    bare: Callable[[float], str],
+    key: str = "value",
+) -> Figure:
+    """Write an estimate with its interval; a dash where there is none.
+
+    Args:
+        found: a number under `key` and the ends ``low`` and ``high``, each None where unknown.
+        write: writes the number.
+        bare: writes an end, without its unit.
+        key: ``value`` of an `Estimate`, ``median`` of a spread.
+    """
+    if found is None:
+        return Figure(MISSING, "")
+    low, high = found["low"], found["high"]
+    if low is None and high is None:
+        return Figure(write(found[key]), MISSING)
+    return Figure(write(found[key]), span(low, high, bare))
+
+
+def span(low: float | None, high: float | None, bare: Callable[[float], str]) -> str:
+    """Write two ends, as in ``1.38 to 1.52``, which stay on one line."""
+    return "\u00a0to\u00a0".join(MISSING if end is None else bare(end) for end in (low, high))
+
+
+def _hundredfold(value: float, places: int = 1) -> str:
+    return decimal(100 * value, places)
+
+
+def _points(value: float) -> str:
+    return signed(100 * value, 1)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pruneflow.reporting import calibration_data, charts
-from pruneflow.reporting.comparison import comparison
+from pruneflow.reporting import calibration_data, charts, details
+from pruneflow.reporting.comparison import overview
 from pruneflow.reporting.summary import verdict
 from pruneflow.reporting.templates import render
 
@@ -33,7 +33,7 @@ def render_page(
         "retention": charts.retention_chart(summary["tasks"]),
     }
     if any(record["mean_ratio"] is not None for record in summary["rounds"]):
-        drawings["descent"] = charts.descent_chart(summary["rounds"])
+        drawings["descent"] = charts.descent_chart(summary["rounds"], summary["knee"])
     if any(record.get("widths") for record in rounds):
         drawings["widths"] = charts.widths_chart(rounds)
     held_out = {name: facts["tokens"] for name, facts in summary["perplexity"]["domains"].items()}
@@ -41,8 +41,14 @@ def render_page(
         "page.html.jinja",
         summary=summary,
         verdict=verdict(summary),
-        sections=comparison(summary),
+        sections=overview(summary),
         charts={name: Markup(svg) if svg else None for name, svg in drawings.items()},
+        perplexity=details.domain_rows(summary["perplexity"]),
+        accuracy=details.task_rows(summary),
+        descent=details.round_rows(summary),
+        knee=details.knee_sentence(summary),
+        speed=details.speed_rows(summary["latency"]),
+        sizes=details.bytes_rows(summary),
         totals=calibration_data.totals(documents, calibration),
         domains=calibration_data.domain_rows(documents, calibration, held_out),
         sources=calibration_data.source_rows(documents),

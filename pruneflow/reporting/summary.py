@@ -1,18 +1,16 @@
 """The machine-readable result: everything that reports, gates and the registry read."""
 
+import math
 import platform
 from importlib import metadata
 from typing import Any
 
 from pruneflow.artifacts import sha256_json
-from pruneflow.config import PipelineSettings
+from pruneflow.config import DENSE, PipelineSettings
 from pruneflow.errors import InputError
-from pruneflow.evaluation.retention import (
-    geometric_mean,
-    perplexity_ratios,
-    retention,
-    worst_ratio,
-)
+from pruneflow.evaluation.compare import compare
+from pruneflow.evaluation.health import knee
+from pruneflow.evaluation.retention import geometric_mean, perplexity_ratios
 
 PACKAGES = {
     "pruneflow": "pruneflow",
@@ -20,6 +18,7 @@ PACKAGES = {
     "transformers": "transformers",
     "lm_eval": "lm-eval",
 }
+_NOT_SPEED = ("bytes", "memory", "reload", "lm_eval", "warnings")
 ROUND_KEYS = (
     "round",
     "status",
@@ -57,34 +56,31 @@ def build_summary(
     Raises:
         InputError: the measurements do not belong together (another test set, another model).
     """
-    _check_together(baseline, evaluation, rounds)
-    tasks = _tasks(baseline, evaluation, settings)
+    compared = compare(baseline, evaluation, settings.evaluation)
+    _check_rounds(evaluation, rounds)
+    described = [_round(record) for record in rounds]
     return {
         "model": {
             "name": settings.model.name,
             "source": settings.model.source,
             "revision": settings.model.revision,
             "delivered": rounds[-1]["delivered"],
+            "planned": rounds[-1]["round"],
             "target": rounds[-1]["target"],
             "layout": settings.pruning.layout,
             "score": settings.pruning.score,
             "refit": settings.pruning.refit,
         },
-        "parameters": _parameters(baseline["model"], evaluation["model"]),
-        "perplexity": _perplexity(baseline["perplexity"], evaluation["perplexity"]),
-        "tasks": tasks,
-        "mean_retention": _mean([task["retention"] for task in tasks.values()]),
-        "latency": {
-            key: value for key, value in latency.items() if key not in ("bytes", "memory", "reload")
-        },
+        **compared,
+        "latency": {key: value for key, value in latency.items() if key not in _NOT_SPEED},
         "memory": latency["memory"],
-        "bytes": {
-            "dense": baseline["model"]["bytes"],
-            "pruned": evaluation["model"]["bytes"],
-            "ratio": evaluation["model"]["bytes"] / baseline["model"]["bytes"],
-        },
+        "disk": {model: kept["total"] for model, kept in latency["bytes"].items()},
         "reload": latency["reload"],
-        "rounds": [_round(record) for record in rounds],
+        "lm_eval": {key: value for key, value in latency["lm_eval"].items() if key != "correct"},
+        "warnings": latency["warnings"],
+        "calibration_domains": calibration["mixture"]["counts"],
+        "rounds": described,
+        "knee": _knee(described),
         "digests": {
             "dense": baseline["model"]["digest"],
             "pruned": evaluation["model"]["digest"],
@@ -92,6 +88,12 @@ def build_summary(
             "documents": documents["digest"],
             "held_out": baseline["held_out"],
             "benchmarks": baseline["benchmarks"],
+            "tokenizer": baseline["tokenizer"],
+            "reports": {
+                "baseline": sha256_json(baseline),
+                "evaluation": sha256_json(evaluation),
+                "latency": sha256_json(latency),
+            },
             "settings": sha256_json(settings.model_dump(mode="json", exclude={"registry"})),
         },
         "versions": {
@@ -102,31 +104,30 @@ def build_summary(
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """Say in one sentence what was gained and what it cost."""
-    perplexity, parameters = summary["perplexity"], summary["parameters"]
+    """Say in a sentence or two what was gained and what it cost."""
+    perplexity, parameters, model = summary["perplexity"], summary["parameters"], summary["model"]
     kept = ", ".join(
-        f"{task['retention']:.0%} of {name.upper()} accuracy"
+        f"{task['retention']['value']:.0%} of {name.upper()} accuracy"
         for name, task in summary["tasks"].items()
-        if task["retention"] is not None
+        if task["measurable"]
     )
-    return (
+    sentence = (
         f"With {parameters['block_ratio']:.1%} of the block weights of "
-        f"{summary['model']['name']} removed, perplexity is {perplexity['mean_ratio']:.2f} times "
-        f"the dense model's (at worst {perplexity['worst']['ratio']:.2f}, on "
+        f"{model['name']} removed, perplexity is {perplexity['mean_ratio']['value']:.2f} times "
+        f"the dense model's (at worst {perplexity['worst']['value']:.2f}, on "
         f"{perplexity['worst']['domain']}), it keeps {kept or 'no measurable accuracy'}, and it "
         f"decodes {summary['latency']['speedup']['decode']['median']:.2f} times as fast."
     )
+    if model["delivered"] == model["planned"]:
+        return sentence
+    broken = next((record for record in summary["rounds"] if record["status"] == "unhealthy"), None)
+    why = f" ({broken['round']}: {broken['health']['reason'].removesuffix('.')})" if broken else ""
+    delivered = model["delivered"]
+    what = "the dense model itself" if delivered == DENSE else f"what round {delivered} left"
+    return f"{sentence} It is {what}, for a later round broke a health limit{why}."
 
 
-def _check_together(
-    baseline: dict[str, Any], evaluation: dict[str, Any], rounds: list[dict[str, Any]]
-) -> None:
-    for key in ("held_out", "benchmarks", "dtype"):
-        if baseline[key] != evaluation[key]:
-            raise InputError(
-                f"baseline and evaluation differ in {key} ({baseline[key]} and "
-                f"{evaluation[key]}), so they cannot be compared: run `dvc repro` again"
-            )
+def _check_rounds(evaluation: dict[str, Any], rounds: list[dict[str, Any]]) -> None:
     if not rounds:
         raise InputError("there is no round to report: name some under rounds")
     if rounds[-1]["delivered_digest"] != evaluation["model"]["delivered_digest"]:
@@ -136,58 +137,12 @@ def _check_together(
         )
 
 
-def _parameters(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "dense": dense["parameters"],
-        "pruned": pruned["parameters"],
-        "ratio": 1 - pruned["parameters"] / dense["parameters"],
-        "block_weights": {"dense": dense["block_weights"], "pruned": pruned["block_weights"]},
-        "block_ratio": 1 - pruned["block_weights"] / dense["block_weights"],
-    }
-
-
-def _perplexity(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
-    ratios = perplexity_ratios(dense, pruned)
-    worst, ratio = worst_ratio(ratios)
-    return {
-        "domains": {
-            domain: {
-                "dense": dense[domain]["perplexity"],
-                "pruned": pruned[domain]["perplexity"],
-                "ratio": ratios[domain],
-                "tokens": dense[domain]["tokens"],
-            }
-            for domain in ratios
-        },
-        "mean_ratio": geometric_mean(ratios),
-        "worst": {"domain": worst, "ratio": ratio},
-    }
-
-
-def _tasks(
-    baseline: dict[str, Any], evaluation: dict[str, Any], settings: PipelineSettings
-) -> dict[str, Any]:
-    tasks = {}
-    for name, dense in baseline["tasks"].items():
-        pruned = evaluation["tasks"][name]
-        tasks[name] = {
-            "metric": dense["metric"],
-            "chance": dense["chance"],
-            "questions": dense["questions"],
-            **retention(
-                dense["correct"],
-                pruned["correct"],
-                samples=settings.evaluation.bootstrap_samples,
-                seed=settings.evaluation.seed,
-            ),
-        }
-    return tasks
-
-
-def _mean(values: list[float | None]) -> float | None:
-    """Return the mean, or None when one of the values was not measurable."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+def _knee(rounds: list[dict[str, Any]]) -> str | None:
+    """Name the round after which the descent gets steep; None where there is no such round."""
+    done = [record for record in rounds if record["mean_ratio"] is not None]
+    points = [(record["achieved_ratio"], math.log(record["mean_ratio"])) for record in done]
+    place = knee(points)
+    return None if place is None else str(done[place]["round"])
 
 
 def _round(record: dict[str, Any]) -> dict[str, Any]:

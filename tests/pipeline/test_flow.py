@@ -8,8 +8,9 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.pipeline import pipeline
 from flows.promotion import promotion
-from pruneflow.artifacts import read_json, sha256_json
+from pruneflow.artifacts import read_json, sha256_json, write_json
 from pruneflow.config import load_settings
+from pruneflow.paths import DECISION
 from tasks import registry
 from tasks.tracking import connect
 from tests.pipeline.conftest import Workspace
@@ -38,7 +39,7 @@ def test_the_flow_runs_registers_promotes_and_then_has_nothing_to_do(
     outcome = state.result()
     assert (outcome.accepted, outcome.version, outcome.in_production) == (True, "1", True)
     assert workspace.executed() == STAGES
-    decision = read_json(Path("data/reports/decision.json"))
+    decision = read_json(DECISION)
     assert decision["accepted"]
 
     settings = load_settings().registry
@@ -112,12 +113,29 @@ def test_gates_that_are_off_let_a_candidate_pass_but_nothing_into_production(
     assert (outcome.accepted, outcome.version, production()) == (False, "1", None)
 
 
-def test_a_failing_stage_ends_the_flow_with_its_line(workspace: Workspace, server: None) -> None:
+def test_a_failing_stage_ends_the_flow_with_its_line_and_is_a_refusal(
+    workspace: Workspace, server: None
+) -> None:
+    write_json(DECISION, {"accepted": True})
     Path("fail-r2").touch()
     state = pipeline(return_state=True)
     assert state.is_failed() and state.name == "BadInput"
     assert state.message == "the toy stage r2 was told to fail: delete fail-r2"
     assert workspace.executed() == ["calibration", "r1", "r2"]
+    decision = read_json(DECISION)
+    assert decision["accepted"] is False and decision["model"] is None
+    assert "round@r2 ended in an error" in decision["reasons"][0]
+    assert "was told to fail" in decision["reasons"][0]
+
+
+def test_an_unknown_metric_ends_the_flow_before_any_stage(
+    workspace: Workspace, server: None
+) -> None:
+    gates = Path("configs/gates.yaml")
+    gates.write_text(gates.read_text().replace("block_ratio", "blockratio"))
+    state = pipeline(return_state=True)
+    assert state.name == "BadInput" and "metric blockratio is unknown" in state.message
+    assert workspace.executed() == []
 
 
 def test_the_command_line_shows_one_line_and_exit_code_2_for_bad_input(

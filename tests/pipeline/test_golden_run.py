@@ -31,15 +31,16 @@ def pruneflow(*arguments):
 def small_budget(real_workspace):
     """The demo's settings with little text, two rounds and few questions."""
     values = load_profile("demo").model_dump(mode="json")
-    values["calibration"].update({"sequences": 22, "validation_sequences": 1, "test_sequences": 1})
+    values["calibration"].update({"sequences": 22, "validation_sequences": 1, "test_sequences": 4})
     values["documents"]["max_per_domain"] = 60
     values["rounds"] = {
         "r1": {"parent": "dense", "ratio": 0.03},
         "r2": {"parent": "r1", "ratio": 0.06},
     }
     values["final_round"] = "r2"
-    values["evaluation"].update({"questions": 10, "bootstrap_samples": 100})
-    values["latency"].update({"prompt_tokens": 32, "new_tokens": 4, "repeats": 1})
+    tasks = {"piqa": 10, "siqa": 10, "boolq": 10, "asdiv": 10}
+    values["evaluation"].update({"tasks": tasks, "bootstrap_samples": 100})
+    values["latency"].update({"prompt_tokens": 32, "new_tokens": 4, "repeats": 6})
     write_settings(parse_settings(values, "test"))
     gates = {
         "run_mode": "enabled",
@@ -48,8 +49,8 @@ def small_budget(real_workspace):
             for metric, comparison, limit in (
                 ("block_ratio", "at_least", 0.06),
                 ("reload_ok", "at_least", 1),
-                ("perplexity_ratio_mean", "at_most", 1.6),
-                ("perplexity_ratio_worst", "at_most", 3.0),
+                ("perplexity_ratio_mean", "at_most", 1.8),
+                ("perplexity_ratio_worst", "at_most", 6.0),
             )
         ],
     }
@@ -91,7 +92,8 @@ def _check_perplexity_by_hand(summary):
 
     blocks = load_file("data/calibration/held_out/blocks.safetensors")
     for name, directory in (("dense", "data/checkpoints/dense"), ("pruned", "data/model")):
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+        dtype = getattr(torch, summary["latency"]["dtype"])
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
         for domain, values in summary["perplexity"]["domains"].items():
             losses = []
             for window in blocks[f"test/{domain}"].long():
@@ -131,8 +133,8 @@ def _check_mlflow(summary):
     version = client.get_model_version_by_alias("smollm2-135m-pruned", "production")
     run = client.get_run(version.run_id)
     assert run.data.params["pruning.score"] == "mask_fisher"
-    assert run.data.metrics["perplexity/mean_ratio"] == pytest.approx(
-        summary["perplexity"]["mean_ratio"]
+    assert run.data.metrics["perplexity/mean_ratio/value"] == pytest.approx(
+        summary["perplexity"]["mean_ratio"]["value"]
     )
     (dataset,) = [item.dataset for item in run.inputs.dataset_inputs]
     assert summary["digests"]["calibration_set"].startswith(dataset.digest)

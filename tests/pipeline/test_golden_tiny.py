@@ -1,6 +1,7 @@
 """The real graph on a tiny model: `dvc repro` does what is needed, and no more."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -62,8 +63,8 @@ def tiny_pipeline(real_workspace, tiny_model_directory):
             "pruning": {"neuron_multiple": 4},
             "rounds": descent(Target(ratio=0.1 * rounds), rounds, "linear"),
             "final_round": f"r{rounds}",
-            "evaluation": {"questions": 40, "bootstrap_samples": 100},
-            "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 1},
+            "evaluation": {"tasks": {"piqa": 40, "siqa": 40}, "bootstrap_samples": 100},
+            "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 6},
             **changes,
         }
         write_settings(parse_settings(values, "test"))
@@ -189,3 +190,54 @@ def test_a_run_that_is_bad_input_ends_with_exit_code_2_and_one_line(tiny_pipelin
     done = run("flows.cli", "run")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and words in done.stderr
+
+
+def _gates(*more):
+    smaller = {"metric": "block_ratio", "comparison": "at_least", "limit": 0.01, "why": "a test"}
+    gates = {
+        "run_mode": "enabled",
+        "gates": [smaller, *({"why": "a test", **gate} for gate in more)],
+    }
+    Path("configs/gates.yaml").write_text(yaml.safe_dump(gates))
+
+
+def test_a_candidate_is_held_against_the_model_in_production(tiny_pipeline):
+    values = tiny_pipeline(rounds=1)
+    better = {"metric": "perplexity_ratio_mean", "against": "production", "comparison": "improves"}
+    _gates({**better, "limit": 1.0})
+    first = run("flows.cli", "run")
+    assert first.returncode == 0, first.stdout + first.stderr
+    decision = json.loads(Path("data/reports/decision.json").read_text())
+    assert decision["gates"][1]["reason"] == "Nothing is in production."
+
+    # On other held-out text version 1 is measured anew; the candidate is smaller, and not worse.
+    values["calibration"]["test_sequences"] = 3
+    values["rounds"]["r1"]["ratio"] = 0.3
+    write_settings(parse_settings(values, "test"))
+    _gates({**better, "limit": 5.0})
+    second = run("flows.cli", "run")
+    assert second.returncode == 0, second.stdout + second.stderr
+    reports = {name: Path(f"data/reports/{name}.json") for name in ("production", "evaluation")}
+    production, evaluation = (json.loads(path.read_text()) for path in reports.values())
+    assert production["held_out"] == evaluation["held_out"]
+    decision = json.loads(Path("data/reports/decision.json").read_text())
+    assert decision["production"] == {"version": "1", "model": production["model"]["digest"]}
+    ratio = math.prod(
+        evaluation["perplexity"][domain]["perplexity"] / values["perplexity"]
+        for domain, values in production["perplexity"].items()
+    ) ** (1 / len(evaluation["perplexity"]))
+    assert decision["gates"][1]["value"] == pytest.approx(ratio)
+
+    # On the same text version 2 is taken from where it was registered.
+    values["rounds"]["r1"]["ratio"] = 0.35
+    write_settings(parse_settings(values, "test"))
+    _gates(
+        {"metric": "block_ratio", "against": "production", "comparison": "at_least", "limit": 0.9}
+    )
+    before = reports["production"].stat().st_mtime_ns
+    third = run("flows.cli", "run")
+    assert third.returncode == 1, third.stdout + third.stderr
+    assert reports["production"].stat().st_mtime_ns == before
+    decision = json.loads(Path("data/reports/decision.json").read_text())
+    assert decision["production"]["version"] == "2"
+    assert "below the limit 0.9" in third.stdout

