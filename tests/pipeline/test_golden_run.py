@@ -32,6 +32,7 @@ def small_budget(real_workspace):
     """The demo's settings with little text, two rounds and few questions."""
     values = load_profile("demo").model_dump(mode="json")
     values["calibration"].update({"sequences": 22, "validation_sequences": 1, "test_sequences": 4})
+    values["calibration"]["test_sequence_length"] = 128
     values["documents"]["max_per_domain"] = 60
     values["rounds"] = {
         "r1": {"parent": "dense", "ratio": 0.03},
