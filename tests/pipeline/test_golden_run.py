@@ -13,7 +13,8 @@ import yaml
 from pruneflow.config import parse_settings, write_settings
 from pruneflow.plan import load_profile
 
-pytestmark = pytest.mark.slow
+# Minutes where the processor has no instructions for bfloat16.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def pruneflow(*arguments):
@@ -23,7 +24,7 @@ def pruneflow(*arguments):
         capture_output=True,
         text=True,
         env={**os.environ, "PATH": path},
-        timeout=850,
+        timeout=1500,
     )
 
 
@@ -114,7 +115,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({str(model)!r})
 tokenizer = AutoTokenizer.from_pretrained({str(model)!r})
-for prompt in ("Once upon a", "The opposite of hot is"):
+for prompt in ("One, two, three,", "The opposite of hot is"):
     ids = tokenizer(prompt, return_tensors="pt")
     print(tokenizer.decode(model.generate(**ids, max_new_tokens=4, do_sample=False)[0]))
 """
@@ -122,7 +123,7 @@ for prompt in ("Once upon a", "The opposite of hot is"):
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, cwd=model.parent
     )
     assert done.returncode == 0, done.stderr
-    assert "Once upon a time" in done.stdout
+    assert "One, two, three, four" in done.stdout
     assert "The opposite of hot is cold" in done.stdout
 
 
