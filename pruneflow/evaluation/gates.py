@@ -1,8 +1,8 @@
 """The gates a pruned model must pass, and the decision they come to.
 
 A gate compares one metric (see `metrics.py`) with a limit, against the dense model or against the
-model that is in production. It looks at the worse end of the metric's 95 % interval, so that too
-few questions refuse and never excuse. An unknown metric, a measurement that is missing or not
+model that is in production. It looks at the worse end of the metric's 95 % interval, so that few
+questions refuse rather than excuse. An unknown metric, a measurement that is missing or not
 finite, and a report about other files than those there are now: each is a refusal, never a pass.
 """
 
@@ -149,6 +149,10 @@ def _unknown(gate: GateSettings) -> str | None:
     found = find_metric(gate.metric)
     if found is None:
         return f"metric {gate.metric} is unknown: choose one of {known_metrics()}"
+    if gate.against == "production" and not found[0].of_two_records:
+        return (
+            f"metric {gate.metric} is measured beside the dense model only: use against: baseline"
+        )
     if gate.comparison == "improves":
         if found[0].parity is None:
             return f"metric {gate.metric} cannot say which model is better: use at_least or at_most"

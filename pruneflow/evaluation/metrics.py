@@ -28,11 +28,14 @@ class Metric(NamedTuple):
             dot; gives a number or an `Estimate`, or None where there is no measurement.
         parity: its value when both models are equal; None where it cannot say which is better.
         better: on which side of parity the candidate is better.
+        of_two_records: whether two models' records are enough for it, so that it can be held
+            against the model in production, which no stage runs.
     """
 
     measure: Callable[..., "Estimate | float | None"]
     parity: float | None = None
     better: Literal["lower", "higher"] | None = None
+    of_two_records: bool = True
 
     @property
     def takes_part(self) -> bool:
@@ -44,7 +47,9 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    parity: float | None = None, better: Literal["lower", "higher"] | None = None
+    parity: float | None = None,
+    better: Literal["lower", "higher"] | None = None,
+    of_two_records: bool = True,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a metric under its function's name.
 
@@ -53,7 +58,7 @@ def metric(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        METRICS[function.__name__] = Metric(function, parity, better)
+        METRICS[function.__name__] = Metric(function, parity, better, of_two_records)
         return function
 
     return register
@@ -131,31 +136,31 @@ def bytes_ratio(found: Comparison) -> float:
     return found["bytes"]["ratio"]
 
 
-@metric()
+@metric(of_two_records=False)
 def reload_ok(found: Comparison) -> float:
     """1 when a fresh process without this project loads the model and generates, else 0."""
     return float(found["reload"]["ok"])
 
 
-@metric()
+@metric(of_two_records=False)
 def lm_eval_ok(found: Comparison) -> float:
     """1 when the command ``lm_eval --model hf`` runs on the model's directory, else 0."""
     return float(found["lm_eval"]["ok"])
 
 
-@metric(parity=1, better="higher")
+@metric(parity=1, better="higher", of_two_records=False)
 def decode_speedup(found: Comparison) -> Estimate:
     """Decoded tokens per second, pruned over dense, median of interleaved repeats."""
     return _median(found["latency"]["speedup"]["decode"])
 
 
-@metric(parity=1, better="higher")
+@metric(parity=1, better="higher", of_two_records=False)
 def prefill_speedup(found: Comparison) -> Estimate:
     """Prefilled tokens per second, pruned over dense, median of interleaved repeats."""
     return _median(found["latency"]["speedup"]["prefill"])
 
 
-@metric()
+@metric(of_two_records=False)
 def uncalibrated_domains(found: Comparison) -> Measured:
     """How many of the measured domains the calibration set holds no text of."""
     calibrated = found["calibration_domains"]

@@ -100,7 +100,7 @@ def versioned(real_workspace: Path, tiny_model_directory: Path) -> Path:
             "test_sequence_length": 32,
             "test_sequences": 2,
         },
-        "evaluation": {"questions": 20},
+        "evaluation": {"tasks": {"piqa": 20, "siqa": 20}},
         "rounds": {"r1": {"parent": "dense", "ratio": 0.1}},
         "final_round": "r1",
     }

@@ -1,0 +1,113 @@
+"""Models damaged on purpose, on real weights: the shipped gates refuse each for its own reason."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruneflow.artifacts import read_json, staged_directory
+from pruneflow.calibration.blocks import CalibrationSet
+from pruneflow.config import DENSE, ComputeSettings, load_settings, parse_settings, write_settings
+from pruneflow.evaluation.compare import compare
+from pruneflow.evaluation.gates import decide, load_gates
+from pruneflow.evaluation.record import measure_model
+from pruneflow.models.export import save
+from pruneflow.models.loading import load_model, load_tokenizer, model_digest
+from pruneflow.models.record import write_record
+from pruneflow.models.structure import layers_of
+from pruneflow.paths import BASELINE, BENCHMARKS, CALIBRATION_SET, CHECKPOINTS, GATES_FILE, HELD_OUT
+from pruneflow.plan import load_profile
+from pruneflow.pruning.iterative import Recipe, prune
+from pruneflow.pruning.surgery import cut_neurons
+from pruneflow.stages import run_stage_by_name
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("model", "questions", "documents", "validate", "calibration", "baseline")
+FLOAT32 = ComputeSettings(device="cpu", dtype="float32")
+MISSING = "multilingual"
+
+
+@pytest.fixture
+def measured_dense(real_workspace: Path) -> Path:
+    """Real weights and three domains, measured on text and questions; nothing pruned yet."""
+    values = load_profile("demo").model_dump(mode="json")
+    values["compute"] = FLOAT32.model_dump(mode="json")
+    values["documents"].update(
+        {"domains": ["encyclopaedic", "code", MISSING], "max_per_domain": 80}
+    )
+    values["calibration"].update(
+        {"sequences": 12, "test_sequences": 3, "test_sequence_length": 128}
+    )
+    values["evaluation"]["tasks"] = {"piqa": 10}
+    write_settings(parse_settings(values, Path("test")))
+    for name in STAGES:
+        run_stage_by_name(name)
+    return CHECKPOINTS / DENSE
+
+
+def judge(directory: Path, calibrated: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """What the gates on perplexity and domains in configs/gates.yaml say of a model, by metric."""
+    record = measure_model(directory, HELD_OUT, BENCHMARKS, FLOAT32, directory.name)
+    compared = compare(read_json(BASELINE), record, load_settings().evaluation)
+    digests = {"pruned": record["model"]["digest"]}
+    gates = load_gates(GATES_FILE)
+    chosen = [
+        gate
+        for gate in gates.gates
+        if gate.metric.startswith(("perplexity", "uncalibrated")) and gate.against == "baseline"
+    ]
+    summary = {**compared, "calibration_domains": calibrated, "digests": digests}
+    decision = decide(summary, gates.model_copy(update={"gates": chosen}))
+    assert decision["accepted"] == all(gate["passed"] for gate in decision["gates"])
+    return {gate["metric"]: gate for gate in decision["gates"]}
+
+
+def halve_a_layer(dense: Path, place: int, out: Path) -> Path:
+    """Take every other neuron, as drawn, from one layer, and refit nothing."""
+    model, tokenizer = load_model(dense, FLOAT32)
+    layer = layers_of(model)[place]
+    drawn = torch.randperm(layer.neurons, generator=torch.Generator().manual_seed(0))
+    cut_neurons(layer, drawn[: layer.neurons // 2].sort().values)
+    with staged_directory(out) as folder:
+        save(model, tokenizer, folder, torch.bfloat16)
+        digest = model_digest(folder)
+        write_record(
+            folder,
+            **{"round": out.name, "status": "done", "dense": {}},
+            **{"delivered": out.name, "delivered_digest": digest, "digest": digest},
+        )
+    return out
+
+
+def test_damage_is_refused_for_its_own_reason(measured_dense: Path) -> None:
+    held = CalibrationSet.load(CALIBRATION_SET)
+    blocks = held.take()
+    everything = {domain: len(rows) for domain, rows in blocks.items()}
+
+    same = judge(measured_dense, everything)
+    assert all(gate["passed"] for gate in same.values())
+    assert same["perplexity_ratio_mean"]["value"] == pytest.approx(1)
+
+    for place in (0, 29):
+        halved = judge(halve_a_layer(measured_dense, place, Path(f"halved-{place}")), everything)
+        assert not halved["perplexity_ratio_mean"]["passed"]
+        assert "above the limit" in halved["perplexity_ratio_mean"]["reason"]
+        assert halved["uncalibrated_domains"]["passed"]
+
+    recipe = Recipe(ratio=0.2, rounds=1, ridge=0.05)
+    ratios = {}
+    for name, text in (
+        ("whole", blocks),
+        ("partial", {domain: rows for domain, rows in blocks.items() if domain != MISSING}),
+    ):
+        model, _ = load_model(measured_dense, FLOAT32)
+        prune(model, text, recipe, tokenizer=load_tokenizer(measured_dense), directory=Path(name))
+        found = judge(Path(name, "r1"), {domain: len(rows) for domain, rows in text.items()})
+        ratios[name] = found["perplexity_ratio_worst"]
+        missing = found["uncalibrated_domains"]
+        assert missing["passed"] == (name == "whole")
+    assert missing["domain"] == MISSING and MISSING in missing["reason"]
+    assert not ratios["partial"]["passed"] and ratios["partial"]["domain"] == MISSING
+    assert ratios["partial"]["value"] > 2 * ratios["whole"]["value"]
