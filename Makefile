@@ -57,7 +57,7 @@ lock:  ## Resolve requirements.lock and requirements-data.lock anew from pyproje
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9"
 	$(UV) pip compile --quiet $(LINKS) --universal --python-version 3.11 --generate-hashes --upgrade \
 	    $(TORCH:%=--no-emit-package %) --custom-compile-command "make lock" \
-	    --extra dev pyproject.toml -o requirements.lock
+	    --extra dev --extra team pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --no-deps --generate-hashes --upgrade --custom-compile-command "make lock" \
 	    requirements-data.in -o requirements-data.lock
 

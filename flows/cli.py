@@ -3,7 +3,6 @@
 Nothing heavy is imported before a command needs it, so that `pruneflow --help` answers at once.
 """
 
-import json
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.data_cli import app as data_app
+from flows.registry_cli import app as registry_app
 from flows.running import run_flow, set_environment
 from pruneflow.errors import InputError, PruneflowError, report
 
@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(registry_app)
 app.add_typer(data_app, name="data")
 
 
@@ -117,63 +118,6 @@ def run() -> None:
 
 
 @app.command()
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-) -> None:
-    """Show which version is in production, and from which data; the candidate and the previous.
-
-    Example: pruneflow status --json
-    """
-    _enter_workspace()
-    settings = _settings()
-    from tasks import registry
-
-    versions = registry.status(settings.registry)
-    if as_json:
-        print(json.dumps({"model": settings.registry.name, **versions}, indent=2))
-        return
-    print(f"model       {settings.registry.name}")
-    for alias, version in versions.items():
-        print(f"{alias:<12}{_version_line(version)}")
-        if alias == registry.PRODUCTION and version is not None:
-            print(f"  model digest      {version.get('model_digest', 'unknown')}")
-            print(f"  calibration set   {version.get('data_digest', 'unknown')}")
-            print(f"  gates' decision   {version.get('decision_digest', 'unknown')}")
-            print(f"  code              {_code_line(version)}")
-            print(f"  MLflow run        {version['run_id']}")
-
-
-@app.command()
-def promote(
-    version: Annotated[
-        str | None, typer.Argument(help="Which version; the candidate when left out.")
-    ] = None,
-) -> None:
-    """Put a version into production; the one in use is kept as `previous`.
-
-    Example: pruneflow promote 3
-    """
-    _enter_workspace()
-    settings = _settings().registry
-    from tasks import registry
-
-    print(registry.promote(settings, version).sentence(settings.name))
-
-
-@app.command()
-def rollback() -> None:
-    """Put the previous version back into production; a second rollback undoes the first.
-
-    Example: pruneflow rollback
-    """
-    _enter_workspace()
-    settings = _settings().registry
-    from tasks import registry
-
-    print(registry.rollback(settings).sentence(settings.name))
-
-
-@app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="As in dvc.yaml, e.g. documents or round@r1.")],
 ) -> None:
@@ -220,6 +164,8 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
     print(f"MLflow      {_program('mlflow')} ui {store}")
     if outcome.version is None:
         print("refused     nothing is registered, production stays as it is")
+    elif outcome.in_production and not outcome.new:
+        print(f"nothing new version {outcome.version} of {name} is in production already")
     elif outcome.in_production:
         print(f"accepted    version {outcome.version} of {name} is in production")
     elif outcome.accepted:
@@ -234,24 +180,14 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
         )
     for reason in outcome.reasons:
         print(f"  {reason}")
+    if outcome.not_pushed:
+        print(f"not pushed  {outcome.not_pushed}")
 
 
 def _program(name: str) -> str:
     """How to call a program of this environment from here, whether or not it is on the path."""
     program = Path(sys.executable).parent / name
     return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
-
-
-def _version_line(version: dict[str, str] | None) -> str:
-    if version is None:
-        return "none"
-    digests = [version.get(key, "unknown")[:12] for key in ("model_digest", "data_digest")]
-    return f"version {version['version']}, model {digests[0]}, calibration set {digests[1]}"
-
-
-def _code_line(version: dict[str, str]) -> str:
-    dirty = " with changes that are not committed" if version.get("git_dirty") == "true" else ""
-    return f"{version.get('git_commit', 'unknown')}{dirty}"
 
 
 def _enter_workspace() -> None:

@@ -10,7 +10,12 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -30,8 +35,10 @@ from pruneflow.paths import (
     SUMMARY,
 )
 from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
-from tasks import registry
+from tasks import promotion, registry
 from tasks.production import compare_with_production
+from tasks.runs import only_run
+from tasks.sharing import push
 from tasks.stages import failed, run_stage, stage_order
 from tasks.tracking import git_state, log_run
 
@@ -40,7 +47,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: whether the gates accepted the model, and what became of it."""
+    """How a run ended: whether the gates accepted the model, and what became of it.
+
+    Attributes:
+        accepted: by the gates.
+        reasons: why not; empty when they did.
+        summary: what was measured.
+        run_id: MLflow's run.
+        version: of the registered model; None when it was refused.
+        in_production: whether that version is in production now.
+        new: whether this run made the version or put it into production.
+        not_pushed: why an accepted run could not be pushed to DVC's remote; None when it could.
+    """
 
     accepted: bool
     reasons: list[str]
@@ -48,6 +66,8 @@ class Outcome:
     run_id: str
     version: str | None = None
     in_production: bool = False
+    new: bool = False
+    not_pushed: str | None = None
 
 
 class StepFailed(PruneflowError):
@@ -63,23 +83,28 @@ def pipeline() -> State:
     """Prune, evaluate, decide, track and register, as configs/ says.
 
     Returns:
-        A Completed state holding an `Outcome`, named ``Accepted``, ``Refused`` or
-        ``LetPass`` (refused by gates that are not enabled); or a Failed
-        state whose message is one line for the user, named ``BadInput`` for bad input.
+        A Completed state holding an `Outcome`, named ``Accepted``, ``NothingNew`` (accepted, and
+        already in production), ``Refused`` or ``LetPass`` (refused by gates that are not enabled);
+        or a Failed state whose message is one line for the user, named ``BadInput`` for bad input.
     """
     try:
         check_workspace()
         settings, gates = load_settings(), load_gates(GATES_FILE)
-        with run_lock() as environment:
+        with run_lock() as environment, only_run():
             _run_stages(environment, gates)
             outcome = _conclude(settings, gates)
     except StepFailed as error:
         return failed(error, error.state.name)
     except PruneflowError as error:
         return failed(error)
-    if outcome.version is not None:
-        return Completed(name="Accepted" if outcome.accepted else "LetPass", data=outcome)
-    return Completed(name="Refused", message="; ".join(outcome.reasons), data=outcome)
+    if outcome.version is None:
+        return Completed(name="Refused", message="; ".join(outcome.reasons), data=outcome)
+    if not outcome.accepted:
+        return Completed(name="LetPass", message="; ".join(outcome.reasons), data=outcome)
+    if outcome.in_production and not outcome.new:
+        message = f"version {outcome.version} is in production already"
+        return Completed(name="NothingNew", message=message, data=outcome)
+    return Completed(name="Accepted", data=outcome)
 
 
 def served_model_needs() -> list[str]:
@@ -102,6 +127,7 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")
     wait_for_stage_left_behind()
+    progress = create_progress_artifact(0.0, key="progress", description="Stages of this run")
     for place, name in enumerate(names, start=1):
         position = f"[{place}/{len(names)}]"
         state = run_stage(name, position, environment, return_state=True)
@@ -109,6 +135,7 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
             # An older decision must not stand as if it were about this run.
             write_json(DECISION, refuse(name, str(state.message), gates))
         _result(state)
+        update_progress_artifact(progress, 100 * place / len(names))
 
 
 def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
@@ -121,30 +148,47 @@ def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
         "tracking", lambda: log_run(settings, summary, decision, {**lineage.tags(), **_versions()})
     )
     accepted, reasons = bool(decision["accepted"]), list(decision["reasons"])
-    number, in_production = None, False
-    if may_register(decision):
-        number = _step(
-            "registration",
-            lambda: registry.register(
-                settings.registry, MODEL, run_id, lineage, served_model_needs()
-            ),
-        )
-        logger.info(f"version {number} of {settings.registry.name} is the candidate")
-    automatic = accepted and settings.registry.promotion == "auto"
-    if automatic and number is not None and registry.was_rolled_back(settings.registry, number):
-        logger.info(
-            f"version {number} was rolled back before: only `pruneflow promote` puts it back"
-        )
-    elif automatic:
-        move = _step(
-            "promotion", lambda: registry.promote(settings.registry, number, by_hand=False)
-        )
-        logger.info(move.sentence(settings.registry.name))
-        in_production = True
-    if number is None:
-        logger.info("refused by the gates: nothing is registered, production stays as it is")
     _publish(summary, accepted, reasons)
-    return Outcome(accepted, reasons, summary, run_id, number, in_production)
+    if not may_register(decision):
+        logger.info("refused by the gates: nothing is registered, production stays as it is")
+        return Outcome(accepted, reasons, summary, run_id)
+    name = settings.registry.name
+    registered = _step(
+        "registration",
+        lambda: registry.register(settings.registry, MODEL, run_id, lineage, served_model_needs()),
+    )
+    number = registered.version
+    logger.info(f"version {number} of {name} is the candidate")
+    if not accepted:
+        return Outcome(accepted, reasons, summary, run_id, number)
+    in_production, moved = False, False
+    if settings.registry.promotion == "auto":
+        if promotion.was_rolled_back(settings.registry, number):
+            logger.info(
+                f"version {number} was rolled back before: only `pruneflow promote` puts it back"
+            )
+        else:
+            move = _step(
+                "promotion",
+                lambda: promotion.promote(
+                    settings.registry, number, promotion.GATES, by_hand=False
+                ),
+            )
+            logger.info(move.sentence(name))
+            in_production, moved = True, move.changed
+    problem = _step("push", lambda: push(logger.info)) if settings.registry.push else None
+    if problem:
+        logger.warning(f"not pushed to DVC's remote: {problem}")
+    return Outcome(
+        accepted,
+        reasons,
+        summary,
+        run_id,
+        number,
+        in_production,
+        registered.new or moved,
+        problem,
+    )
 
 
 def _decide(
@@ -172,7 +216,10 @@ def _lineage(decision: Mapping[str, Any]) -> registry.Lineage:
     commit, dirty = git_state()
     return registry.Lineage(
         model_digest=digest,
+        dense_digest=decision["digests"]["dense"],
         data_digest=str(read_json(CALIBRATION_SET / "manifest.json")["digest"]),
+        recipe_digest=decision["digests"]["settings"],
+        gates_digest=decision["digests"]["gates"],
         decision_digest=sha256_json(decision),
         git_commit=commit,
         git_dirty=dirty,
@@ -194,6 +241,7 @@ def _publish(summary: dict[str, Any], accepted: bool, reasons: list[str]) -> Non
         lines.append(f"| **{section}** | | | |")
         lines += [f"| {' | '.join(row)} |" for row in rows]
     verdict = ["accepted" if accepted else "refused", *(f"- {reason}" for reason in reasons)]
+    create_link_artifact(key="report", link=PAGE.absolute().as_uri(), link_text="The report")
     create_markdown_artifact(
         key="result",
         markdown="\n".join([*lines, "", *verdict, "", f"Report: `{PAGE}`"]),

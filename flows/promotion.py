@@ -1,27 +1,51 @@
-"""Promotion as a flow of its own, so that a deployment can do it."""
+"""Promotion and rollback as flows of their own, so that deployments can do them."""
+
+from collections.abc import Callable
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from pruneflow.config import load_settings
+from pruneflow.config import RegistrySettings, load_settings
 from pruneflow.errors import PruneflowError
 from pruneflow.workspace import check_workspace
-from tasks import registry
+from tasks.promotion import Approval, Move, promote, rollback
 from tasks.stages import failed
 
 
 @flow(name="promotion")
-def promotion(version: str | None = None) -> State:
+def promotion(
+    version: str | None = None, approved_by: str | None = None, because: str | None = None
+) -> State:
     """Put a version into production; the candidate when none is named.
 
+    Args:
+        version: its number.
+        approved_by: who approves; needed where ``registry.promotion`` is manual.
+        because: why, for the model's history.
+
     Returns:
-        A Completed state holding a `registry.Move`; or a Failed state with one line.
+        A Completed state holding a `Move`; or a Failed state with one line.
     """
+    approval = None if approved_by is None else Approval(approved_by, because or "")
+    return _move(lambda settings: promote(settings, version, approval))
+
+
+@flow(name="rollback")
+def roll_back(approved_by: str | None = None, because: str | None = None) -> State:
+    """Put the previous version back into production.
+
+    Returns:
+        A Completed state holding a `Move`; or a Failed state with one line.
+    """
+    return _move(lambda settings: rollback(settings, Approval.of_user(approved_by, because)))
+
+
+def _move(action: Callable[[RegistrySettings], Move]) -> State:
     try:
         check_workspace()
         settings = load_settings().registry
-        move = registry.promote(settings, version)
+        move = action(settings)
     except PruneflowError as error:
         return failed(error)
     sentence = move.sentence(settings.name)

@@ -31,6 +31,16 @@ class PrunedModel(PythonModel):
         self.model = AutoModelForCausalLM.from_pretrained(
             directory, dtype="auto", use_safetensors=True, trust_remote_code=trust
         ).eval()
+        self._check()
+
+    def _check(self) -> None:
+        """Fail while loading rather than serve nonsense."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.model(**self.tokenizer("Hello", return_tensors="pt")).logits
+        if not torch.isfinite(logits).all():
+            raise ValueError("the model's logits are not finite: its weights are unusable")
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Continue each prompt; `params` may hold ``max_new_tokens``.

@@ -121,7 +121,9 @@ class RegistrySettings(Settings):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     name: str = Field(
-        "pruneflow", pattern=r"^[^/:\s][^/:]*$", description="Registered model in MLflow."
+        "pruneflow",
+        pattern=r"^[^/:\s][^/:]*$",
+        description="Registered model in MLflow; left out, `configure` names it after the model.",
     )
     experiment: str = Field("pruneflow", min_length=1, description="MLflow experiment.")
     tracking_uri: str = Field(
@@ -131,7 +133,12 @@ class RegistrySettings(Settings):
         "mlflow/artifacts", description="Where a new experiment keeps files (a folder or a URL)."
     )
     promotion: Literal["auto", "manual"] = Field(
-        "auto", description="Whether an accepted candidate goes to production by itself."
+        "auto",
+        description="`auto`: an accepted candidate goes to production by itself; `manual`: by "
+        "`pruneflow promote --approved-by NAME` alone.",
+    )
+    push: bool = Field(
+        True, description="`dvc push` to DVC's default remote after each accepted run."
     )
 
 
@@ -150,6 +157,17 @@ class PipelineSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     latency: LatencySettings = LatencySettings()
     registry: RegistrySettings = RegistrySettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_registered_model_a_base(cls, values: Any) -> Any:
+        """Each base model has a registered model of its own, unless the settings name another."""
+        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+            return values
+        registry, name = values.get("registry", {}), values["model"].get("name")
+        if not isinstance(registry, dict) or "name" in registry or not isinstance(name, str):
+            return values
+        return {**values, "registry": {**registry, "name": f"{name.lower()}-pruned"}}
 
     @model_validator(mode="after")
     def _precise(self) -> "PipelineSettings":

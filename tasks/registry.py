@@ -1,8 +1,7 @@
-"""The model registry: register an accepted model, move production to it, and back.
+"""The model registry: versions of one registered model, what they came from, and their files.
 
-Three aliases of one registered model: ``candidate`` is the newest accepted version, ``production``
-is in use, ``previous`` was in use before. Moving two aliases takes two writes, so the move is
-noted in a tag of the registered model first: whoever comes next finishes it after a kill.
+Three aliases: ``candidate`` is the newest accepted version, ``production`` is in use, ``previous``
+was in use before. `tasks/promotion.py` moves the last two.
 """
 
 import json
@@ -10,12 +9,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.workspace import registry_lock
+from tasks.limits import registry_held
 from tasks.tracking import connect, store_errors, store_file
 
 if TYPE_CHECKING:
@@ -27,18 +26,31 @@ CANDIDATE, PRODUCTION, PREVIOUS = "candidate", "production", "previous"
 SERVED_MODEL = Path("mlflow/served_model.py")
 DECISION_ARTIFACT = "reports/decision.json"
 
-_PENDING = "pending_aliases"
 _FILES = "files_digest"
 _DECISION_RUN = "decision_run"
-_ROLLED_BACK = "rolled_back"
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a version came from; kept as its tags."""
+    """What a version came from; kept as its tags.
+
+    Attributes:
+        model_digest: weights, configuration and tokenizer.
+        dense_digest: of the dense model that was pruned.
+        data_digest: of the calibration set.
+        recipe_digest: of every setting that the model depends on.
+        gates_digest: of configs/gates.yaml as it was read.
+        decision_digest: of the gates' decision.
+        git_commit: of the code.
+        git_dirty: whether tracked files differed from it.
+        dvc_lock: sha256 of dvc.lock, which names every input and output of every stage.
+    """
 
     model_digest: str
+    dense_digest: str
     data_digest: str
+    recipe_digest: str
+    gates_digest: str
     decision_digest: str
     git_commit: str
     git_dirty: str
@@ -49,28 +61,20 @@ class Lineage:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
-@dataclass(frozen=True)
-class Move:
-    """What a promotion or rollback did to the aliases."""
+class Registered(NamedTuple):
+    """A version, and whether this registration made it."""
 
     version: str
-    former: str | None
-    changed: bool
-
-    def sentence(self, name: str) -> str:
-        """Say it in one line."""
-        if not self.changed:
-            return f"version {self.version} of {name} is in production already"
-        former = f"; version {self.former} is kept as previous" if self.former else ""
-        return f"version {self.version} of {name} is in production{former}"
+    new: bool
 
 
 def register(
     settings: RegistrySettings, checkpoint: Path, run_id: str, lineage: Lineage, needs: list[str]
-) -> str:
-    """Make an accepted model a version with alias ``candidate``; returns the version.
+) -> Registered:
+    """Make an accepted model a version with alias ``candidate``.
 
-    A model whose digest is registered already keeps its version.
+    A model whose digest is registered already keeps its version. A new one names as its ``parent``
+    the version that was in production when it was made.
 
     Args:
         settings: the registry and the registered model's name.
@@ -80,86 +84,14 @@ def register(
         needs: pip requirements of the served model.
     """
     client = connect(settings)
-    with registry_lock(), store_errors(settings):
-        _finish_pending(client, settings.name)
-        found = _by_digest(client, settings.name, lineage.model_digest)
-        if found is None:
-            found = _new_version(client, settings, checkpoint, run_id, lineage, needs)
+    with registry_held(), store_errors(settings):
+        known = _by_digest(client, settings.name, lineage.model_digest)
+        found = known or _new_version(client, settings, checkpoint, run_id, lineage, needs)
         # A known model that is accepted again stands on its newest decision and code.
         for key, value in {**lineage.tags(), _DECISION_RUN: run_id}.items():
             client.set_model_version_tag(settings.name, found, key, value)
         client.set_registered_model_alias(settings.name, CANDIDATE, found)
-        return found
-
-
-def promote(settings: RegistrySettings, version: str | None = None, by_hand: bool = True) -> Move:
-    """Put a version into production; the one in use becomes ``previous``. Safe to repeat.
-
-    Args:
-        settings: the registry and the registered model's name.
-        version: which one; the candidate when None.
-        by_hand: a person asks for it, so the code it came from must have been committed.
-
-    Raises:
-        InputError: there is no such version, its gates did not accept it, its files are not those
-            that were registered, or its code was not committed.
-    """
-    client = connect(settings)
-    with registry_lock(), store_errors(settings):
-        _finish_pending(client, settings.name)
-        chosen = _chosen(client, settings.name, version)
-        number = str(chosen.version)  # the store hands out numbers, aliases take text
-        current = _alias(client, settings.name, PRODUCTION)
-        if current == number:
-            return Move(current, _alias(client, settings.name, PREVIOUS), changed=False)
-        _check_accepted(client, chosen)
-        _check_files(settings.name, chosen)
-        if by_hand and chosen.tags.get("git_dirty") == "true":
-            raise InputError(
-                f"version {chosen.version} was made by code that is not committed: commit it, "
-                "then `pruneflow run` and promote again"
-            )
-        aliases = {PRODUCTION: number}
-        if current is not None:
-            aliases[PREVIOUS] = current
-        _move(client, settings.name, aliases)
-        if _ROLLED_BACK in chosen.tags:
-            client.delete_model_version_tag(settings.name, number, _ROLLED_BACK)
-        return Move(number, current, changed=True)
-
-
-def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
-    """Whether somebody took this version out of production: only a person puts it back."""
-    client = connect(settings)
-    with store_errors(settings):
-        return _ROLLED_BACK in client.get_model_version(settings.name, version).tags
-
-
-def rollback(settings: RegistrySettings) -> Move:
-    """Put ``previous`` back into production and keep the other as ``previous``.
-
-    Raises:
-        InputError: nothing was in production before, or its files are damaged.
-    """
-    client = connect(settings)
-    with registry_lock(), store_errors(settings):
-        before = _alias(client, settings.name, PRODUCTION)
-        finished = _finish_pending(client, settings.name)
-        current = _alias(client, settings.name, PRODUCTION)
-        previous = _alias(client, settings.name, PREVIOUS)
-        if finished == "rollback" and current is not None:
-            return Move(current, previous, changed=before != current)
-        if current is None or previous is None:
-            raise InputError(
-                f"{settings.name} has no previous version to go back to: see `pruneflow status`"
-            )
-        _check_files(settings.name, client.get_model_version(settings.name, previous))
-        client.set_model_version_tag(settings.name, current, _ROLLED_BACK, "true")
-        _move(client, settings.name, {PRODUCTION: previous, PREVIOUS: current}, "rollback")
-        target = client.get_model_version(settings.name, previous)
-        if _ROLLED_BACK in target.tags:
-            client.delete_model_version_tag(settings.name, previous, _ROLLED_BACK)
-        return Move(previous, current, changed=True)
+        return Registered(found, known is None)
 
 
 def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
@@ -170,7 +102,7 @@ def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
         return empty
     client = connect(settings)
     with store_errors(settings):
-        versions = {alias: _alias(client, settings.name, alias) for alias in empty}
+        versions = {alias: version_of_alias(client, settings.name, alias) for alias in empty}
         for alias, number in versions.items():
             if number is not None:
                 found = client.get_model_version(settings.name, number)
@@ -187,7 +119,7 @@ def checkpoint(settings: RegistrySettings, version: str) -> Path:
     """
     client = connect(settings)
     with store_errors(settings):
-        return _check_files(settings.name, _chosen(client, settings.name, version))
+        return check_files(settings.name, chosen_version(client, settings.name, version))
 
 
 def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: str) -> Any:
@@ -203,6 +135,11 @@ def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: 
     """
     connect(settings)
     return _artifact(version.get(_DECISION_RUN, version["run_id"]), path)
+
+
+def read_artifact_of(version: "ModelVersion", path: str) -> Any:
+    """Read a JSON file of the run that a version's gates were decided in, as `read_artifact`."""
+    return _artifact(str(version.tags.get(_DECISION_RUN, version.run_id)), path)
 
 
 def files_digest(directory: Path) -> str:
@@ -242,7 +179,8 @@ def _new_version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {**lineage.tags(), _FILES: files_digest(checkpoint)}
+    parent = version_of_alias(client, settings.name, PRODUCTION) or "none"
+    tags = {**lineage.tags(), _FILES: files_digest(checkpoint), "parent": parent}
     made = client.create_model_version(
         settings.name, source=logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
     )
@@ -263,7 +201,7 @@ def _by_digest(client: "MlflowClient", name: str, digest: str) -> str | None:
     return max((str(each.version) for each in found), key=int, default=None)
 
 
-def _alias(client: "MlflowClient", name: str, alias: str) -> str | None:
+def version_of_alias(client: "MlflowClient", name: str, alias: str) -> str | None:
     """Return the version behind an alias; None when alias or model do not exist."""
     from mlflow.exceptions import MlflowException
 
@@ -275,10 +213,15 @@ def _alias(client: "MlflowClient", name: str, alias: str) -> str | None:
         raise
 
 
-def _chosen(client: "MlflowClient", name: str, version: str | None) -> "ModelVersion":
+def chosen_version(client: "MlflowClient", name: str, version: str | None) -> "ModelVersion":
+    """Return a version; the candidate when None.
+
+    Raises:
+        InputError: there is no such version.
+    """
     from mlflow.exceptions import MlflowException
 
-    number = version or _alias(client, name, CANDIDATE)
+    number = version or version_of_alias(client, name, CANDIDATE)
     if number is None:
         raise InputError(f"{name} has no candidate: `pruneflow run` makes one")
     try:
@@ -297,31 +240,7 @@ def _artifact(run_id: str, path: str) -> Any:
         raise DamagedArtifactError(f"MLflow run {run_id} has no readable {path}") from None
 
 
-def _check_accepted(client: "MlflowClient", version: "ModelVersion") -> None:
-    """Read the decision that the version's own run keeps; the tag says which bytes it had."""
-    try:
-        decision = _artifact(
-            str(version.tags.get(_DECISION_RUN, version.run_id)), DECISION_ARTIFACT
-        )
-    except DamagedArtifactError:
-        raise InputError(
-            f"version {version.version} has no readable decision of the gates: only versions that "
-            "`pruneflow run` accepted can be promoted"
-        ) from None
-    if not isinstance(decision, Mapping) or decision.get("accepted") is not True:
-        raise InputError(
-            f"version {version.version} was refused by the gates: see its {DECISION_ARTIFACT}"
-        )
-    if sha256_json(decision) != version.tags.get("decision_digest") or decision.get(
-        "model"
-    ) != version.tags.get("model_digest"):
-        raise InputError(
-            f"version {version.version} carries another decision than the one it was registered "
-            "with: only versions that `pruneflow run` accepted can be promoted"
-        )
-
-
-def _check_files(name: str, version: "ModelVersion") -> Path:
+def check_files(name: str, version: "ModelVersion") -> Path:
     """Compare the stored model with the digest taken when it was registered; return its place."""
     import mlflow
 
@@ -338,30 +257,3 @@ def _check_files(name: str, version: "ModelVersion") -> Path:
         f"version {version.version} of {name} is damaged (its files are not those that were "
         "registered): delete that version in MLflow and `pruneflow run` again"
     )
-
-
-def _move(
-    client: "MlflowClient", name: str, aliases: dict[str, str], kind: str = "promotion"
-) -> None:
-    note = json.dumps({"kind": kind, "aliases": aliases}, sort_keys=True)
-    client.set_registered_model_tag(name, _PENDING, note)
-    _finish_pending(client, name)
-
-
-def _finish_pending(client: "MlflowClient", name: str) -> str | None:
-    """Write the aliases of a move that was begun; returns its kind, None when there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        note = client.get_registered_model(name).tags.get(_PENDING)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    if note is None:
-        return None
-    move = json.loads(note)
-    for alias, version in move["aliases"].items():
-        client.set_registered_model_alias(name, alias, version)
-    client.delete_registered_model_tag(name, _PENDING)
-    return str(move["kind"])

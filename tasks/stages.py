@@ -113,9 +113,7 @@ def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str])
     started = time.monotonic()
     for attempt in range(RETRIES + 1):
         clear_error()
-        code, said = _run_child(
-            [sys.executable, "-m", "dvc", "repro", "-s", name], log, environment
-        )
+        code, said = run_child([sys.executable, "-m", "dvc", "repro", "-s", name], log, environment)
         if code == 0:
             unchanged = any("didn't change, skipping" in line for line in said)
             return StageOutcome(name, unchanged, time.monotonic() - started)
@@ -162,7 +160,7 @@ def stage_environment(extra: dict[str, str]) -> dict[str, str]:
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
 
-def _run_child(
+def run_child(
     command: list[str], log: Callable[[str], Any], environment: dict[str, str]
 ) -> tuple[int, list[str]]:
     """Run a command in its own session; returns its exit code and the lines it said."""

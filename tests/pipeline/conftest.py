@@ -66,6 +66,7 @@ def main(name):
         for key, content in reports.items():
             write_json(Path("data/reports") / f"{key}.json", content)
         summary["digests"] = {
+            "dense": model_digest(Path("dense")),
             "pruned": pruned,
             "settings": sha256_json(settings.model_dump(mode="json", exclude={"registry"})),
             "calibration_set": read_json(Path("data/calibration/set/manifest.json"))["digest"],

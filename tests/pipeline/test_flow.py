@@ -7,11 +7,12 @@ import pytest
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.pipeline import pipeline
-from flows.promotion import promotion
+from flows.promotion import promotion, roll_back
 from pruneflow.artifacts import read_json, sha256_json, write_json
 from pruneflow.config import load_settings
 from pruneflow.paths import DECISION
 from tasks import registry
+from tasks.promotion import history
 from tasks.tracking import connect
 from tests.pipeline.conftest import Workspace
 
@@ -59,7 +60,9 @@ def test_the_flow_runs_registers_promotes_and_then_has_nothing_to_do(
     assert version.tags["decision_digest"] == sha256_json(decision)
     assert version.tags["data_digest"] == manifest["digest"]
 
-    again = pipeline(return_state=True).result()
+    state = pipeline(return_state=True)
+    assert state.name == "NothingNew"
+    again = state.result()
     assert workspace.executed() == []
     assert (again.version, again.in_production) == ("1", True)
     assert registry.status(settings)["previous"] is None
@@ -100,8 +103,14 @@ def test_with_manual_promotion_an_accepted_model_waits_as_candidate(
     workspace.set(registry={"promotion": "manual"})
     outcome = pipeline(return_state=True).result()
     assert (outcome.version, outcome.in_production, production()) == ("1", False, None)
-    assert promotion(return_state=True).result().changed
+    state = promotion(return_state=True)
+    assert state.name == "BadInput" and "version 1 needs approval" in state.message
+    assert production() is None
+    assert promotion(approved_by="ada", because="it is small", return_state=True).result().changed
     assert production() == "1"
+    (move,) = history(load_settings().registry)
+    assert (move["by"], move["why"]) == ("ada", "it is small")
+    assert roll_back(return_state=True).name == "BadInput"
 
 
 def test_gates_that_are_off_let_a_candidate_pass_but_nothing_into_production(

@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pruneflow.artifacts import sha256_json
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import InputError
-from tasks import registry
+from tasks import promotion, registry
 from tasks.tracking import connect
 from tests.pipeline.conftest import Workspace
 
@@ -24,17 +25,22 @@ class Registry:
         location = Path("mlflow/artifacts").absolute().as_uri()
         self.experiment = self.client.create_experiment("toy", artifact_location=location)
 
-    def register(self, content: str, accepted: bool = True, dirty: str = "false") -> str:
+    def register(
+        self, content: str, accepted: bool = True, dirty: str = "false", **judged: Any
+    ) -> str:
         import mlflow
 
         checkpoint = Path("model")
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "config.json").write_text(content)
-        decision = {"accepted": accepted, "reasons": [], "model": content}
+        decision = {"accepted": accepted, "reasons": [], "model": content, **judged}
         with mlflow.start_run(experiment_id=self.experiment) as run:
             mlflow.log_text(json.dumps(decision), registry.DECISION_ARTIFACT)
-        lineage = registry.Lineage(content, "data", sha256_json(decision), "commit", dirty, "lock")
-        return registry.register(SETTINGS, checkpoint, run.info.run_id, lineage, ["transformers"])
+        lineage = registry.Lineage(
+            content, "dense", "data", "recipe", "gates", sha256_json(decision), "git", dirty, "lock"
+        )
+        needs = ["transformers"]
+        return registry.register(SETTINGS, checkpoint, run.info.run_id, lineage, needs).version
 
     def aliases(self) -> dict[str, str]:
         found = registry.status(SETTINGS)
@@ -56,8 +62,10 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(workspace: Workspace, empty_store: Path) -> Registry:
+def store(workspace: Workspace, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry whose models all work; test_promotion.py has others."""
     shutil.copy(empty_store, "mlflow/mlflow.db")
+    monkeypatch.setattr(promotion, "smoke_test", lambda store, uri: ["a text"])
     return Registry()
 
 
@@ -75,23 +83,23 @@ def test_one_digest_is_one_version(store: Registry) -> None:
 
 def test_promotion_rollback_and_rollback_again(store: Registry) -> None:
     store.register("a")
-    assert registry.promote(SETTINGS) == registry.Move("1", None, True)
+    assert promotion.promote(SETTINGS) == promotion.Move("1", None, True)
     store.register("b")
-    assert registry.promote(SETTINGS) == registry.Move("2", "1", True)
+    assert promotion.promote(SETTINGS) == promotion.Move("2", "1", True)
     assert store.aliases() == {"candidate": "2", "production": "2", "previous": "1"}
-    registry.rollback(SETTINGS)
+    promotion.rollback(SETTINGS)
     assert store.aliases() == {"candidate": "2", "production": "1", "previous": "2"}
-    registry.rollback(SETTINGS)
+    promotion.rollback(SETTINGS)
     assert store.aliases() == {"candidate": "2", "production": "2", "previous": "1"}
 
 
 def test_promoting_what_is_in_production_changes_nothing(store: Registry) -> None:
     store.register("a")
-    registry.promote(SETTINGS)
+    promotion.promote(SETTINGS)
     store.register("b")
-    registry.promote(SETTINGS)
+    promotion.promote(SETTINGS)
     before = store.aliases()
-    move = registry.promote(SETTINGS, "2")
+    move = promotion.promote(SETTINGS, "2")
     assert not move.changed
     assert move.sentence("toy") == "version 2 of toy is in production already"
     assert store.aliases() == before
@@ -99,22 +107,22 @@ def test_promoting_what_is_in_production_changes_nothing(store: Registry) -> Non
 
 def test_without_a_candidate_or_a_previous_version_there_is_one_line(store: Registry) -> None:
     with pytest.raises(InputError, match="no candidate"):
-        registry.promote(SETTINGS)
+        promotion.promote(SETTINGS)
     with pytest.raises(InputError, match="no previous version"):
-        registry.rollback(SETTINGS)
+        promotion.rollback(SETTINGS)
     store.register("a")
-    registry.promote(SETTINGS)
+    promotion.promote(SETTINGS)
     with pytest.raises(InputError, match="no previous version"):
-        registry.rollback(SETTINGS)
+        promotion.rollback(SETTINGS)
     for unknown in ("7", "x"):
         with pytest.raises(InputError, match=f"has no version {unknown}"):
-            registry.promote(SETTINGS, unknown)
+            promotion.promote(SETTINGS, unknown)
 
 
 def test_a_refused_version_is_not_promoted(store: Registry) -> None:
     store.register("a", accepted=False)
     with pytest.raises(InputError, match="refused by the gates"):
-        registry.promote(SETTINGS)
+        promotion.promote(SETTINGS)
     assert "production" not in store.aliases()
 
 
@@ -123,7 +131,7 @@ def test_a_decision_about_another_model_does_not_count(store: Registry, tag: str
     version = store.register("a")
     store.client.set_model_version_tag(SETTINGS.name, version, tag, "another")
     with pytest.raises(InputError, match="another decision"):
-        registry.promote(SETTINGS)
+        promotion.promote(SETTINGS)
 
 
 def test_a_version_nobody_decided_on_is_not_promoted(store: Registry) -> None:
@@ -132,64 +140,32 @@ def test_a_version_nobody_decided_on_is_not_promoted(store: Registry) -> None:
     run = store.client.create_run(store.experiment)
     version = store.client.create_model_version(SETTINGS.name, source, run.info.run_id)
     with pytest.raises(InputError, match="no readable decision"):
-        registry.promote(SETTINGS, str(version.version))
+        promotion.promote(SETTINGS, str(version.version))
 
 
 def test_a_damaged_version_is_neither_promoted_nor_rolled_back_to(store: Registry) -> None:
     store.register("a")
-    registry.promote(SETTINGS)
+    promotion.promote(SETTINGS)
     store.register("b")
     (found,) = store.stored("2").rglob("config.json")
     found.write_text("c")
     with pytest.raises(InputError, match="version 2 of pruneflow is damaged"):
-        registry.promote(SETTINGS)
+        promotion.promote(SETTINGS)
     found.write_text("b")
-    registry.promote(SETTINGS)
+    promotion.promote(SETTINGS)
     (found,) = store.stored("1").rglob("config.json")
     found.unlink()
     with pytest.raises(InputError, match="version 1 of pruneflow is damaged"):
-        registry.rollback(SETTINGS)
+        promotion.rollback(SETTINGS)
     assert store.aliases()["production"] == "2"
 
 
 def test_code_that_is_not_committed_reaches_production_only_by_a_run(store: Registry) -> None:
     store.register("a", dirty="true")
     with pytest.raises(InputError, match="not committed"):
-        registry.promote(SETTINGS)
-    registry.promote(SETTINGS, by_hand=False)
+        promotion.promote(SETTINGS)
+    promotion.promote(SETTINGS, by_hand=False)
     assert store.aliases()["production"] == "1"
-
-
-@pytest.mark.parametrize("writes", [0, 1])
-@pytest.mark.parametrize("move", [registry.promote, registry.rollback])
-def test_a_move_that_was_killed_is_finished_by_repeating_it(
-    store: Registry, monkeypatch: pytest.MonkeyPatch, writes: int, move
-) -> None:
-    store.register("a")
-    registry.promote(SETTINGS)
-    store.register("b")
-    if move is registry.rollback:
-        registry.promote(SETTINGS)
-    before = store.aliases()["production"]
-
-    from mlflow import MlflowClient
-
-    real, done = MlflowClient.set_registered_model_alias, []
-
-    def killed(*arguments: str) -> None:
-        if len(done) == writes:
-            raise KeyboardInterrupt
-        done.append(arguments)
-        real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "set_registered_model_alias", killed)
-        with pytest.raises(KeyboardInterrupt):
-            move(SETTINGS)
-    move(SETTINGS)
-    after = store.aliases()
-    assert after["previous"] == before
-    assert after["production"] == ("1" if move is registry.rollback else "2")
 
 
 def test_a_store_that_cannot_be_opened_is_one_line(workspace: Workspace) -> None:

@@ -1,0 +1,65 @@
+"""One at a time: by a file lock on this host, over many hosts by a limit of Prefect's server."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from pruneflow.errors import InputError, WorkspaceBusyError
+from pruneflow.workspace import registry_lock
+
+REGISTRY_LIMIT = "pruneflow-registry"
+WAIT_SECONDS = 600.0
+LEASE_SECONDS = 60.0  # the least that Prefect's servers grant
+
+
+@contextmanager
+def registry_held() -> Iterator[None]:
+    """Hold the registry: nobody else registers a version or moves an alias meanwhile.
+
+    Hosts that share a Prefect server (PREFECT_API_URL) take turns by its global concurrency limit
+    `pruneflow-registry`, made on first use. Its lease runs out soon after the holder is killed.
+
+    Raises:
+        WorkspaceBusyError: somebody else holds it for longer than WAIT_SECONDS.
+        InputError: no Prefect server answers at PREFECT_API_URL.
+    """
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    with registry_lock(WAIT_SECONDS), ExitStack() as stack:
+        if url is not None:
+            _take_turn(str(url), stack)
+        yield
+
+
+def _take_turn(url: str, stack: ExitStack) -> None:
+    from httpx import TransportError
+    from prefect.concurrency.sync import concurrency
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    turn = concurrency(
+        REGISTRY_LIMIT, strict=True, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS
+    )
+    try:
+        _make_limit()
+        stack.enter_context(turn)
+    except (TransportError, PrefectHTTPStatusError, RuntimeError) as error:
+        raise InputError(
+            f"no Prefect server answers at PREFECT_API_URL ({url}, {type(error).__name__}): start "
+            "it with `make services`, or unset PREFECT_API_URL"
+        ) from None
+    except TimeoutError:
+        raise WorkspaceBusyError(
+            f"another host is at work on the registry (global concurrency limit {REGISTRY_LIMIT} "
+            f"of {url}): wait for it"
+        ) from None
+
+
+def _make_limit() -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectAlreadyExists
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.upsert_global_concurrency_limit_by_name(REGISTRY_LIMIT, limit=1)
+    except ObjectAlreadyExists:
+        pass  # somebody else made it a moment ago
