@@ -13,8 +13,11 @@ TORCH  := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas 
 # Nothing here needs a model hub; users who have one can set HF_HUB_OFFLINE=0.
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Where `make services` listens, on 127.0.0.1.
+export PREFECT_PORT ?= 4200
+export MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo test test-fast lint format lock clean
+.PHONY: help setup demo services test test-fast lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -35,6 +38,14 @@ $(VENV)/.installed: requirements.lock requirements-data.lock pyproject.toml
 demo: setup  ## The main job on real weights and text: prune SmolLM2-135M to 80 % of its block weights
 	$(BIN)/pruneflow configure demo
 	$(BIN)/pruneflow run
+
+services: export PREFECT_API_URL = http://127.0.0.1:$(PREFECT_PORT)/api
+services: export PREFECT_HOME = $(CURDIR)/.pruneflow/server
+services: export PRUNEFLOW_WORKSPACE = $(CURDIR)
+services: export PREFECT_SERVER_ANALYTICS_ENABLED = false
+services: export MLFLOW_DISABLE_TELEMETRY = true
+services: setup  ## Prefect's server and worker and MLflow's server on 127.0.0.1, until Ctrl-C
+	@exec $(BIN)/honcho start
 
 test: test-fast lint  ## All tests, with the pipeline on real weights
 	$(BIN)/python -m pytest -m slow

@@ -4,6 +4,7 @@
 has side effects outside the workspace's data, and so is no DVC stage.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from prefect.states import Completed
 
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
 from pruneflow.config import PipelineSettings, load_settings
-from pruneflow.errors import InputError, PruneflowError
+from pruneflow.errors import InputError, PruneflowError, StoreBusyError
 from pruneflow.evaluation.gates import GatesSettings, decide, load_gates, may_register, refuse
 from pruneflow.paths import (
     CALIBRATION_SET,
@@ -39,7 +40,7 @@ from tasks import promotion, registry
 from tasks.production import compare_with_production
 from tasks.runs import only_run
 from tasks.sharing import push
-from tasks.stages import failed, run_stage, stage_order
+from tasks.stages import RETRIES, RETRY_SECONDS, failed, run_stage, stage_order
 from tasks.tracking import git_state, log_run
 
 Result = TypeVar("Result")
@@ -115,11 +116,21 @@ def served_model_needs() -> list[str]:
 
 @task(name="step", task_run_name="{name}", cache_policy=NO_CACHE)
 def step(name: str, action: Callable[[], Any]) -> State:
-    """Run one thing that follows the stages; it ends in a Failed state instead of a traceback."""
-    try:
-        return Completed(data=action())
-    except PruneflowError as error:
-        return failed(error)
+    """Run one thing that follows the stages, again when the store was busy.
+
+    It ends in a Failed state instead of a traceback.
+    """
+    for left in reversed(range(RETRIES + 1)):
+        try:
+            return Completed(data=action())
+        except StoreBusyError as error:
+            if not left:
+                return failed(error)
+            get_run_logger().info(f"{name}: {error}; trying again in {RETRY_SECONDS:.0f} s")
+            time.sleep(RETRY_SECONDS)
+        except PruneflowError as error:
+            return failed(error)
+    raise AssertionError("the last attempt returns")
 
 
 def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:

@@ -24,6 +24,10 @@ class WorkspaceBusyError(InputError):
     """Another run or stage is at work on this workspace."""
 
 
+class StoreBusyError(WorkspaceBusyError):
+    """Somebody else writes to MLflow's store this moment: it passes by itself."""
+
+
 def report(error: PruneflowError) -> int:
     """Say an error in one line on stderr; returns the exit code it stands for."""
     # Frames keep progress bars open, and the line would land behind a bar.

@@ -31,6 +31,14 @@ def registry_held() -> Iterator[None]:
         yield
 
 
+def no_server(url: str, error: Exception) -> InputError:
+    """The line about a Prefect server that does not answer."""
+    return InputError(
+        f"no Prefect server answers at PREFECT_API_URL ({url}, {type(error).__name__}): start it "
+        "with `make services`, or unset PREFECT_API_URL"
+    )
+
+
 def _take_turn(url: str, stack: ExitStack) -> None:
     from httpx import TransportError
     from prefect.concurrency.sync import concurrency
@@ -43,10 +51,7 @@ def _take_turn(url: str, stack: ExitStack) -> None:
         _make_limit()
         stack.enter_context(turn)
     except (TransportError, PrefectHTTPStatusError, RuntimeError) as error:
-        raise InputError(
-            f"no Prefect server answers at PREFECT_API_URL ({url}, {type(error).__name__}): start "
-            "it with `make services`, or unset PREFECT_API_URL"
-        ) from None
+        raise no_server(url, error) from None
     except TimeoutError:
         raise WorkspaceBusyError(
             f"another host is at work on the registry (global concurrency limit {REGISTRY_LIMIT} "

@@ -51,8 +51,16 @@ _CHATTER = (
 )
 # A line of a stage or of DVC that repeats what `last_error.json` says in one line.
 _ERROR = ("ERROR: ", "error: ")
-# What can pass by itself: another command holds DVC's lock for a moment.
-_PASSING = ("is busy", "Unable to acquire lock", "Resource temporarily unavailable")
+# What can pass by itself: another command holds DVC's lock for a moment, a disk or network fails.
+_PASSING = (
+    "is busy",
+    "Unable to acquire lock",
+    "Resource temporarily unavailable",
+    "Input/output error",
+    "Stale file handle",
+    "Connection reset",
+    "timed out",
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def run_stage(name: str, position: str = "", environment: dict[str, str] | None 
 
 
 def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str]) -> StageOutcome:
-    """Run `dvc repro -s NAME`, again when DVC was busy, and wait for it to end.
+    """Run `dvc repro -s NAME`, again when it failed of what can pass, and wait for it to end.
 
     Raises:
         InputError: the stage named what is wrong with its input.
@@ -118,13 +126,16 @@ def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str])
             unchanged = any("didn't change, skipping" in line for line in said)
             return StageOutcome(name, unchanged, time.monotonic() - started)
         recorded = read_error()
-        if recorded is not None:
-            kind = InputError if recorded.exit_code == InputError.exit_code else StageError
-            raise kind(recorded.message)
-        if attempt < RETRIES and any(word in line for line in said for word in _PASSING):
-            log(f"{name}: DVC is busy, trying again in {RETRY_SECONDS:.0f} s")
+        if recorded is not None and recorded.exit_code == InputError.exit_code:
+            raise InputError(recorded.message)
+        words = [recorded.message] if recorded is not None else said
+        passing = next((word for word in _PASSING if any(word in line for line in words)), None)
+        if attempt < RETRIES and passing is not None:
+            log(f"{name}: {passing}, trying again in {RETRY_SECONDS:.0f} s")
             time.sleep(RETRY_SECONDS)
             continue
+        if recorded is not None:
+            raise StageError(recorded.message)
         break
     errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
     reason = " ".join(errors[-1].split()) if errors else f"it ended with exit code {code}"

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 
 from pruneflow.artifacts import read_json
 from pruneflow.config import PipelineSettings, RegistrySettings
-from pruneflow.errors import InputError
+from pruneflow.errors import InputError, StoreBusyError
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
 _FOLDER_SCHEMES = ("", "file")
+_LOCKED = "database is locked"  # SQLite's words
 
 
 def connect(settings: RegistrySettings) -> "MlflowClient":
@@ -43,15 +44,20 @@ def connect(settings: RegistrySettings) -> "MlflowClient":
     uri = settings.tracking_uri if file is None else f"sqlite:///{file.absolute()}"
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    client = mlflow.MlflowClient()
     with store_errors(settings):
+        client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
     return client
 
 
 @contextmanager
 def store_errors(settings: RegistrySettings) -> Iterator[None]:
-    """Turn MLflow's failures to reach its store into one line."""
+    """Turn MLflow's failures to reach its store into one line.
+
+    Raises:
+        StoreBusyError: it is locked for the moment.
+        InputError: it cannot be used.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -59,6 +65,8 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         detail = str(error).strip().splitlines()[0]
+        if _LOCKED in detail:
+            raise _busy(settings.tracking_uri) from None
         raise InputError(
             f"MLflow's store {settings.tracking_uri} cannot be used ({detail}): check "
             "registry.tracking_uri in configs/pipeline.yaml"
@@ -150,6 +158,12 @@ def round_records(settings: PipelineSettings) -> list[dict[str, Any]]:
     return [read_json(CHECKPOINTS / name / "round.json") for name in settings.rounds]
 
 
+def _busy(store: str) -> StoreBusyError:
+    return StoreBusyError(
+        f"MLflow's store {store} is locked by another program: end it, or try again"
+    )
+
+
 def _check_file(file: Path) -> None:
     """Open the SQLite file once: MLflow itself would try for minutes before it gives up."""
     try:
@@ -157,6 +171,8 @@ def _check_file(file: Path) -> None:
         with closing(sqlite3.connect(file)) as connection:
             connection.execute("PRAGMA schema_version")
     except (OSError, sqlite3.Error) as error:
+        if _LOCKED in str(error):
+            raise _busy(str(file)) from None
         raise InputError(
             f"MLflow's store {file} cannot be used ({error}): make it writable, or change "
             "registry.tracking_uri in configs/pipeline.yaml"

@@ -5,12 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pruneflow.config import parse_settings, write_settings
+from pruneflow.plan import descent
+from pruneflow.pruning.settings import Target
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -280,3 +284,45 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     subprocess.run(["git", "init", "-q", "."], cwd=folder, check=True)
     monkeypatch.chdir(folder)
     return toy
+
+
+# Limits that say nothing about random weights: their greedy text goes round in circles.
+OF_TRAINED_MODELS = (
+    "max_kl",
+    "min_top1_agreement",
+    "max_repetition_rise",
+    "max_entropy_drift",
+    "max_norm_drift",
+)
+
+
+@pytest.fixture
+def tiny_pipeline(
+    real_workspace: Path, tiny_model_directory: Path
+) -> Callable[..., dict[str, Any]]:
+    """Settings of a whole pipeline on a tiny model and Python's own text."""
+
+    def write(rounds: int = 3, **changes: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "model": {"source": str(tiny_model_directory), "dtype": "float32"},
+            "compute": {"device": "cpu", "dtype": "float32"},
+            "documents": {"domains": ["code", "technical"], "max_per_domain": 40},
+            "calibration": {
+                "sequence_length": 32,
+                "sequences": 12,
+                "test_sequence_length": 32,
+                "test_sequences": 2,
+            },
+            "pruning": {"neuron_multiple": 4},
+            "health": dict.fromkeys(OF_TRAINED_MODELS),
+            "rounds": descent(Target(ratio=0.1 * rounds), rounds, "linear"),
+            "final_round": f"r{rounds}",
+            "evaluation": {"tasks": {"piqa": 40, "siqa": 40}, "bootstrap_samples": 100},
+            "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 6},
+            **changes,
+        }
+        write_settings(parse_settings(values, Path("test")))
+        return values
+
+    write()
+    return write

@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,21 +11,18 @@ import pytest
 import yaml
 
 from pruneflow.config import parse_settings, write_settings
+from pruneflow.models.loading import model_digest
 from pruneflow.plan import load_profile
+from tests.pipeline.commands import environment, repro, run
+from tests.pipeline.test_crash_safety import kill_in
+from tests.pipeline.test_serving import ask, served
 
 # Minutes where the processor has no instructions for bfloat16.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def pruneflow(*arguments):
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path},
-        timeout=1500,
-    )
+    return run("flows.cli", *arguments, timeout=1500)
 
 
 @pytest.fixture
@@ -70,6 +67,7 @@ def test_the_main_job_on_real_weights(small_budget):
     _check_perplexity_by_hand(summary)
     _check_plain_process_continues_sensibly()
     _check_mlflow(summary)
+    _check_served()
     status = json.loads(pruneflow("status", "--json").stdout)
     assert status["production"]["version"] == status["candidate"]["version"] == "1"
     assert status["production"]["model_digest"] == summary["digests"]["pruned"]
@@ -84,6 +82,13 @@ def test_the_main_job_on_real_weights(small_budget):
     assert "perplexity_ratio_mean" in refused.stdout
     assert before == {p: p.stat().st_mtime_ns for p in Path("data/checkpoints").rglob("*")}
     assert json.loads(pruneflow("status", "--json").stdout) == status
+
+    # kill -9 in the middle of a round; what it comes to in the end is the same model.
+    shutil.rmtree("data/checkpoints/r2")
+    shutil.rmtree(".dvc/cache")
+    assert kill_in("round@r2", 15.0, False, "dvc", "repro", "-s", "round@r2") == "round@r2"
+    assert repro("-s", "round@r2") == ["round@r2"]
+    assert model_digest(Path("data/checkpoints/r2")) == summary["digests"]["pruned"]
 
 
 def _check_perplexity_by_hand(summary):
@@ -125,6 +130,16 @@ for prompt in ("One, two, three,", "The opposite of hot is"):
     assert done.returncode == 0, done.stderr
     assert "One, two, three, four" in done.stdout
     assert "The opposite of hot is cold" in done.stdout
+
+
+def _check_served():
+    """The version in production continues a prompt over HTTP, and a bad request harms nothing."""
+    with served(environment()) as address:
+        good = {"inputs": ["One, two, three,"], "params": {"max_new_tokens": 4}}
+        status, said = ask(address, good)
+        assert status == 200 and "four" in said["predictions"][0], said
+        assert ask(address, "no object")[0] == 400
+        assert ask(address, good) == (status, said)
 
 
 def _check_mlflow(summary):

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,75 +10,9 @@ import yaml
 
 from pruneflow.config import parse_settings, write_settings
 from pruneflow.models.loading import model_digest
-from pruneflow.plan import descent
-from pruneflow.pruning.settings import Target
+from tests.pipeline.commands import repro, run
 
 pytestmark = pytest.mark.slow
-
-# Limits that say nothing about random weights: their greedy text goes round in circles.
-OF_TRAINED_MODELS = (
-    "max_kl",
-    "min_top1_agreement",
-    "max_repetition_rise",
-    "max_entropy_drift",
-    "max_norm_drift",
-)
-
-
-def run(*command, **changes):
-    """Run a command of the project in the current directory."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, **changes}
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=600,
-    )
-
-
-def repro(*arguments):
-    """Run `dvc repro` and return the stages that were executed."""
-    done = run("dvc", "repro", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return executed(done)
-
-
-def executed(done):
-    return [
-        line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")
-    ]
-
-
-@pytest.fixture
-def tiny_pipeline(real_workspace, tiny_model_directory):
-    """Settings of a whole pipeline on a tiny model and Python's own text."""
-
-    def write(rounds=3, **changes):
-        values = {
-            "model": {"source": str(tiny_model_directory), "dtype": "float32"},
-            "compute": {"device": "cpu", "dtype": "float32"},
-            "documents": {"domains": ["code", "technical"], "max_per_domain": 40},
-            "calibration": {
-                "sequence_length": 32,
-                "sequences": 12,
-                "test_sequence_length": 32,
-                "test_sequences": 2,
-            },
-            "pruning": {"neuron_multiple": 4},
-            "health": dict.fromkeys(OF_TRAINED_MODELS),
-            "rounds": descent(Target(ratio=0.1 * rounds), rounds, "linear"),
-            "final_round": f"r{rounds}",
-            "evaluation": {"tasks": {"piqa": 40, "siqa": 40}, "bootstrap_samples": 100},
-            "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 6},
-            **changes,
-        }
-        write_settings(parse_settings(values, "test"))
-        return values
-
-    write()
-    return write
 
 
 def test_the_graph_is_walked_once_and_only_what_changed_is_done_again(tiny_pipeline):

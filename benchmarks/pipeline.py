@@ -1,0 +1,150 @@
+"""What the pipeline costs beside its stages: wall time, a run with nothing to do, bytes moved.
+
+One run of a profile in a workspace of its own, as a user starts it. Every stage's command is
+wrapped by a stopwatch, so that the bare stages and the whole are of the same run: what is left is
+Prefect, DVC, MLflow, and the moves of the registry. Prefect's server is started with every run,
+and its start is told apart. Then `dvc repro` with nothing to do, and each round once more by
+`dvc repro -s`, with the bytes that all processes read and wrote (Linux's /proc/self/io).
+
+    python benchmarks/pipeline.py [--profile demo] [--repeats 5]
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.machine import machine
+from pruneflow.artifacts import write_json
+from pruneflow.config import load_settings
+from pruneflow.models.loading import weight_bytes
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks/results/pipeline.json"
+COPIED = ("configs", "pruneflow", "flows", "tasks", "data/text", "data/sources.lock", "dvc.yaml",
+          ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore",
+          "mlflow/served_model.py")  # fmt: skip
+STOPWATCH = """
+import json, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.run([sys.executable, "-m", "pruneflow", "stage", sys.argv[1]]).returncode
+with open("stages.jsonl", "a") as file:
+    print(json.dumps([sys.argv[1], time.perf_counter() - started]), file=file)
+sys.exit(code)
+"""
+BYTES = """
+import json, subprocess, sys
+code = subprocess.run([sys.executable, "-m", "dvc", *sys.argv[1:]], stdout=sys.stderr).returncode
+lines = open("/proc/self/io").read().splitlines()
+print(json.dumps({key: int(value) for key, value in (line.split(": ") for line in lines)}))
+sys.exit(code)
+"""
+
+
+def make_workspace(folder: Path, profile: str) -> dict[str, str]:
+    """A project folder of its own with stages that are timed; returns its environment."""
+    for name in COPIED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    (folder / "stopwatch.py").write_text(STOPWATCH)
+    (folder / "bytes.py").write_text(BYTES)
+    graph = (folder / "dvc.yaml").read_text()
+    timed = graph.replace("python -m pruneflow stage", "python stopwatch.py")
+    (folder / "dvc.yaml").write_text(timed)
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    run(folder, environment, "-m", "flows.cli", "configure", profile)
+    return environment
+
+
+def run(
+    folder: Path, environment: dict[str, str], *command: str, accept: tuple[int, ...] = (0,)
+) -> tuple[float, str, str]:
+    """Run `python COMMAND` in the workspace; returns seconds and what it said."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    if done.returncode not in accept:
+        raise SystemExit(f"{command} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return time.perf_counter() - started, done.stdout, done.stderr
+
+
+def whole_run(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """One `pruneflow run`, its bare stages, and how long Prefect took to start."""
+    launched = datetime.now()
+    # Refused by the gates is a run like any other.
+    seconds, _, errors = run(folder, environment, "-m", "flows.cli", "run", accept=(0, 1))
+    stages = dict(map(json.loads, (folder / "stages.jsonl").read_text().splitlines()))
+    first = re.search(r"^(\d\d:\d\d:\d\d)\S* \[1/", errors, re.MULTILINE)
+    assert first is not None
+    at = datetime.combine(launched.date(), datetime.strptime(first[1], "%H:%M:%S").time())
+    start = max(0.0, (at - launched).total_seconds())
+    bare = sum(stages.values())
+    return {
+        "seconds": seconds,
+        "prefect_start_seconds": start,
+        "stages": stages,
+        "stages_seconds": bare,
+        "overhead": (seconds - start - bare) / bare,
+    }
+
+
+def rounds(folder: Path, environment: dict[str, str], names: list[str]) -> dict[str, Any]:
+    """Each round again by DVC: characters read and written by all processes, over its bytes."""
+    idle = json.loads(run(folder, environment, "bytes.py", "repro", "-s", "validate")[1])
+    found = {}
+    for name in names:
+        output = run(folder, environment, "bytes.py", "repro", "-f", "-s", f"round@{name}")[1]
+        moved = json.loads(output)
+        size = weight_bytes(folder / "data/checkpoints" / name)
+        found[name] = {
+            "model_bytes": size,
+            "read": moved["rchar"] - idle["rchar"],
+            "written": moved["wchar"] - idle["wchar"],
+            "read_over_model": (moved["rchar"] - idle["rchar"]) / size,
+            "written_over_model": (moved["wchar"] - idle["wchar"]) / size,
+        }
+    return found
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--repeats", type=int, default=5, help="of `dvc repro` with nothing to do")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        environment = make_workspace(folder, given.profile)
+        settings = load_settings(folder / "configs/pipeline.yaml")
+        result: dict[str, Any] = {
+            "what": "the pipeline beside its bare stages, nothing to do, bytes of a round",
+            "profile": given.profile,
+            "machine": machine("cpu"),
+            "run": whole_run(folder, environment),
+        }
+        write_json(given.out, result)
+        idle = [run(folder, environment, "-m", "dvc", "repro")[0] for _ in range(given.repeats)]
+        result["nothing_to_do"] = {"seconds": idle, "median": statistics.median(idle)}
+        result["rounds"] = rounds(folder, environment, list(settings.rounds))
+        write_json(given.out, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

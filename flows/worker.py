@@ -1,0 +1,63 @@
+"""Become Prefect's worker of this workspace: `make services` starts it beside the server.
+
+Waits for the server, makes the work pool, deploys what prefect.yaml describes, and then is an
+ordinary `prefect worker start`.
+"""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+from pruneflow.errors import InputError, PruneflowError, report
+
+POOL = "pruneflow"
+WAIT_SECONDS = 120.0
+
+
+def main() -> None:
+    """Wait, deploy, work.
+
+    Raises:
+        InputError: no server answers, or it refuses a deployment.
+    """
+    url = os.environ.get("PREFECT_API_URL", "")
+    _wait_for(url)
+    for step in (
+        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
+        ["deploy", "--all"],
+    ):
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *step]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            raise InputError(
+                f"`prefect {' '.join(step)}` failed ({lines[-1] if lines else 'no reason given'}): "
+                "mend prefect.yaml"
+            )
+    print(f"the deployments of prefect.yaml are at {url.removesuffix('/api')}", flush=True)
+    worker = ["-m", "prefect", "worker", "start", "--pool", POOL]
+    os.execv(sys.executable, [sys.executable, *worker])
+
+
+def _wait_for(url: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"no Prefect server answers at PREFECT_API_URL ({url or 'not set'}: {error})"
+                ) from None
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PruneflowError as error:
+        sys.exit(report(error))

@@ -1,0 +1,189 @@
+"""kill -9 at any moment: the next run completes, and ends with the very model it would have had."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pruneflow.workspace import STATE
+from tests.pipeline.commands import environment, executed, repro, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+POINTS = 25
+RECOVERY = {"token_budget": 2048, "sequence_length": 32, "batch_sequences": 4}
+RUNS = """
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    print(*sorted(run.state_name for run in client.read_flow_runs() if run.flow_id))
+"""
+
+
+def outs() -> dict[str, str]:
+    """The digest that DVC has of every out that is the same in every run: no clock, no speed."""
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    return {
+        out["path"]: out["md5"]
+        for name, stage in lock["stages"].items()
+        if name not in ("latency", "report")
+        for out in stage["outs"]
+    }
+
+
+def start_afresh() -> None:
+    """Forget everything that was made."""
+    for path in ("data/benchmarks", "data/calibration", "data/checkpoints", "data/model"):
+        shutil.rmtree(path)
+    for path in ("data/reports", ".dvc/cache", ".dvc/tmp", STATE):
+        shutil.rmtree(path, ignore_errors=True)
+    Path("dvc.lock").unlink()
+
+
+def at_work() -> str | None:
+    """The stage that holds the workspace."""
+    try:
+        return str(json.loads((STATE / "stage.json").read_text())["token"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def start(*command: str) -> "subprocess.Popen[str]":
+    with Path("said.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=log,
+            stderr=log,
+            text=True,
+            env=environment(),
+            start_new_session=True,
+        )
+
+
+def kill_in(stage: str, delay: float, orphan: bool, *command: str) -> str | None:
+    """Start a command and kill it some time after a stage began; returns what was at work.
+
+    Args:
+        stage: as in dvc.yaml.
+        delay: seconds after the stage began.
+        orphan: kill the command alone, so that its stage goes on; else everything at once.
+        command: what to start.
+    """
+    process = start(*command)
+    while process.poll() is None and at_work() != stage:
+        time.sleep(0.02)
+    deadline = time.monotonic() + delay
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    hit = at_work()
+    if orphan:
+        process.kill()
+    else:
+        for pid in _session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 60
+    while orphan and _is_held() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return hit
+
+
+def _session(leader: int) -> list[int]:
+    """Every process of the command, those in sessions of their own included."""
+    import psutil
+
+    try:
+        parent = psutil.Process(leader)
+        return [leader, *(child.pid for child in parent.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_held() -> bool:
+    from filelock import FileLock, Timeout
+
+    try:
+        FileLock(STATE / "stage.lock").acquire(timeout=0).release()
+    except Timeout:
+        return True
+    return False
+
+
+@pytest.fixture
+def tiny(tiny_pipeline: Callable[..., dict[str, Any]]) -> dict[str, str]:
+    """A tiny pipeline with two rounds and recovery, and what an uninterrupted run comes to."""
+    tiny_pipeline(rounds=2, recovery=RECOVERY)
+    stages = repro()
+    assert len(stages) == 12
+    expected = outs()
+    start_afresh()
+    return expected
+
+
+def test_dvc_repro_killed_at_25_points_ends_with_the_model_of_an_uninterrupted_run(
+    tiny: dict[str, str],
+) -> None:
+    chance = random.Random(0)
+    graph = [
+        "model",
+        "questions",
+        "documents",
+        "validate",
+        "calibration",
+        "baseline",
+        "round@r1",
+        "round@r2",
+        "select",
+        "evaluation",
+        "latency",
+        "report",
+    ]
+    # Two in every stage, one more in that which is done last.
+    points = sorted([*range(len(graph))] * 2 + [len(graph) - 1])
+    assert len(points) == POINTS
+    hits: Counter[str] = Counter()
+    for number, place in enumerate(points):
+        # Soon after it began, and then about when it writes.
+        delay = chance.uniform(0.0, 1.0) if number % 2 == 0 else chance.uniform(1.0, 4.0)
+        hit = kill_in(graph[place], delay, chance.random() < 0.3, "dvc", "repro")
+        hits[str(hit)] += 1
+    print(dict(hits))
+    done = run("dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outs() == tiny
+    assert repro() == []
+    ran = Counter(executed(Path("said.log").read_text() + done.stdout))
+    for stage in graph:
+        # What was done before a kill is not done again: a stage runs once, and once a kill in it.
+        assert 1 <= ran[stage] <= 3 + hits[stage], (stage, ran, hits)
+    assert not [path for path in Path("data").rglob(".*") if path.name.endswith((".new", ".old"))]
+
+
+def test_a_run_killed_twice_through_prefect_completes_and_is_not_left_running(
+    tiny: dict[str, str],
+) -> None:
+    gates = {"metric": "block_ratio", "comparison": "at_least", "limit": 0.01, "why": "a test"}
+    Path("configs/gates.yaml").write_text(yaml.safe_dump({"run_mode": "enabled", "gates": [gates]}))
+    for stage, delay, orphan in (("documents", 1.0, True), ("round@r2", 2.0, False)):
+        assert kill_in(stage, delay, orphan, "flows.cli", "run") is not None
+    done = run("flows.cli", "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outs() == tiny
+    home = str((STATE / "prefect").absolute())
+    states = subprocess.run(
+        [sys.executable, "-c", RUNS],
+        env=environment(PREFECT_HOME=home),
+        capture_output=True,
+        text=True,
+    )
+    assert states.stdout.split() == ["Accepted", "Crashed", "Crashed"], states.stderr

@@ -1,0 +1,123 @@
+"""Damaged artifacts, a full disk: found before they are used, and rebuilt or named in one line."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruneflow.errors import DamagedArtifactError
+from pruneflow.stages import run_stage_by_name
+from tests.pipeline.commands import environment, repro, run
+from tests.pipeline.test_crash_safety import outs
+
+pytestmark = pytest.mark.slow
+
+# What is damaged, and a stage that reads it: it must notice though size and time are as before.
+READ_BY = {
+    "data/checkpoints/dense/model.safetensors": "round@r1",
+    "data/benchmarks/piqa.jsonl": "baseline",
+    "data/calibration/documents/documents.parquet": "validate",
+    "data/calibration/set/blocks.safetensors": "round@r1",
+    "data/calibration/held_out/blocks.safetensors": "evaluation",
+    "data/checkpoints/r1/model.safetensors": "select",
+    "data/model/model.safetensors": "evaluation",
+}
+
+
+def artifacts() -> list[Path]:
+    """The largest file of every out."""
+    places = [Path("data/benchmarks"), *Path("data/calibration").iterdir()]
+    places += [*Path("data/checkpoints").iterdir(), Path("data/model")]
+    places += [path for path in Path("data/reports").iterdir() if path.name != "decision.json"]
+    files = [[path] if path.is_file() else [*path.rglob("*")] for path in places]
+    return [
+        max((path for path in each if path.is_file()), key=lambda path: path.stat().st_size)
+        for each in files
+    ]
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+def flip_quietly(path: Path) -> None:
+    """Change one bit, as a failing disk does: neither size nor time tells."""
+    before = path.stat()
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def truncate(path: Path) -> None:
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def made(tiny_pipeline: Callable[..., dict[str, Any]]) -> dict[str, str]:
+    """A finished run of a tiny pipeline with one round."""
+    tiny_pipeline(rounds=1)
+    repro()
+    return outs()
+
+
+def test_damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(
+    made: dict[str, str],
+) -> None:
+    for damage in (flip, truncate, Path.unlink):
+        for path in artifacts():
+            damage(path)
+        repro()
+        assert outs() == made, damage
+        assert repro() == []
+
+    for name, stage in READ_BY.items():
+        path, good = Path(name), Path("good")
+        shutil.copy2(path, good)
+        flip_quietly(path)
+        with pytest.raises(DamagedArtifactError, match=str(path.parent)):
+            run_stage_by_name(stage)
+        shutil.copy2(good, path)
+    assert outs() == made
+
+
+def test_a_full_disk_is_one_line_and_the_earlier_result_stays(made: dict[str, str]) -> None:
+    def no_more_than(size: int) -> Callable[[], None]:
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    for stage in ("model", "documents", "calibration", "round@r1", "baseline", "report"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pruneflow", "stage", stage],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            preexec_fn=no_more_than(2_000),
+        )
+        assert done.returncode == 2, (stage, done.stderr)
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "free some space" in errors[0], (stage, done.stderr)
+        assert "Traceback" not in done.stderr
+    assert outs() == made
+    assert repro() == []
+    left = [path for path in Path("data").rglob(".*") if path.name.endswith((".new", ".old"))]
+    assert not left
+
+
+def test_a_lock_of_dvc_left_by_a_dead_process_stops_nothing(made: dict[str, str]) -> None:
+    Path(".dvc/tmp/rwlock").write_text(
+        '{"' + str(Path("data/model").absolute()) + '": {"write": {"pid": 4194303, "cmd": "gone"}}}'
+    )
+    Path(".dvc/tmp/lock").write_text("4194303")
+    shutil.rmtree("data/model")
+    done = run("dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    assert outs() == made

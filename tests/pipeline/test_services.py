@@ -1,0 +1,159 @@
+"""`make services`: a real Prefect server and worker and MLflow's server, up and down together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.pipeline.conftest import REPOSITORY, Workspace
+
+pytestmark = pytest.mark.slow
+
+RUN = """
+import json, sys
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+from prefect.settings import get_current_settings
+run = run_deployment(sys.argv[1], timeout=float(sys.argv[2]))
+with get_client(sync_client=True) as client:
+    run = client.read_flow_run(run.id)
+    print(json.dumps({"id": str(run.id), "state": run.state.name, "message": run.state.message}))
+"""
+STATE = """
+import sys
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    print(client.read_flow_run(sys.argv[1]).state.name)
+"""
+ARTIFACTS = """
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    print(*sorted({artifact.key for artifact in client.read_artifacts()}))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 180.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture
+def services(workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
+    """The services of a toy workspace; its environment talks to them from here on."""
+    for name in ("Procfile", "prefect.yaml"):
+        (workspace.folder / name).write_text((REPOSITORY / name).read_text())
+    for name in ("flows", "tasks", "pruneflow"):
+        (workspace.folder / name).symlink_to(REPOSITORY / name)
+    ports = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
+    workspace.environment.update(
+        {
+            **ports,
+            "PREFECT_API_URL": f"http://127.0.0.1:{ports['PREFECT_PORT']}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PRUNEFLOW_WORKSPACE": str(workspace.folder),
+        }
+    )
+    log = (workspace.folder / "services.log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "honcho", "start"],
+        env={**workspace.environment, "PYTHONUNBUFFERED": "1"},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said = workspace.folder / "services.log"
+        assert wait_until(lambda: "Worker 'ProcessWorker" in said.read_text()), said.read_text()
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        finally:
+            for child in psutil.process_iter(["environ"]):
+                if (child.info["environ"] or {}).get("PREFECT_PORT") == ports["PREFECT_PORT"]:
+                    child.kill()
+
+
+def flow_run(workspace: Workspace, deployment: str, wait: float = 300.0) -> dict[str, str]:
+    done = workspace.do("-c", RUN, deployment, str(wait))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
+    workspace: Workspace, services: "subprocess.Popen[str]"
+) -> None:
+    mlflow = f"http://127.0.0.1:{workspace.environment['MLFLOW_PORT']}"
+    assert wait_until(lambda: answers(f"{mlflow}/health"))
+
+    first = flow_run(workspace, "pipeline/weekly")
+    assert first["state"] == "Accepted", first
+    assert workspace.executed() == ["calibration", "r1", "r2", "select", "report"]
+    assert {"progress", "report", "result"} <= set(workspace.do("-c", ARTIFACTS).stdout.split())
+
+    # A stage is killed with its flow, as by the machine; the worker says that the run crashed.
+    workspace.set(
+        rounds={"r1": {"parent": "dense", "ratio": 0.15}, "r2": {"parent": "r1", "ratio": 0.3}}
+    )
+    Path("slow-r2").touch()
+    killed = flow_run(workspace, "pipeline/weekly", wait=0)
+    assert wait_until(lambda: Path("pids.json").exists())
+    stage, helper = json.loads(Path("pids.json").read_text())
+    flow = next(
+        process
+        for process in psutil.Process(stage).parents()
+        if "prefect" in " ".join(process.cmdline()) and "dvc" not in process.cmdline()
+    )
+    flow.kill()
+    for pid in (stage, helper):
+        os.kill(pid, signal.SIGKILL)
+    state = ["-c", STATE, killed["id"]]
+    assert wait_until(lambda: workspace.do(*state).stdout.strip() == "Crashed", 120)
+    Path("slow-r2").unlink()
+    workspace.executed()
+    again = flow_run(workspace, "pipeline/weekly")
+    assert again["state"] == "Accepted", again
+    assert workspace.executed() == ["r2", "select", "report"]
+
+    rolled_back = flow_run(workspace, "rollback/rollback")
+    assert rolled_back["state"] == "Completed", rolled_back
+    assert "version 1 of" in rolled_back["message"]
+
+    started = time.monotonic()
+    services.send_signal(signal.SIGINT)
+    services.wait(timeout=60)
+    assert time.monotonic() - started < 60
+    for port in (workspace.environment["PREFECT_PORT"], workspace.environment["MLFLOW_PORT"]):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(port))) != 0

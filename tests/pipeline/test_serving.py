@@ -1,0 +1,97 @@
+"""`pruneflow serve`: the version in production over HTTP, the next one after a restart."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruneflow.config import RegistrySettings
+from tasks import promotion
+from tests.pipeline.conftest import Workspace
+from tests.pipeline.test_registry import Registry
+
+pytestmark = pytest.mark.slow
+
+# Answers with its own content, so that one sees which version answers.
+SERVED = """
+from pathlib import Path
+import mlflow
+
+class Model(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        self.content = (Path(context.artifacts["checkpoint"]) / "config.json").read_text()
+
+    def predict(self, context, model_input, params=None):
+        return [f"{prompt} {self.content}" for prompt in model_input.iloc[:, 0]]
+
+mlflow.models.set_model(Model())
+"""
+
+
+@contextlib.contextmanager
+def served(environment: dict[str, str]) -> Iterator[str]:
+    """The server of the current directory's production; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "serve", "--port", str(port)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/ping"):
+                break
+            time.sleep(0.5)
+        yield address
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def ask(address: str, body: Any) -> tuple[int, Any]:
+    """POST a body to /invocations; returns the status and the answer."""
+    request = urllib.request.Request(
+        f"{address}/invocations",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_production_is_served_and_the_next_promotion_after_a_restart(workspace: Workspace) -> None:
+    settings = RegistrySettings(name="toy-pruned")
+    nothing = workspace.pruneflow("serve")
+    assert nothing.returncode == 2 and "has no version in production" in nothing.stderr
+    Path("mlflow/served_model.py").write_text(SERVED)
+    store = Registry(settings)
+    for content in ("one", "two"):
+        store.register(content)
+        promotion.promote(settings)
+        with served(workspace.environment) as address:
+            assert ask(address, {"inputs": ["say"]}) == (200, {"predictions": [f"say {content}"]})
+            status, said = ask(address, "no object")
+            assert status == 400 and "Traceback" not in said, said
+            assert ask(address, {"inputs": ["say"]})[0] == 200  # it is still up
