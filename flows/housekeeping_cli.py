@@ -74,6 +74,8 @@ def _show(seen: "Survey") -> None:
             print(f"{heading:<33}{len(things):>7}{decimal(_size(things)):>12}")
         for thing in things if named else ():
             print(f"  {thing.name:<38}{decimal(thing.size):>12}")
+        if things and kind == "version":
+            print("  `pruneflow restore` cannot bring them back")
     total = decimal(_size(seen.found))
     print(f"{'in all':<33}{len(seen.found):>7}{total:>12}" if seen.found else "nothing to remove")
     for note in seen.notes:

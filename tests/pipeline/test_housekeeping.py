@@ -18,7 +18,7 @@ from pruneflow.config import load_settings
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY
 from pruneflow.workspace import run_lock
-from tasks import housekeeping, promotion, registry
+from tasks import housekeeping, promotion, registry, removable
 from tasks.removable import Removable
 from tests.pipeline.conftest import SETTINGS as TOY
 from tests.pipeline.conftest import Workspace
@@ -220,6 +220,37 @@ def test_a_person_on_a_terminal_is_asked(replanned: Workspace) -> None:
         os.close(ours)
         os.close(theirs)
     assert found() == []
+
+
+@pytest.mark.slow
+def test_however_often_it_is_killed_what_is_needed_stays_and_the_rest_goes(
+    replanned: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill_after_one_file(path: Path) -> None:
+        if path.is_dir():
+            inside = [each for each in path.rglob("*") if each.is_file()]
+            inside[0].unlink() if inside else shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+        else:
+            return
+        raise KeyboardInterrupt
+
+    needed = named_by(Path("dvc.lock").read_text(), without="round@r3")
+    rounds = {key: content for key, content in files().items() if "/r3/" not in key}
+    monkeypatch.setattr(removable, "remove_path", kill_after_one_file)
+    kills = 0
+    while found():
+        with pytest.raises(KeyboardInterrupt):
+            collect()
+        kills += 1
+        assert needed <= cached()
+        now = files()
+        assert all(now[key] == rounds[key] for key in rounds if key.startswith("data/"))
+        assert all(list(each.iterdir()) for each in Path(".dvc/cache/runs").glob("*/[!.]*"))
+    assert kills > 5
+    assert cached() == needed and not list(CHECKPOINTS.glob("*r3*"))
+    assert repro(replanned) == []
 
 
 @pytest.mark.slow
