@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pruneflow.config import RegistrySettings
 from tasks import promotion
 from tasks.registry import DECISION_RUN
-from tasks.removable import Removable
+from tasks.removable import Kind, Removable
 from tasks.tracking import connect, store_errors, store_file
 
 if TYPE_CHECKING:
@@ -92,14 +92,14 @@ class _Store:
             self._client.delete_model_version(name, number)
             remove_model()
 
-        return Removable("version", f"{name} version {number}", size, remove)
+        return self._removable("version", f"{name} version {number}", size, remove)
 
     def _logged_models(self, experiment: str, named: set[str | None]) -> Iterator[Removable]:
         """Models that a run logged and no version names: it was killed, or the version deleted."""
         for model in _pages(self._client.search_logged_models, experiment_ids=[experiment]):
             if model.model_id not in named and self._is_ours(model.source_run_id):
                 size, remove = self._model_files(model.model_id)
-                yield Removable("logged model", model.model_id, size, remove)
+                yield self._removable("logged model", model.model_id, size, remove)
 
     def _is_ours(self, run_id: str | None) -> bool:
         """Whether the pipeline logged it; others may use the experiment, too."""
@@ -128,7 +128,14 @@ class _Store:
             size = _stored(place)
             if size and run.info.run_id not in needed:
                 remove = _repository(place).delete_artifacts
-                yield Removable("deleted run", run.info.run_id, size, remove)
+                yield self._removable("deleted run", run.info.run_id, size, remove)
+
+    def _removable(self, kind: Kind, name: str, size: int, remove: Callable[[], None]) -> Removable:
+        def remove_from_store() -> None:
+            with store_errors(self._settings):
+                remove()
+
+        return Removable(kind, name, size, remove_from_store)
 
 
 def _logged_model(version: "ModelVersion") -> str | None:

@@ -296,6 +296,23 @@ def test_versions_without_an_alias_go_and_the_others_work_as_before(
     assert store.register("a") == "5"  # made again, it is a new version
 
 
+@pytest.mark.slow
+def test_the_commands_about_versions_work_after_it(store: Registry, workspace: Workspace) -> None:
+    workspace.set(registry=REGISTRY)
+    for content in "abc":
+        store.register(content)
+        promotion.promote(SETTINGS)
+    done = workspace.pruneflow("gc", "--yes")
+    assert "pruneflow version 1" in done.stdout and done.stdout.endswith("removed\n"), done.stderr
+    assert "`pruneflow restore` cannot bring them back" in done.stdout
+    assert "version 2 of pruneflow is in production" in workspace.pruneflow("rollback").stdout
+    status = json.loads(workspace.pruneflow("status", "--json").stdout)
+    assert (status["production"]["version"], status["previous"]["version"]) == ("2", "3")
+    assert [move["version"] for move in status["history"]] == ["1", "2", "3", "2"]
+    lost = workspace.pruneflow("restore", "1")
+    assert lost.returncode == 2 and "has no version 1" in lost.stderr
+
+
 def test_an_alias_of_the_users_own_and_a_version_that_was_rolled_back_stay(
     store: Registry, workspace: Workspace
 ) -> None:

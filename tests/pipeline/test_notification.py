@@ -12,7 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.flow_engine import run_flow
 from prefect.states import Cancelling, Completed, Crashed, Failed
 
 from flows.notification import notify
@@ -76,16 +78,25 @@ def ended(state: Any, scheduled: bool = True) -> None:
     notify(pipeline, run, state)
 
 
+def run_of_a_deployment() -> Any:
+    """Run the flow as a worker does, for a run that a deployment made; returns its last state."""
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(pipeline), "weekly")
+        run = client.create_flow_run_from_deployment(deployment)
+    return run_flow(pipeline, flow_run=run, return_type="state")
+
+
 @pytest.mark.slow
-def test_a_refused_and_a_failed_run_are_told_and_an_accepted_one_is_not(
+def test_refused_and_failed_runs_of_a_schedule_are_told_and_others_are_not(
     workspace: Workspace, server: None, webhook: Webhook
 ) -> None:
-    workspace.set(notify={"webhook": webhook.url, **ALL})
-    accepted = pipeline(return_state=True)
-    assert accepted.name == "Accepted" and webhook.heard == []
-
+    workspace.set(notify={"webhook": webhook.url})
+    assert run_of_a_deployment().name == "Accepted"
     workspace.gate(0.9)
-    refused = pipeline(return_state=True)
+    assert pipeline(return_state=True).name == "Refused"  # by hand: somebody sees it
+    assert webhook.heard == []
+
+    refused = run_of_a_deployment()
     assert refused.name == "Refused"
     (told,) = webhook.heard
     outcome = refused.result()
@@ -97,15 +108,29 @@ def test_a_refused_and_a_failed_run_are_told_and_an_accepted_one_is_not(
     assert told["time"].endswith("+00:00") and told["path"] == "/services/secret"
 
     workspace.set(
-        notify={"webhook": webhook.url, **ALL},
+        notify={"webhook": webhook.url},
         rounds={"r1": {"parent": "dense", "ratio": 0.1}, "r2": {"parent": "r1", "ratio": 0.3}},
     )
     Path("fail-r2").touch()
-    assert pipeline(return_state=True).name == "BadInput"
+    assert run_of_a_deployment().name == "BadInput"
     told = webhook.heard[1]
     assert told["state"] == "BadInput" and told["mlflow_run"] is None
     assert told["reasons"] == ["the toy stage r2 was told to fail: delete fail-r2"]
     assert told["production"] == "1" and len(webhook.heard) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_crashes_is_told(
+    workspace: Workspace, server: None, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    workspace.set(notify={"webhook": webhook.url})
+    monkeypatch.setattr("flows.pipeline.check_workspace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_of_a_deployment()
+    assert [told["state"] for told in webhook.heard] == ["Crashed"]
 
 
 @pytest.mark.slow
