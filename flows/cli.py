@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.data_cli import app as data_app
+from flows.housekeeping_cli import app as housekeeping_app
 from flows.registry_cli import app as registry_app
 from flows.running import run_flow, set_environment
 from pruneflow.errors import InputError, PruneflowError, report
@@ -32,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(registry_app)
+app.add_typer(housekeeping_app)
 app.add_typer(data_app, name="data")
 
 

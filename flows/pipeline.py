@@ -21,6 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows.notification import REFUSED, notify
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
 from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError, StoreBusyError
@@ -79,7 +80,14 @@ class StepFailed(PruneflowError):
         self.state = state
 
 
-@flow(name="pipeline", validate_parameters=False)
+@flow(
+    name="pipeline",
+    validate_parameters=False,
+    on_completion=[notify],
+    on_failure=[notify],
+    on_crashed=[notify],
+    on_cancellation=[notify],
+)
 def pipeline() -> State:
     """Prune, evaluate, decide, track and register, as configs/ says.
 
@@ -99,7 +107,7 @@ def pipeline() -> State:
     except PruneflowError as error:
         return failed(error)
     if outcome.version is None:
-        return Completed(name="Refused", message="; ".join(outcome.reasons), data=outcome)
+        return Completed(name=REFUSED, message="; ".join(outcome.reasons), data=outcome)
     if not outcome.accepted:
         return Completed(name="LetPass", message="; ".join(outcome.reasons), data=outcome)
     if outcome.in_production and not outcome.new:

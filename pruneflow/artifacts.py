@@ -131,6 +131,15 @@ def repair(out: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def leftovers(out: Path) -> list[Path]:
+    """Return what a killed writer of `out` left beside it and nothing needs.
+
+    An old state without a present one is not among it: `repair` puts it back.
+    """
+    new, old = _beside(out, "new"), _beside(out, "old")
+    return [path for path in (new, old) if path.exists() and (path == new or out.exists())]
+
+
 def write_manifest(directory: Path, **facts: Any) -> dict[str, Any]:
     """Write ``manifest.json``: the sha256 of every file below `directory`, and the given facts."""
     files = {

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from pruneflow.artifacts import staged_file
+from pruneflow.artifacts import sha256_json, staged_file
 from pruneflow.calibration.settings import CalibrationSettings, DocumentSettings
 from pruneflow.errors import InputError
 from pruneflow.pruning.settings import PruningSettings, Target
@@ -142,6 +142,31 @@ class RegistrySettings(Settings):
     )
 
 
+class NotifySettings(Settings):
+    """Who hears how a run ended."""
+
+    webhook: str | None = Field(
+        None,
+        description="URL that is sent a POST of JSON. Such a URL is a secret: null takes it from "
+        "the environment variable PRUNEFLOW_WEBHOOK, and without that nothing is sent.",
+    )
+    events: list[Literal["refused", "failed", "cancelled"]] = Field(
+        default=["refused", "failed"],
+        description="`refused` by the gates; `failed`, by bad input or a crash too; `cancelled`.",
+    )
+    runs: Literal["scheduled", "all"] = Field(
+        "scheduled", description="`scheduled`: runs of a deployment alone, which nobody watches."
+    )
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        # Not by a pattern: its error would show the value.
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("notify.webhook must start with http:// or https://")
+        return value
+
+
 class PipelineSettings(Settings):
     """The whole of configs/pipeline.yaml."""
 
@@ -157,6 +182,11 @@ class PipelineSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     latency: LatencySettings = LatencySettings()
     registry: RegistrySettings = RegistrySettings()
+    notify: NotifySettings = NotifySettings()
+
+    def digest(self) -> str:
+        """Return a sha256 of what a result depends on: not where it goes, nor who hears of it."""
+        return sha256_json(self.model_dump(mode="json", exclude={"registry", "notify"}))
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +244,19 @@ def load_settings(path: Path = PIPELINE_FILE) -> PipelineSettings:
             "the whole file with `pruneflow configure`"
         )
     return settings
+
+
+def load_notify_settings(path: Path = PIPELINE_FILE) -> NotifySettings:
+    """Read who hears how a run ended, from a file whose other sections may be what it failed of.
+
+    A file that cannot be read at all leaves the defaults.
+    """
+    try:
+        values = read_yaml(path)
+        section = values.get("notify", {}) if isinstance(values, dict) else {}
+        return check(NotifySettings, section, path)
+    except InputError:
+        return NotifySettings()
 
 
 def _first_absent(wanted: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str | None:

@@ -5,12 +5,18 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruneflow.artifacts import sha256_json, staged_directory, write_json
+from pruneflow.artifacts import (
+    MANIFEST,
+    read_json,
+    sha256_json,
+    staged_directory,
+    write_json,
+)
 from pruneflow.config import DENSE, PipelineSettings
 from pruneflow.errors import InputError
 from pruneflow.models.record import read_record, write_record
 from pruneflow.models.structure import sizes_of
-from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY
+from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY, RECOVERY_DONE
 
 if TYPE_CHECKING:
     from pruneflow.calibration.blocks import CalibrationSet
@@ -199,7 +205,7 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
         chosen.blocks["validation"],
         settings.recovery,
         weights=chosen.mixture.weights,
-        checkpoint_dir=RECOVERY / _recovery_name(settings, record["digest"], chosen.digest),
+        checkpoint_dir=_checkpoint(settings, record["digest"], chosen.digest),
         batch_tokens=settings.compute.backward_batch_tokens,
     )
     with staged_directory(out) as directory:
@@ -219,16 +225,31 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
         )
     if RECOVERY.is_dir():
         # Renamed first: a kill must not leave half a checkpoint under the name that is read.
-        done = RECOVERY.with_name("recovery.done")
-        shutil.rmtree(done, ignore_errors=True)
-        RECOVERY.rename(done)
-        shutil.rmtree(done)
+        shutil.rmtree(RECOVERY_DONE, ignore_errors=True)
+        RECOVERY.rename(RECOVERY_DONE)
+        shutil.rmtree(RECOVERY_DONE)
 
 
-def _recovery_name(settings: PipelineSettings, source: str, calibration_set: str) -> str:
+def recovery_checkpoint(settings: PipelineSettings) -> Path | None:
+    """Where a recovery of the delivered round, as it is now, keeps its checkpoint.
+
+    Returns:
+        None when the settings ask for no recovery.
+
+    Raises:
+        DamagedArtifactError: the rounds or the calibration set are not there.
+    """
+    if not settings.recovery.token_budget:
+        return None
+    delivered = read_record(CHECKPOINTS / settings.final_round)["delivered"]
+    source = read_record(CHECKPOINTS / delivered)["digest"]
+    return _checkpoint(settings, source, read_json(CALIBRATION_SET / MANIFEST)["digest"])
+
+
+def _checkpoint(settings: PipelineSettings, source: str, calibration_set: str) -> Path:
     """Another model, text or setting trains anew, beside a checkpoint that was left."""
     values = settings.recovery.model_dump(mode="json", exclude={"checkpoint_every"})
-    return sha256_json([source, calibration_set, values])[:16]
+    return RECOVERY / sha256_json([source, calibration_set, values])[:16]
 
 
 def _target(settings: PipelineSettings, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ HELD_OUT = Path("data/calibration/held_out")
 CHECKPOINTS = Path("data/checkpoints")
 MODEL = Path("data/model")
 RECOVERY = Path(".pruneflow/recovery")  # checkpoints of a recovery under way
+RECOVERY_DONE = Path(".pruneflow/recovery.done")  # the same, about to be removed
 
 REPORTS = Path("data/reports")
 BASELINE = REPORTS / "baseline.json"

@@ -177,6 +177,18 @@ def make_whole(settings: RegistrySettings) -> None:
         pass
 
 
+@contextmanager
+def held(settings: RegistrySettings) -> Iterator[None]:
+    """Hold the registry with its aliases where they belong: no move is half done."""
+    file = store_file(settings)
+    with registry_held():
+        if file is None or file.exists():
+            client = connect(settings)
+            with store_errors(settings):
+                _Moves(client, settings)
+        yield
+
+
 def check_accepted(version: "ModelVersion", in_production: str | None) -> None:
     """Check the decision that the version's own run keeps; the tag says which bytes it had.
 

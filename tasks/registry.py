@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 CANDIDATE, PRODUCTION, PREVIOUS = "candidate", "production", "previous"
 SERVED_MODEL = Path("mlflow/served_model.py")
 DECISION_ARTIFACT = "reports/decision.json"
+DECISION_RUN = "decision_run"  # tag of a version: the MLflow run that its gates were decided in
 
 _FILES = "files_digest"
-_DECISION_RUN = "decision_run"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def register(
         known = _by_digest(client, settings.name, lineage.model_digest)
         found = known or _new_version(client, settings, checkpoint, run_id, lineage, needs)
         # A known model that is accepted again stands on its newest decision and code.
-        for key, value in {**lineage.tags(), _DECISION_RUN: run_id}.items():
+        for key, value in {**lineage.tags(), DECISION_RUN: run_id}.items():
             client.set_model_version_tag(settings.name, found, key, value)
         client.set_registered_model_alias(settings.name, CANDIDATE, found)
         return Registered(found, known is None)
@@ -134,12 +134,12 @@ def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: 
         DamagedArtifactError: there is no such file, or it is not JSON.
     """
     connect(settings)
-    return _artifact(version.get(_DECISION_RUN, version["run_id"]), path)
+    return _artifact(version.get(DECISION_RUN, version["run_id"]), path)
 
 
 def read_artifact_of(version: "ModelVersion", path: str) -> Any:
     """Read a JSON file of the run that a version's gates were decided in, as `read_artifact`."""
-    return _artifact(str(version.tags.get(_DECISION_RUN, version.run_id)), path)
+    return _artifact(str(version.tags.get(DECISION_RUN, version.run_id)), path)
 
 
 def files_digest(directory: Path) -> str:

@@ -1,8 +1,10 @@
 """What MLflow keeps of a run: settings, measures, the calibration set, reports and records."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from pruneflow.artifacts import read_json
-from pruneflow.config import PipelineSettings, RegistrySettings
+from pruneflow.config import NotifySettings, PipelineSettings, RegistrySettings
 from pruneflow.errors import InputError, StoreBusyError
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS
+from tasks.notification import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +102,7 @@ def log_run(
     import mlflow
 
     experiment = _experiment(client, settings.registry)
-    parameters = flatten(settings.model_dump(mode="json"))
+    parameters = flatten(settings.model_dump(mode="json", exclude={"notify"}))
     metrics = numbers(summary)
     with mlflow.start_run(experiment_id=experiment, run_name=_run_name(settings)) as run:
         for batch in _batches(parameters):
@@ -222,7 +225,7 @@ def _log_files(settings: PipelineSettings) -> None:
     for path in sorted(REPORTS.iterdir()):
         if path.is_file() and not path.name.startswith("."):
             mlflow.log_artifact(str(path), "reports")
-    mlflow.log_artifacts("configs", "configs")
+    _log_configs(settings.notify)
     # Not under its own name: DVC takes any dvc.yaml below the workspace for its own.
     mlflow.log_text(Path("dvc.yaml").read_text(encoding="utf-8"), "pipeline/stages.yaml")
     mlflow.log_artifact("dvc.lock", "pipeline")
@@ -232,6 +235,19 @@ def _log_files(settings: PipelineSettings) -> None:
         manifest = CALIBRATION_SET.parent / name / "manifest.json"
         if manifest.is_file():
             mlflow.log_artifact(str(manifest), f"calibration/{name}")
+
+
+def _log_configs(settings: NotifySettings) -> None:
+    """Keep configs/ as it is, but for the webhook's URL, which is a secret."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory(prefix="pruneflow-configs-") as place:
+        copy = Path(shutil.copytree("configs", Path(place) / "configs"))
+        for path in copy.rglob("*"):
+            if settings.webhook is not None and path.is_file():
+                secret, masked = settings.webhook.encode(), mask(settings.webhook).encode()
+                path.write_bytes(path.read_bytes().replace(secret, masked))
+        mlflow.log_artifacts(str(copy), "configs")
 
 
 def _experiment(client: "MlflowClient", settings: RegistrySettings) -> str:

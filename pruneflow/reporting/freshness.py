@@ -39,7 +39,7 @@ def stale(summary: dict[str, Any], settings: PipelineSettings) -> list[str]:
         MODEL: (kept.get("pruned"), lambda: model_digest(MODEL)),
         PIPELINE_FILE: (
             kept.get("settings"),
-            lambda: sha256_json(settings.model_dump(mode="json", exclude={"registry"})),
+            settings.digest,
         ),
     }
     for name, path in (

@@ -94,7 +94,7 @@ def build_summary(
                 "evaluation": sha256_json(evaluation),
                 "latency": sha256_json(latency),
             },
-            "settings": sha256_json(settings.model_dump(mode="json", exclude={"registry"})),
+            "settings": settings.digest(),
         },
         "versions": {
             "python": platform.python_version(),

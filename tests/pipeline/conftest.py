@@ -72,7 +72,7 @@ def main(name):
         summary["digests"] = {
             "dense": model_digest(Path("dense")),
             "pruned": pruned,
-            "settings": sha256_json(settings.model_dump(mode="json", exclude={"registry"})),
+            "settings": settings.digest(),
             "calibration_set": read_json(Path("data/calibration/set/manifest.json"))["digest"],
             "benchmarks": write_manifest(Path("data/benchmarks"))["digest"],
             "reports": {key: sha256_json(content) for key, content in reports.items()},

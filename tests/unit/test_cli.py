@@ -11,6 +11,7 @@ import pytest
 
 from flows.cli import app
 from flows.data_cli import app as data_app
+from flows.housekeeping_cli import app as housekeeping_app
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -44,14 +45,18 @@ def test_help_of_the_command_line_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [command.callback for each in (app, data_app) for command in each.registered_commands],
+    [
+        command.callback
+        for each in (app, data_app, housekeeping_app)
+        for command in each.registered_commands
+    ],
 )
 def test_every_command_shows_an_example(command) -> None:
     assert "Example: pruneflow " in (command.__doc__ or "")
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "status", "promote", "rollback", "data refresh", "data diff HEAD"]
+    "command", ["run", "status", "promote", "rollback", "gc", "data refresh", "data diff HEAD"]
 )
 def test_outside_a_project_folder_every_command_says_so(command: str, tmp_path: Path) -> None:
     done = pruneflow(tmp_path, *command.split())

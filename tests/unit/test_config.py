@@ -66,6 +66,8 @@ def _changed(values, keys, value):
         ("documents.domains", [], "documents.domains"),
         ("documents.domains", ["news", "news"], "twice"),
         ("registry.name", "a/b", "registry.name"),
+        ("notify.webhook", "htps://secret", r"notify.webhook must start with http:// or https://$"),
+        ("notify.events", ["accepted"], "notify.events.0 is 'accepted'"),
         ("typo", 1, "unknown key typo"),
     ],
 )
@@ -74,6 +76,7 @@ def test_a_bad_setting_is_one_line_that_names_the_key(project, keys, value, word
     with pytest.raises(InputError, match=words) as caught:
         parse_settings(_changed(values, keys, value), WHERE)
     message = str(caught.value)
+    assert "secret" not in message
     assert message.startswith("configs/pipeline.yaml: ")
     assert "\n" not in message
 

@@ -42,7 +42,7 @@ def summary(tmp_path, monkeypatch):
         reports[name] = sha256_json({"what": name})
     Path("data/model").mkdir()
     Path("data/model/config.json").write_text("{}")
-    settings = sha256_json(SETTINGS.model_dump(mode="json", exclude={"registry"}))
+    settings = SETTINGS.digest()
     pruned = model_digest(Path("data/model"))
     return {"digests": {**digests, "reports": reports, "settings": settings, "pruned": pruned}}
 
@@ -54,6 +54,11 @@ def test_nothing_is_stale_where_nothing_changed(summary):
 def test_where_promotion_goes_is_no_matter_of_the_report(summary):
     registry = SETTINGS.registry.model_copy(update={"promotion": "manual"})
     assert stale(summary, SETTINGS.model_copy(update={"registry": registry})) == []
+
+
+def test_who_hears_of_it_is_no_matter_of_the_report(summary):
+    notify = SETTINGS.notify.model_copy(update={"webhook": "https://example.org", "runs": "all"})
+    assert stale(summary, SETTINGS.model_copy(update={"notify": notify})) == []
 
 
 def test_changed_settings_are_named(summary):

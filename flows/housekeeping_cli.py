@@ -1,0 +1,91 @@
+"""The command that frees space: `pruneflow gc`."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pruneflow.workspace import check_workspace
+
+if TYPE_CHECKING:
+    from tasks.housekeeping import Survey
+    from tasks.removable import Removable
+
+app = typer.Typer(rich_markup_mode=None)
+
+# What each kind is for somebody who reads the list; whether each of them is named in it.
+_HEADINGS = {
+    "version": ("versions without an alias", True),
+    "logged model": ("models that no version names", True),
+    "deleted run": ("files of runs deleted in MLflow", True),
+    "round": ("rounds that no stage writes", True),
+    "leftover": ("leftovers of killed processes", True),
+    "run cache": ("entries of DVC's run cache", False),
+    "cache entry": ("entries of DVC's cache", False),
+}
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable; never asks.")] = False,
+    keep_versions: Annotated[
+        int, typer.Option(min=0, help="Versions without an alias to keep, the newest.")
+    ] = 0,
+) -> None:
+    """Show what no alias, lock or run needs, and how much it is; remove it when told so.
+
+    Registered versions without an alias go with their model files: `pruneflow restore` cannot bring
+    them back. What the present dvc.lock or that of any commit names stays, and so does everything
+    in DVC's remote. Without a terminal and without --yes it only shows.
+
+    Example: pruneflow gc --keep-versions 2
+    """
+    check_workspace()
+    from pruneflow.config import load_settings
+    from tasks import housekeeping
+
+    settings = load_settings()
+    with housekeeping.survey(settings, keep_versions) as seen:
+        if not as_json:
+            _show(seen)
+        if yes:
+            housekeeping.remove(seen.found)
+    removed = yes
+    if seen.found and not yes and not as_json and sys.stdin.isatty():
+        removed = typer.confirm("Remove all this?")
+        if removed:
+            # Nothing was held while a person thought: what has changed meanwhile stays.
+            with housekeeping.survey(settings, keep_versions) as now:
+                housekeeping.remove(thing for thing in now.found if thing in seen.found)
+    if as_json:
+        print(json.dumps(_facts(seen, removed), indent=2))
+    elif seen.found:
+        print("removed" if removed else "nothing was removed: `pruneflow gc --yes` does it")
+
+
+def _show(seen: "Survey") -> None:
+    from rich.filesize import decimal
+
+    for kind, (heading, named) in _HEADINGS.items():
+        things = [thing for thing in seen.found if thing.kind == kind]
+        if things:
+            print(f"{heading:<33}{len(things):>7}{decimal(_size(things)):>12}")
+        for thing in things if named else ():
+            print(f"  {thing.name:<38}{decimal(thing.size):>12}")
+        if things and kind == "version":
+            print("  `pruneflow restore` cannot bring them back")
+    total = decimal(_size(seen.found))
+    print(f"{'in all':<33}{len(seen.found):>7}{total:>12}" if seen.found else "nothing to remove")
+    for note in seen.notes:
+        print(note)
+
+
+def _facts(seen: "Survey", removed: bool) -> dict[str, object]:
+    things = [{"kind": thing.kind, "name": thing.name, "bytes": thing.size} for thing in seen.found]
+    return {"removed": removed, "bytes": _size(seen.found), "found": things, "notes": seen.notes}
+
+
+def _size(things: "list[Removable]") -> int:
+    return sum(thing.size for thing in things)

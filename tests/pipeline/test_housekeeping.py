@@ -1,0 +1,515 @@
+"""What `pruneflow gc` removes, what stays, and that nothing that is needed goes."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from pruneflow.artifacts import write_json
+from pruneflow.config import load_settings
+from pruneflow.errors import InputError, WorkspaceBusyError
+from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY
+from pruneflow.workspace import run_lock
+from tasks import housekeeping, promotion, registry, removable
+from tasks.removable import Removable
+from tests.pipeline.conftest import SETTINGS as TOY
+from tests.pipeline.conftest import Workspace
+from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
+
+__all__ = ["empty_store", "store"]
+
+CACHE = Path(".dvc/cache/files/md5")
+REGISTRY = {"name": SETTINGS.name, "experiment": "toy"}
+LONGER = {**TOY["rounds"], "r3": {"parent": "r2", "ratio": 0.3}}
+
+
+def found(keep_versions: int = 0) -> list[Removable]:
+    with housekeeping.survey(load_settings(), keep_versions) as seen:
+        return seen.found
+
+
+def names(kind: str, things: list[Removable]) -> list[str]:
+    return [thing.name for thing in things if thing.kind == kind]
+
+
+def collect(keep_versions: int = 0) -> list[Removable]:
+    with housekeeping.survey(load_settings(), keep_versions) as seen:
+        housekeeping.remove(seen.found)
+        return seen.found
+
+
+def files() -> dict[str, bytes]:
+    """Every file of the workspace but those that a command only looks through."""
+    seen = (Path("data"), CACHE.parents[1], Path("mlflow/artifacts"), Path(".pruneflow/recovery"))
+    return {
+        str(path): path.read_bytes()
+        for place in seen
+        for path in place.rglob("*")
+        if path.is_file()
+    }
+
+
+def cached() -> set[str]:
+    return {path.parent.name + path.name for path in CACHE.glob("??/*")}
+
+
+def named_by(lock: str, without: str | None = None) -> set[str]:
+    """The hashes that a dvc.lock stands for, read without DVC; perhaps without one stage's."""
+    hashes: set[str] = set()
+    for name, stage in yaml.safe_load(lock)["stages"].items():
+        for out in stage["outs"] if name != without else ():
+            hashes.add(out["md5"])
+            if out["md5"].endswith(".dir"):
+                listed = json.loads((CACHE / out["md5"][:2] / out["md5"][2:]).read_text())
+                hashes |= {entry["md5"] for entry in listed}
+    return hashes
+
+
+def repro(workspace: Workspace) -> list[str]:
+    done = workspace.do("-m", "dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    return workspace.executed()
+
+
+@pytest.fixture(scope="session")
+def replanned_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that replans keeps a copy for the others."""
+    return tmp_path_factory.mktemp("replanned") / "workspace"
+
+
+@pytest.fixture
+def replanned(workspace: Workspace, replanned_once: Path) -> Workspace:
+    """A workspace whose plan had three rounds and now has two."""
+    if replanned_once.exists():
+        shutil.copytree(replanned_once, workspace.folder, dirs_exist_ok=True)
+        return workspace
+    workspace.set(rounds=LONGER, final_round="r3", registry=REGISTRY)
+    assert "r3" in repro(workspace)
+    workspace.set(registry=REGISTRY)
+    assert repro(workspace) == ["select", "report"]
+    shutil.copytree(workspace.folder, replanned_once)
+    return workspace
+
+
+@pytest.mark.slow
+def test_what_a_longer_plan_left_goes_and_dvc_has_nothing_to_do(replanned: Workspace) -> None:
+    before = files()
+    shown = replanned.pruneflow("gc")
+    assert shown.returncode == 0, shown.stderr
+    assert "data/checkpoints/r3" in shown.stdout and "nothing was removed" in shown.stdout
+    assert files() == before
+
+    done = replanned.pruneflow("gc", "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["removed"] and not facts["notes"]
+    of_kind: dict[str, set[str]] = {}
+    for thing in facts["found"]:
+        of_kind.setdefault(thing["kind"], set()).add(thing["name"])
+    after = files()
+    gone = before.keys() - after.keys()
+    assert {key: before[key] for key in after} == after
+    assert facts["bytes"] == sum(len(before[key]) for key in gone) > 0
+    assert of_kind.pop("round") == {"data/checkpoints/r3"}
+    assert not Path("data/checkpoints/r3").exists()
+    assert of_kind.pop("run cache")  # of the former select and report
+    assert {Path(name) for name in of_kind.pop("cache entry")} == {
+        Path(key).absolute() for key in gone if CACHE in Path(key).parents
+    }
+    assert of_kind == {}
+    # dvc.lock still names the stage that dvc.yaml no longer has; nothing can ask for it.
+    assert cached() == named_by(Path("dvc.lock").read_text(), without="round@r3")
+    assert repro(replanned) == []
+    assert "up to date" in replanned.do("-m", "dvc", "status").stdout
+    assert found() == []
+    assert not [path for path in Path(".dvc/cache/runs").glob("*/*") if not list(path.iterdir())]
+
+    shutil.rmtree("data")  # and what stayed is whole
+    assert replanned.do("-m", "dvc", "checkout").returncode == 0
+    assert repro(replanned) == []
+    replanned.set(rounds=LONGER, final_round="r3", registry=REGISTRY)
+    assert repro(replanned) == ["r3", "select", "report"]
+
+
+@pytest.mark.slow
+def test_what_a_commit_of_any_branch_names_stays_and_comes_back(workspace: Workspace) -> None:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=ada", "-c", "user.email=ada@example.org"]
+        subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
+
+    def plan(ratio: float) -> str:
+        workspace.set(
+            rounds={**TOY["rounds"], "r2": {"parent": "r1", "ratio": ratio}}, registry=REGISTRY
+        )
+        repro(workspace)
+        return Path("dvc.lock").read_text()
+
+    first = plan(0.2)
+    git("checkout", "-q", "-b", "first")
+    git("add", "-A", ".")
+    git("commit", "-q", "-m", "first")
+    git("checkout", "-q", "-b", "second")
+    never_committed = named_by(plan(0.25))
+    now = plan(0.3)
+    git("commit", "-q", "-a", "-m", "second")
+    going = {Path(name).parent.name + Path(name).name for name in names("cache entry", found())}
+    kept = named_by(first) | named_by(now)
+    assert going == never_committed - kept and going
+    collect()
+    assert cached() == kept
+    assert repro(workspace) == []
+    git("checkout", "-q", "-f", "first")
+    assert workspace.do("-m", "dvc", "checkout", "--force").returncode == 0
+    assert json.loads(Path("data/checkpoints/r2/round.json").read_text())["ratio"] == 0.2
+    assert repro(workspace) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("why", ["no lock", "shared", "no list of files", "a broken commit"])
+def test_a_cache_whose_use_cannot_be_told_is_left_alone(
+    replanned: Workspace, tmp_path: Path, why: str
+) -> None:
+    if why == "no lock":
+        Path("dvc.lock").unlink()
+    elif why == "shared":
+        shutil.move(".dvc/cache", tmp_path / "shared")
+        replanned.do("-m", "dvc", "cache", "dir", str(tmp_path / "shared"))
+    elif why == "no list of files":
+        lock = yaml.safe_load(Path("dvc.lock").read_text())
+        oid = lock["stages"]["round@r1"]["outs"][0]["md5"]
+        (CACHE / oid[:2] / oid[2:]).unlink()
+    else:
+        text = Path("dvc.yaml").read_text()
+        Path("dvc.yaml").write_text("stages: [")
+        who = ["-c", "user.name=ada", "-c", "user.email=ada@example.org"]
+        subprocess.run(["git", "add", "dvc.yaml", "dvc.lock"], check=True)
+        subprocess.run(["git", *who, "commit", "-q", "-m", "broken"], check=True)
+        Path("dvc.yaml").write_text(text)
+    with housekeeping.survey(load_settings()) as seen:
+        assert [thing.kind for thing in seen.found] == ["round"]
+        (note,) = seen.notes
+    words = {
+        "no lock": "no dvc.lock",
+        "shared": "dvc gc --projects",
+        "no list of files": "dvc commit round@r1",
+        "a broken commit": "cannot be told",
+    }
+    assert words[why] in note and note.endswith("it is left alone")
+
+
+@pytest.mark.slow
+def test_a_person_on_a_terminal_is_asked(replanned: Workspace) -> None:
+    before = files()
+    for answer, said in (("n", "nothing was removed"), ("y", "removed")):
+        ours, theirs = pty.openpty()
+        os.write(ours, f"{answer}\n".encode())
+        with replanned.start("-m", "flows.cli", "gc", stdin=theirs) as process:
+            out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        _, asked, last = out.partition("Remove all this? [y/N]: ")
+        assert asked and last.startswith(said)
+        assert (files() == before) == (answer == "n")
+        os.close(ours)
+        os.close(theirs)
+    assert found() == []
+
+
+@pytest.mark.slow
+def test_however_often_it_is_killed_what_is_needed_stays_and_the_rest_goes(
+    replanned: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill_after_one_file(path: Path) -> None:
+        if path.is_dir():
+            inside = [each for each in path.rglob("*") if each.is_file()]
+            inside[0].unlink() if inside else shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+        else:
+            return
+        raise KeyboardInterrupt
+
+    needed = named_by(Path("dvc.lock").read_text(), without="round@r3")
+    rounds = {key: content for key, content in files().items() if "/r3/" not in key}
+    monkeypatch.setattr(removable, "remove_path", kill_after_one_file)
+    kills = 0
+    while found():
+        with pytest.raises(KeyboardInterrupt):
+            collect()
+        kills += 1
+        assert needed <= cached()
+        now = files()
+        assert all(now[key] == rounds[key] for key in rounds if key.startswith("data/"))
+        assert all(list(each.iterdir()) for each in Path(".dvc/cache/runs").glob("*/[!.]*"))
+    assert kills > 5
+    assert cached() == needed and not list(CHECKPOINTS.glob("*r3*"))
+    assert repro(replanned) == []
+
+
+@pytest.mark.slow
+def test_beside_a_run_nothing_is_looked_at_or_removed(replanned: Workspace) -> None:
+    before = files()
+    with run_lock():
+        done = replanned.pruneflow("gc", "--yes")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "another run is at work" in done.stderr
+        with pytest.raises(WorkspaceBusyError):
+            found()
+    with Repo() as repo, repo.lock, pytest.raises(InputError, match="another DVC command"):
+        found()
+    assert files() == before
+    with housekeeping.survey(load_settings()), pytest.raises(WorkspaceBusyError), run_lock():
+        pass
+
+
+def test_versions_without_an_alias_go_and_the_others_work_as_before(
+    store: Registry, workspace: Workspace
+) -> None:
+    workspace.set(registry=REGISTRY)
+    for content in "abc":
+        store.register(content)
+        promotion.promote(SETTINGS)
+    store.register("d")
+    place = store.stored("1")
+    before, told = store.aliases(), promotion.history(SETTINGS)
+    assert before == {"candidate": "4", "production": "3", "previous": "2"}
+    assert found(keep_versions=1) == []
+    (going,) = found()
+    assert (going.kind, going.name) == ("version", "pruneflow version 1")
+    assert going.size == sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    assert place.is_dir()
+    collect()
+    assert not place.exists() and found() == []
+    assert store.aliases() == before and promotion.history(SETTINGS) == told
+    for number in "234":
+        assert registry.checkpoint(SETTINGS, number).is_dir()
+    with pytest.raises(InputError, match="has no version 1"):
+        promotion.restore(SETTINGS, "1")
+    assert promotion.rollback(SETTINGS) == promotion.Move("2", "3", True)
+    assert store.register("a") == "5"  # made again, it is a new version
+
+
+@pytest.mark.slow
+def test_the_commands_about_versions_work_after_it(store: Registry, workspace: Workspace) -> None:
+    workspace.set(registry=REGISTRY)
+    for content in "abc":
+        store.register(content)
+        promotion.promote(SETTINGS)
+    done = workspace.pruneflow("gc", "--yes")
+    assert "pruneflow version 1" in done.stdout and done.stdout.endswith("removed\n"), done.stderr
+    assert "`pruneflow restore` cannot bring them back" in done.stdout
+    assert "version 2 of pruneflow is in production" in workspace.pruneflow("rollback").stdout
+    status = json.loads(workspace.pruneflow("status", "--json").stdout)
+    assert (status["production"]["version"], status["previous"]["version"]) == ("2", "3")
+    assert [move["version"] for move in status["history"]] == ["1", "2", "3", "2"]
+    lost = workspace.pruneflow("restore", "1")
+    assert lost.returncode == 2 and "has no version 1" in lost.stderr
+
+
+def test_an_alias_of_the_users_own_and_a_version_that_was_rolled_back_stay(
+    store: Registry, workspace: Workspace
+) -> None:
+    workspace.set(registry=REGISTRY)
+    for content in "ab":
+        store.register(content)
+        promotion.promote(SETTINGS)
+    promotion.rollback(SETTINGS)
+    for content in "cde":
+        store.register(content)
+        promotion.promote(SETTINGS)
+    store.client.set_registered_model_alias(SETTINGS.name, "champion", "1")
+    assert names("version", found()) == ["pruneflow version 3"]
+    assert promotion.was_rolled_back(SETTINGS, "2")
+    store.client.delete_registered_model_alias(SETTINGS.name, "champion")
+    assert names("version", found()) == ["pruneflow version 3", "pruneflow version 1"]
+
+
+def test_models_no_version_names_go_if_the_pipeline_logged_them(
+    store: Registry, workspace: Workspace
+) -> None:
+    import mlflow
+
+    workspace.set(registry=REGISTRY)
+    version = store.register("a")
+    logged = []
+    for tags in ({"decision": "accepted"}, {}):
+        with mlflow.start_run(experiment_id=store.experiment, tags=tags):
+            model = mlflow.pyfunc.log_model(name="model", python_model="mlflow/served_model.py")
+        logged.append(model.model_id)
+    ours, of_somebody = logged
+    assert names("logged model", found()) == [ours]
+    collect()
+    assert found() == []
+    assert not list(Path("mlflow/artifacts").glob(f"models/{ours}/**/MLmodel"))
+    assert mlflow.pyfunc.load_model(f"models:/{of_somebody}")
+    assert registry.checkpoint(SETTINGS, version).is_dir()
+
+
+def test_files_of_deleted_runs_go_unless_a_version_stands_on_them(
+    store: Registry, workspace: Workspace
+) -> None:
+    import mlflow
+
+    workspace.set(registry=REGISTRY)
+    version = store.register("a")
+    needed = store.client.get_model_version(SETTINGS.name, version).run_id
+    with mlflow.start_run(experiment_id=store.experiment) as run:
+        mlflow.log_text("a report", "reports/report.html")
+    assert found() == []
+    store.client.delete_run(run.info.run_id)
+    store.client.delete_run(needed)
+    (going,) = collect()
+    assert (going.kind, going.name, going.size) == ("deleted run", run.info.run_id, 8)
+    assert not Path("mlflow/artifacts", run.info.run_id, "artifacts").exists()
+    assert found() == []
+    promotion.promote(SETTINGS)  # reads the decision of the other deleted run
+
+
+@pytest.mark.parametrize(
+    "step", ["delete_model_version", "delete_artifacts", "delete_logged_model"]
+)
+def test_a_kill_while_a_version_goes_leaves_what_the_next_gc_finishes(
+    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    workspace.set(registry=REGISTRY)
+    owner: Any = LocalArtifactRepository if step == "delete_artifacts" else MlflowClient
+    for content in "abc":
+        version = store.register(content)
+        run = store.client.get_model_version(SETTINGS.name, version).run_id
+        store.client.set_tag(run, "decision", "accepted")
+        promotion.promote(SETTINGS)
+    place, before = store.stored("1"), store.aliases()
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, step, killed)
+        collect()
+    assert store.aliases() == before
+    (rest,) = collect()
+    assert rest.kind == ("version" if step == "delete_model_version" else "logged model")
+    assert not place.exists() and found() == []
+    promotion.rollback(SETTINGS)
+
+
+def test_a_promotion_that_was_killed_is_undone_before_anything_is_called_unneeded(
+    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    workspace.set(registry=REGISTRY)
+    for content in "abc":
+        store.register(content)
+        if content != "c":
+            promotion.promote(SETTINGS)
+    loads = iter([["a text"]])
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        # Killed after both aliases moved: version 1 has none, and is the previous one after all.
+        patch.setattr(promotion, "smoke_test", lambda store, uri: next(loads))
+        promotion.promote(SETTINGS)
+    assert str(MlflowClient().get_model_version_by_alias(SETTINGS.name, "previous").version) == "2"
+    assert found() == []
+    assert store.aliases() == {"candidate": "3", "production": "2", "previous": "1"}
+
+
+def test_leftovers_of_killed_processes_go_and_an_old_state_without_a_new_one_stays(
+    workspace: Workspace,
+) -> None:
+    going = [
+        "data/.model.new",
+        "data/.model.old",
+        "data/checkpoints/.r1.new",
+        "data/checkpoints/.r9.old",
+        "data/reports/.summary.json.new",
+        "data/reports/.decision.json.new",
+        ".pruneflow/.flow_run.json.new",
+        ".pruneflow/recovery.done",
+    ]
+    staying = ["data/model", "data/checkpoints/.r2.old", "data/.mine.new"]
+    for place in going + staying:
+        if place.endswith("json.new"):
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+            Path(place).write_text("half")
+        else:
+            Path(place).mkdir(parents=True)
+            (Path(place) / "file").write_text("half")
+    assert sorted(names("leftover", collect())) == sorted(going)
+    assert not any(Path(place).exists() for place in going)
+    assert all(Path(place).is_dir() for place in staying)
+    assert found() == []
+
+
+@pytest.fixture
+def recoveries(workspace: Workspace) -> Callable[..., str]:
+    """Make a checkpoint as a recovery of these settings would name it; returns its place."""
+
+    def make(source: str = "digest of r2", **recovery: Any) -> str:
+        from pruneflow.descent import recovery_checkpoint
+
+        workspace.set(recovery=recovery)
+        facts = {"status": "done", "delivered_digest": source, "dense": {}, "digest": source}
+        write_json(CHECKPOINTS / "r2/round.json", {"round": "r2", "delivered": "r2", **facts})
+        write_json(CALIBRATION_SET / "manifest.json", {"digest": "digest of the set"})
+        place = recovery_checkpoint(load_settings())
+        assert place is not None
+        write_json(place / "manifest.json", {})
+        return place.as_posix()
+
+    return make
+
+
+def test_a_recovery_that_the_present_settings_go_on_with_stays_and_others_go(
+    recoveries: Callable[..., str], workspace: Workspace
+) -> None:
+    of_another_model = recoveries("another digest", token_budget=100)
+    of_another_setting = recoveries(token_budget=200)
+    present = recoveries(token_budget=100)
+    assert recoveries(token_budget=100, checkpoint_every=7) == present
+    assert len({of_another_model, of_another_setting, present}) == 3
+    assert set(names("leftover", collect())) == {of_another_model, of_another_setting}
+    assert Path(present).is_dir()
+    Path("data/checkpoints/r2/round.json").unlink()  # a round to come: nobody knows yet
+    assert found() == []
+    workspace.set()  # no recovery is asked for
+    assert names("leftover", collect()) == [present]
+    assert list(RECOVERY.iterdir()) == []
+
+
+def test_a_workspace_that_never_ran_has_nothing_to_remove_and_gets_no_store(
+    workspace: Workspace,
+) -> None:
+    assert found() == []
+    assert not Path("mlflow/mlflow.db").exists()
+
+
+def test_what_cannot_be_removed_is_one_line(workspace: Workspace) -> None:
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(InputError, match=r"data/x cannot be removed \(Permission denied\)"):
+        housekeeping.remove([Removable("round", "data/x", 1, refuse)])
+
+
+def test_the_experiment_of_the_settings_is_the_only_one_looked_at(
+    store: Registry, workspace: Workspace
+) -> None:
+    import mlflow
+
+    with mlflow.start_run(experiment_id=store.experiment) as run:
+        mlflow.log_text("a report", "reports/report.html")
+    store.client.delete_run(run.info.run_id)
+    workspace.set(registry={**REGISTRY, "experiment": "another"})
+    assert found() == []
+    workspace.set(registry=REGISTRY)
+    assert names("deleted run", found()) == [run.info.run_id]
