@@ -10,11 +10,14 @@ TORCH  := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas 
           nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
           nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
           nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+# Whether PostgreSQL's programs are here, and how to become root.
+POSTGRESQL := { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Nothing here needs a model hub; users who have one can set HF_HUB_OFFLINE=0.
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-fast lint format lock clean
+.PHONY: help setup demo test test-fast test-team postgresql lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -40,7 +43,15 @@ test: test-fast lint  ## All tests, with the pipeline on real weights
 	$(BIN)/python -m pytest -m slow
 
 test-fast: setup  ## Unit tests on tiny models, under two minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not team" -n 2
+
+test-team: setup postgresql  ## The pipeline on PostgreSQL, S3 and an MLflow server with users
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
+
+# The tests start a cluster of their own; Debian keeps the programs off the path.
+postgresql:
+	@$(POSTGRESQL) || { $(SUDO) apt-get update -q; $(SUDO) apt-get install -qy postgresql; } || true
+	@$(POSTGRESQL) || { echo "PostgreSQL cannot be installed here: put initdb on the path" >&2; exit 1; }
 
 lint: setup  ## Linter, formatter check, types, spelling
 	$(BIN)/ruff check .

@@ -232,7 +232,7 @@ class _Moves:
     def make(self, kind: Kind, number: str, approval: Approval) -> Move:
         """Move production to a version, once it is seen to work, and back if it does not."""
         chosen = self.version(number)
-        registry.check_files(self._name, chosen)
+        registry.check_files(self._client, self._name, chosen)
         self._smoke(f"models:/{self._name}/{number}", "nothing was changed")
         entry = {
             "kind": kind,

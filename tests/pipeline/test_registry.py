@@ -11,7 +11,7 @@ from pruneflow.artifacts import sha256_json
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import InputError
 from tasks import promotion, registry
-from tasks.tracking import connect
+from tasks.tracking import connect, experiment
 from tests.pipeline.conftest import Workspace
 
 SETTINGS = RegistrySettings()
@@ -20,10 +20,10 @@ SETTINGS = RegistrySettings()
 class Registry:
     """Registers made-up models and tells the aliases."""
 
-    def __init__(self) -> None:
-        self.client = connect(SETTINGS)
-        location = Path("mlflow/artifacts").absolute().as_uri()
-        self.experiment = self.client.create_experiment("toy", artifact_location=location)
+    def __init__(self, settings: RegistrySettings = SETTINGS) -> None:
+        self.settings = settings
+        self.client = connect(settings)
+        self.experiment = experiment(self.client, settings)
 
     def register(
         self, content: str, accepted: bool = True, dirty: str = "false", **judged: Any
@@ -40,16 +40,16 @@ class Registry:
             content, "dense", "data", "recipe", "gates", sha256_json(decision), "git", dirty, "lock"
         )
         needs = ["transformers"]
-        return registry.register(SETTINGS, checkpoint, run.info.run_id, lineage, needs).version
+        return registry.register(self.settings, checkpoint, run.info.run_id, lineage, needs).version
 
     def aliases(self) -> dict[str, str]:
-        found = registry.status(SETTINGS)
+        found = registry.status(self.settings)
         return {alias: each["version"] for alias, each in found.items() if each is not None}
 
     def stored(self, version: str) -> Path:
         import mlflow
 
-        uri = f"models:/{SETTINGS.name}/{version}"
+        uri = f"models:/{self.settings.name}/{version}"
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
 
 
