@@ -1,5 +1,6 @@
 """One at a time: by a file lock on this host, over many hosts by a limit of Prefect's server."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -36,6 +37,8 @@ def _take_turn(url: str, stack: ExitStack) -> None:
     from prefect.concurrency.sync import concurrency
     from prefect.exceptions import PrefectHTTPStatusError
 
+    # It counts, at the end of a process, the events about this limit that are still on their way.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
     turn = concurrency(
         REGISTRY_LIMIT, strict=True, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS
     )

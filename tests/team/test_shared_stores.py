@@ -49,6 +49,10 @@ def test_the_pipeline_runs_on_shared_stores_and_its_data_comes_back_byte_for_byt
     team: Team, ada: Callable[[str], Workspace], tmp_path: Path
 ) -> None:
     workspace = ada(MODEL)
+    for line in team.documented("bash", "dvc remote").splitlines():
+        done = workspace.do("-m", *line.split())
+        assert done.returncode == 0, done.stderr
+    commit(workspace.folder, "settings")
     done = workspace.pruneflow("run")
     assert done.returncode == 0, done.stderr
     assert f"accepted    version 1 of {MODEL} is in production" in done.stdout

@@ -66,6 +66,7 @@ def _changed(values, keys, value):
         ("documents.domains", [], "documents.domains"),
         ("documents.domains", ["news", "news"], "twice"),
         ("registry.name", "a/b", "registry.name"),
+        ("registry.tracking_uri", "http://ada:secret@mlflow", "holds a password"),
         ("typo", 1, "unknown key typo"),
     ],
 )
