@@ -34,8 +34,10 @@ def run_flow() -> "Outcome":
     """Run the flow and return its outcome; its failure becomes the error it stands for."""
     print("starting Prefect", file=sys.stderr, flush=True)
     from flows.pipeline import pipeline
+    from tasks.limits import check_server
     from tasks.stages import BAD_INPUT
 
+    check_server()
     _quieten()
     state = pipeline(return_state=True)
     if state.is_completed():

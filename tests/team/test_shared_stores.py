@@ -125,3 +125,20 @@ def test_a_server_that_is_not_there_is_one_line_at_once(ada: Callable[[str], Wor
     done = workspace.pruneflow("status")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"MLflow's store {url} cannot be used" in done.stderr
+
+    workspace.set()
+    workspace.environment["PREFECT_API_URL"] = f"{url}/api"
+    done = workspace.pruneflow("run")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"no Prefect server answers at PREFECT_API_URL ({url}/api" in done.stderr
+
+
+def test_a_prefect_server_that_does_not_know_us_is_one_line(
+    team: Team, ada: Callable[[str], Workspace]
+) -> None:
+    workspace = ada("unknown")
+    workspace.environment["PREFECT_API_AUTH_STRING"] = "pruneflow:wrong"
+    done = workspace.pruneflow("run")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "refuses with status 401: check PREFECT_API_AUTH_STRING" in done.stderr
+    assert workspace.executed() == []
