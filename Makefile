@@ -10,6 +10,9 @@ TORCH  := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas 
           nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
           nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
           nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+# Whether PostgreSQL's programs are here, and how to become root.
+POSTGRESQL := { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Nothing here needs a model hub; users who have one can set HF_HUB_OFFLINE=0.
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -17,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PREFECT_PORT ?= 4200
 export MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo services test test-fast lint format lock clean
+.PHONY: help setup demo services test test-fast test-team postgresql lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -48,10 +51,18 @@ services: setup  ## Prefect's server and worker and MLflow's server on 127.0.0.1
 	@exec $(BIN)/honcho start
 
 test: test-fast lint  ## All tests, with the pipeline on real weights
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 test-fast: setup  ## Unit tests on tiny models, under two minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not team" -n 2
+
+test-team: setup postgresql  ## The pipeline on PostgreSQL, S3 and an MLflow server with users
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
+
+# The tests start a cluster of their own; Debian keeps the programs off the path.
+postgresql:
+	@$(POSTGRESQL) || { $(SUDO) apt-get update -q; $(SUDO) apt-get install -qy postgresql; } || true
+	@$(POSTGRESQL) || { echo "PostgreSQL cannot be installed here: put initdb on the path" >&2; exit 1; }
 
 lint: setup  ## Linter, formatter check, types, spelling
 	$(BIN)/ruff check .

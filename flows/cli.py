@@ -20,7 +20,7 @@ from pruneflow.errors import InputError, PruneflowError, report
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
-    from pruneflow.config import PipelineSettings
+    from pruneflow.config import PipelineSettings, RegistrySettings
 
 REFUSED = 1
 
@@ -137,18 +137,22 @@ def preflight() -> "PipelineSettings":
     """Check all that can be checked in a moment, before Prefect starts.
 
     Raises:
-        InputError: a setting, the model, a domain or the data folder cannot be used.
+        InputError: a setting, the model, a domain, the data folder or MLflow's server cannot be
+            used.
     """
     from pruneflow.calibration.sources import known_domains
     from pruneflow.evaluation.gates import load_gates
     from pruneflow.models.loading import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
+    from tasks.tracking import connect, is_server
 
     settings = _settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
     _check_writable(Path("data"))
     load_gates(GATES_FILE)
     check_source(settings.model)
+    if is_server(settings.registry):
+        connect(settings.registry)  # not after hours of pruning
     return settings
 
 
@@ -162,8 +166,7 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
     Console().print(result_table(outcome.summary))
     print(f"report      {PAGE}")
     print(f"model       {MODEL}")
-    store = f"--backend-store-uri {settings.registry.tracking_uri}"
-    print(f"MLflow      {_program('mlflow')} ui {store}")
+    print(f"MLflow      {_mlflow_page(settings.registry)}")
     if outcome.version is None:
         print("refused     nothing is registered, production stays as it is")
     elif outcome.in_production and not outcome.new:
@@ -184,6 +187,14 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
         print(f"  {reason}")
     if outcome.not_pushed:
         print(f"not pushed  {outcome.not_pushed}")
+
+
+def _mlflow_page(settings: "RegistrySettings") -> str:
+    from tasks.tracking import is_server
+
+    if is_server(settings):
+        return settings.tracking_uri
+    return f"{_program('mlflow')} ui --backend-store-uri {settings.tracking_uri}"
 
 
 def _program(name: str) -> str:

@@ -33,10 +33,11 @@ def set_environment() -> None:
 def run_flow() -> "Outcome":
     """Run the flow and return its outcome; its failure becomes the error it stands for."""
     print("starting Prefect", file=sys.stderr, flush=True)
-    _check_server()
     from flows.pipeline import pipeline
+    from tasks.limits import check_server
     from tasks.stages import BAD_INPUT
 
+    check_server()
     _quieten()
     state = pipeline(return_state=True)
     if state.is_completed():
@@ -51,22 +52,6 @@ def run_flow() -> "Outcome":
     if state.name == BAD_INPUT:
         raise InputError(state.message)
     raise PruneflowError(state.message)
-
-
-def _check_server() -> None:
-    """Find out in a moment whether the user's Prefect server is there; Prefect takes minutes."""
-    from httpx import HTTPError, get
-    from prefect.settings import get_current_settings
-
-    from tasks.limits import no_server
-
-    url = get_current_settings().api.url
-    if url is None:
-        return
-    try:
-        get(f"{url}/health", timeout=10).raise_for_status()
-    except HTTPError as error:
-        raise no_server(url, error) from None
 
 
 def _quieten() -> None:

@@ -6,6 +6,7 @@ stage. `pruneflow configure PROFILE` writes it whole from a profile and the defa
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlparse
 
 import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -130,7 +131,9 @@ class RegistrySettings(Settings):
         "sqlite:///mlflow/mlflow.db", description="MLflow's store; a server's URL for teams."
     )
     artifact_location: str = Field(
-        "mlflow/artifacts", description="Where a new experiment keeps files (a folder or a URL)."
+        "mlflow/artifacts",
+        description="Where a new experiment keeps files (a folder or a URL); with a server, a "
+        "folder of this workspace stands for wherever the server keeps them.",
     )
     promotion: Literal["auto", "manual"] = Field(
         "auto",
@@ -140,6 +143,16 @@ class RegistrySettings(Settings):
     push: bool = Field(
         True, description="`dvc push` to DVC's default remote after each accepted run."
     )
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> "RegistrySettings":
+        """Settings are kept in git and with every MLflow run."""
+        if urlparse(self.tracking_uri).password is not None:
+            raise ValueError(
+                "registry.tracking_uri holds a password: leave it out, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or PGPASSWORD)"
+            )
+        return self
 
 
 class NotifySettings(Settings):

@@ -1,5 +1,6 @@
-"""One at a time: by a file lock on this host, over many hosts by a limit of Prefect's server."""
+"""One at a time: in a workspace by a file lock, over many by a limit of their Prefect server."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -15,12 +16,13 @@ LEASE_SECONDS = 60.0  # the least that Prefect's servers grant
 def registry_held() -> Iterator[None]:
     """Hold the registry: nobody else registers a version or moves an alias meanwhile.
 
-    Hosts that share a Prefect server (PREFECT_API_URL) take turns by its global concurrency limit
-    `pruneflow-registry`, made on first use. Its lease runs out soon after the holder is killed.
+    Workspaces that share a Prefect server (PREFECT_API_URL) take turns by its global concurrency
+    limit `pruneflow-registry`, made on first use. Its lease runs out soon after the holder is
+    killed.
 
     Raises:
         WorkspaceBusyError: somebody else holds it for longer than WAIT_SECONDS.
-        InputError: no Prefect server answers at PREFECT_API_URL.
+        InputError: no Prefect server answers at PREFECT_API_URL, or it refuses.
     """
     from prefect.settings import get_current_settings
 
@@ -31,31 +33,55 @@ def registry_held() -> Iterator[None]:
         yield
 
 
-def no_server(url: str, error: Exception) -> InputError:
-    """The line about a Prefect server that does not answer."""
-    return InputError(
-        f"no Prefect server answers at PREFECT_API_URL ({url}, {type(error).__name__}): start it "
-        "with `make services`, or unset PREFECT_API_URL"
-    )
+def check_server() -> None:
+    """Ask the Prefect server at PREFECT_API_URL, if it is set, whether it is there and lets us in.
+
+    Raises:
+        InputError: it is not, or it does not.
+    """
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if url is not None:
+        with _server_errors(str(url)):
+            _make_limit()
 
 
 def _take_turn(url: str, stack: ExitStack) -> None:
-    from httpx import TransportError
     from prefect.concurrency.sync import concurrency
-    from prefect.exceptions import PrefectHTTPStatusError
 
+    # It counts, at the end of a process, the events about this limit that are still on their way.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
     turn = concurrency(
         REGISTRY_LIMIT, strict=True, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS
     )
     try:
-        _make_limit()
-        stack.enter_context(turn)
-    except (TransportError, PrefectHTTPStatusError, RuntimeError) as error:
-        raise no_server(url, error) from None
+        with _server_errors(url):
+            _make_limit()
+            stack.enter_context(turn)
     except TimeoutError:
         raise WorkspaceBusyError(
-            f"another host is at work on the registry (global concurrency limit {REGISTRY_LIMIT} "
-            f"of {url}): wait for it"
+            f"another workspace is at work on the registry (global concurrency limit "
+            f"{REGISTRY_LIMIT} of {url}): wait for it"
+        ) from None
+
+
+@contextmanager
+def _server_errors(url: str) -> Iterator[None]:
+    from httpx import TransportError
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        raise InputError(
+            f"the Prefect server at PREFECT_API_URL ({url}) refuses with status "
+            f"{error.response.status_code}: check PREFECT_API_AUTH_STRING"
+        ) from None
+    except (TransportError, RuntimeError) as error:
+        raise InputError(
+            f"no Prefect server answers at PREFECT_API_URL ({url}, {type(error).__name__}): start "
+            "it with `make services`, or unset PREFECT_API_URL"
         ) from None
 
 

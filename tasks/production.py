@@ -65,9 +65,9 @@ def _known(
 
 
 def _measure(settings: PipelineSettings, version: str) -> dict[str, Any]:
-    directory = registry.checkpoint(settings.registry, version)
-    record = measure_model(
-        directory, HELD_OUT, BENCHMARKS, settings.compute, f"version {version}, in production:"
-    )
+    with registry.checkpoint(settings.registry, version) as directory:
+        record = measure_model(
+            directory, HELD_OUT, BENCHMARKS, settings.compute, f"version {version}, in production:"
+        )
     write_json(IN_PRODUCTION, record)
     return record

@@ -4,7 +4,7 @@ A move takes two alias writes and two smoke tests. It is noted in a tag of the r
 before the first write, together with the aliases as they were, and becomes an entry of the model's
 history when it is done. Whoever finds such a note later finds the rest of a move that was killed,
 and undoes it: nobody saw its model pass the second smoke test. Moves are made one at a time: a file
-lock on this host and, where many hosts share a Prefect server (PREFECT_API_URL), one of its global
+lock in this workspace and, where many share a Prefect server (PREFECT_API_URL), one of its global
 concurrency limits (`limits.py`).
 """
 
@@ -244,7 +244,7 @@ class _Moves:
     def make(self, kind: Kind, number: str, approval: Approval) -> Move:
         """Move production to a version, once it is seen to work, and back if it does not."""
         chosen = self.version(number)
-        registry.check_files(self._name, chosen)
+        registry.check_files(self._client, self._name, chosen)
         self._smoke(f"models:/{self._name}/{number}", "nothing was changed")
         entry = {
             "kind": kind,

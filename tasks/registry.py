@@ -5,17 +5,20 @@ was in use before. `tasks/promotion.py` moves the last two.
 """
 
 import json
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlparse
 
 from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import DamagedArtifactError, InputError
 from tasks.limits import registry_held
-from tasks.tracking import connect, store_errors, store_file
+from tasks.tracking import FOLDER_SCHEMES, connect, store_errors, store_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +31,7 @@ DECISION_ARTIFACT = "reports/decision.json"
 DECISION_RUN = "decision_run"  # tag of a version: the MLflow run that its gates were decided in
 
 _FILES = "files_digest"
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,21 @@ def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
     return empty
 
 
-def checkpoint(settings: RegistrySettings, version: str) -> Path:
-    """Return the directory of a version's model, verified against the digest it was stored with.
+@contextmanager
+def checkpoint(settings: RegistrySettings, version: str) -> Iterator[Path]:
+    """Yield the directory of a version's model, verified against the digest it was stored with.
+
+    It is gone afterwards where it had to be fetched from a server.
 
     Raises:
         InputError: there is no such version, or its files are damaged.
     """
     client = connect(settings)
-    with store_errors(settings):
-        return check_files(settings.name, chosen_version(client, settings.name, version))
+    with tempfile.TemporaryDirectory(prefix="pruneflow-model-") as scratch:
+        with store_errors(settings):
+            chosen = chosen_version(client, settings.name, version)
+            directory = _sound_files(client, settings.name, chosen, scratch)
+        yield directory
 
 
 def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: str) -> Any:
@@ -208,7 +218,7 @@ def version_of_alias(client: "MlflowClient", name: str, alias: str) -> str | Non
     try:
         return str(client.get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in _MISSING:
             return None
         raise
 
@@ -226,7 +236,9 @@ def chosen_version(client: "MlflowClient", name: str, version: str | None) -> "M
         raise InputError(f"{name} has no candidate: `pruneflow run` makes one")
     try:
         return client.get_model_version(name, number)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
         raise InputError(f"{name} has no version {number}: see `pruneflow status`") from None
 
 
@@ -240,13 +252,31 @@ def _artifact(run_id: str, path: str) -> Any:
         raise DamagedArtifactError(f"MLflow run {run_id} has no readable {path}") from None
 
 
-def check_files(name: str, version: "ModelVersion") -> Path:
-    """Compare the stored model with the digest taken when it was registered; return its place."""
+def check_files(client: "MlflowClient", name: str, version: "ModelVersion") -> None:
+    """Compare the stored model with the digest taken when it was registered.
+
+    Raises:
+        InputError: they differ.
+    """
+    with tempfile.TemporaryDirectory(prefix="pruneflow-model-") as scratch:
+        _sound_files(client, name, version, scratch)
+
+
+def _sound_files(client: "MlflowClient", name: str, version: "ModelVersion", scratch: str) -> Path:
+    """Return where the stored model is: in `scratch`, when it is not on this host already.
+
+    Left to itself, MLflow would leave a copy in the temporary folder each time.
+    """
     import mlflow
 
-    uri = f"models:/{name}/{version.version}"
+    place = client.get_model_version_download_uri(name, version.version)
     try:
-        stored = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+        stored = Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=f"models:/{name}/{version.version}",
+                dst_path=None if urlparse(place).scheme in FOLDER_SCHEMES else scratch,
+            )
+        )
         model = mlflow.models.Model.load(str(stored))
         directory = stored / model.flavors["python_function"]["artifacts"]["checkpoint"]["path"]
         if files_digest(directory) == version.tags.get(_FILES):

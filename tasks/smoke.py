@@ -5,8 +5,10 @@ broken model may take its process down, and a model that loads beside us may not
 """
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,12 +34,19 @@ def smoke_test(store: str, uri: str) -> list[str]:
             when it is loaded), or it writes nothing.
     """
     command = [sys.executable, "-m", "tasks.smoke", store, uri]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, cwd=Path.cwd()
-        )
-    except subprocess.TimeoutExpired:
-        raise SmokeError(f"{uri} did not answer within {TIMEOUT} s") from None
+    # MLflow leaves what it fetches from a server in the temporary folder.
+    with tempfile.TemporaryDirectory(prefix="pruneflow-smoke-") as scratch:
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                cwd=Path.cwd(),
+                env={**os.environ, "TMPDIR": scratch},
+            )
+        except subprocess.TimeoutExpired:
+            raise SmokeError(f"{uri} did not answer within {TIMEOUT} s") from None
     if done.returncode != 0:
         raise SmokeError(f"{uri} cannot be used: {next(_reasons(done.stderr), 'no reason given')}")
     texts: list[str] = json.loads(done.stdout.splitlines()[-1])

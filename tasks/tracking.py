@@ -21,9 +21,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+# What MLflow's server with users says no to, by its code, and what helps.
+_REFUSALS = {
+    "UNAUTHENTICATED": "does not know you: set MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD",
+    "PERMISSION_DENIED": "does not let you do this: ask its admin for the permission MANAGE",
+}
 _BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
-_FOLDER_SCHEMES = ("", "file")
+_SERVER_SECONDS = 10  # within which a server that is up answers
+FOLDER_SCHEMES = ("", "file")
 _LOCKED = "database is locked"  # SQLite's words
 
 
@@ -37,6 +44,7 @@ def connect(settings: RegistrySettings) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     file = store_file(settings)
     if file is not None:
         _check_file(file)
@@ -49,17 +57,19 @@ def connect(settings: RegistrySettings) -> "MlflowClient":
     mlflow.set_registry_uri(uri)
     with store_errors(settings):
         client = mlflow.MlflowClient()
+        if is_server(settings):
+            _check_server(uri)
         client.search_experiments(max_results=1)
     return client
 
 
 @contextmanager
 def store_errors(settings: RegistrySettings) -> Iterator[None]:
-    """Turn MLflow's failures to reach its store into one line.
+    """Turn MLflow's failures to reach its store, and its refusals, into one line.
 
     Raises:
         StoreBusyError: it is locked for the moment.
-        InputError: it cannot be used.
+        InputError: it cannot be used, or refuses.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -67,6 +77,11 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        code = getattr(error, "error_code", None)
+        if code in _REFUSALS:
+            raise InputError(
+                f"MLflow at {settings.tracking_uri} {_REFUSALS[code]}: mlflow/README.md says how"
+            ) from None
         detail = str(error).strip().splitlines()[0]
         if _LOCKED in detail:
             raise _busy(settings.tracking_uri) from None
@@ -74,6 +89,11 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
             f"MLflow's store {settings.tracking_uri} cannot be used ({detail}): check "
             "registry.tracking_uri in configs/pipeline.yaml"
         ) from None
+
+
+def is_server(settings: RegistrySettings) -> bool:
+    """Whether the store is a server, which also knows where its files go."""
+    return urlparse(settings.tracking_uri).scheme in ("http", "https")
 
 
 def store_file(settings: RegistrySettings) -> Path | None:
@@ -101,10 +121,14 @@ def log_run(
     client = connect(settings.registry)
     import mlflow
 
-    experiment = _experiment(client, settings.registry)
     parameters = flatten(settings.model_dump(mode="json", exclude={"notify"}))
     metrics = numbers(summary)
-    with mlflow.start_run(experiment_id=experiment, run_name=_run_name(settings)) as run:
+    with (
+        store_errors(settings.registry),
+        mlflow.start_run(
+            experiment_id=experiment(client, settings.registry), run_name=_run_name(settings)
+        ) as run,
+    ):
         for batch in _batches(parameters):
             mlflow.log_params(batch)
         for batch in _batches(metrics):
@@ -182,6 +206,16 @@ def _check_file(file: Path) -> None:
         ) from None
 
 
+def _check_server(uri: str) -> None:
+    """Ask the server once whether it is there: MLflow itself would try for minutes."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    http_request(
+        get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=_SERVER_SECONDS
+    )
+
+
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
@@ -250,16 +284,31 @@ def _log_configs(settings: NotifySettings) -> None:
         mlflow.log_artifacts(str(copy), "configs")
 
 
-def _experiment(client: "MlflowClient", settings: RegistrySettings) -> str:
+def experiment(client: "MlflowClient", settings: RegistrySettings) -> str:
+    """Return the id of the experiment, made on first use.
+
+    Its files go to `registry.artifact_location`. A server puts them where it puts everybody's when
+    that is a folder of this workspace, which others cannot reach.
+    """
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(settings.experiment)
     if found is not None:
         return str(found.experiment_id)
-    location = settings.artifact_location
-    if urlparse(location).scheme in _FOLDER_SCHEMES:
+    location: str | None = settings.artifact_location
+    if is_server(settings) and not (urlparse(location).scheme or Path(location).is_absolute()):
+        location = None
+    elif urlparse(location).scheme in FOLDER_SCHEMES:
         folder = Path(unquote(urlparse(location).path))
         folder.mkdir(parents=True, exist_ok=True)
         location = folder.absolute().as_uri()
-    return str(client.create_experiment(settings.experiment, artifact_location=location))
+    try:
+        return str(client.create_experiment(settings.experiment, artifact_location=location))
+    except MlflowException as error:
+        made = client.get_experiment_by_name(settings.experiment)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:
+            raise
+        return str(made.experiment_id)  # somebody else made it a moment ago
 
 
 def _metric_name(key: str) -> str:

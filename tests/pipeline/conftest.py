@@ -263,9 +263,8 @@ class Workspace:
         return names
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    folder = tmp_path / "workspace"
+def toy_workspace(folder: Path, prefect_home: Path) -> Workspace:
+    """Make a toy project folder, a git repository without a commit."""
     for name in (".dvc", "configs", "mlflow", "dense"):
         (folder / name).mkdir(parents=True)
     for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"):
@@ -278,11 +277,17 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     (folder / "dense/config.json").write_text('{"model_type": "llama"}')
     source = {"kind": "python", "content": "topics", "licence": "PSF-2.0"}
     (folder / "configs/domains.yaml").write_text(yaml.safe_dump({"law": [source]}))
-    toy = Workspace(folder, tmp_path / "prefect")
+    toy = Workspace(folder, prefect_home)
     toy.set()
     toy.gate(0.15)
     subprocess.run(["git", "init", "-q", "."], cwd=folder, check=True)
-    monkeypatch.chdir(folder)
+    return toy
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    toy = toy_workspace(tmp_path / "workspace", tmp_path / "prefect")
+    monkeypatch.chdir(toy.folder)
     return toy
 
 

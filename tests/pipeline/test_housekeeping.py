@@ -289,7 +289,8 @@ def test_versions_without_an_alias_go_and_the_others_work_as_before(
     assert not place.exists() and found() == []
     assert store.aliases() == before and promotion.history(SETTINGS) == told
     for number in "234":
-        assert registry.checkpoint(SETTINGS, number).is_dir()
+        with registry.checkpoint(SETTINGS, number) as directory:
+            assert directory.is_dir()
     with pytest.raises(InputError, match="has no version 1"):
         promotion.restore(SETTINGS, "1")
     assert promotion.rollback(SETTINGS) == promotion.Move("2", "3", True)
@@ -349,7 +350,8 @@ def test_models_no_version_names_go_if_the_pipeline_logged_them(
     assert found() == []
     assert not list(Path("mlflow/artifacts").glob(f"models/{ours}/**/MLmodel"))
     assert mlflow.pyfunc.load_model(f"models:/{of_somebody}")
-    assert registry.checkpoint(SETTINGS, version).is_dir()
+    with registry.checkpoint(SETTINGS, version) as directory:
+        assert directory.is_dir()
 
 
 def test_files_of_deleted_runs_go_unless_a_version_stands_on_them(

@@ -21,6 +21,8 @@ from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
 
 __all__ = ["empty_store", "store"]
 
+pytestmark = pytest.mark.slow
+
 WRITES = (
     "set_registered_model_tag",
     "set_registered_model_alias",
@@ -198,7 +200,6 @@ def running(workspace: Workspace) -> Registry:
     return Registry()
 
 
-@pytest.mark.slow
 def test_the_smoke_test_loads_the_model_in_a_process_of_its_own(workspace: Workspace) -> None:
     store = running(workspace)
     settings = {"name": SETTINGS.name}
@@ -217,7 +218,6 @@ def test_the_smoke_test_loads_the_model_in_a_process_of_its_own(workspace: Works
     assert "promotion of version 1" in status and "by ada (it is small)" in status
 
 
-@pytest.mark.slow
 def test_after_kill_9_in_the_middle_the_next_command_makes_the_registry_whole(
     workspace: Workspace,
 ) -> None:
@@ -242,7 +242,6 @@ def test_after_kill_9_in_the_middle_the_next_command_makes_the_registry_whole(
     assert store.aliases() == {"candidate": "2", "production": "2", "previous": "1"}
 
 
-@pytest.mark.slow
 def test_twenty_promotions_at_once_end_with_one_production_and_a_true_previous(
     store: Registry, workspace: Workspace
 ) -> None:

@@ -11,7 +11,7 @@ from pruneflow.artifacts import sha256_json
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import InputError
 from tasks import promotion, registry
-from tasks.tracking import connect
+from tasks.tracking import connect, experiment
 from tests.pipeline.conftest import Workspace
 
 SETTINGS = RegistrySettings()
@@ -23,8 +23,7 @@ class Registry:
     def __init__(self, settings: RegistrySettings = SETTINGS) -> None:
         self.settings = settings
         self.client = connect(settings)
-        location = Path("mlflow/artifacts").absolute().as_uri()
-        self.experiment = self.client.create_experiment("toy", artifact_location=location)
+        self.experiment = experiment(self.client, settings)
 
     def register(
         self, content: str, accepted: bool = True, dirty: str = "false", **judged: Any

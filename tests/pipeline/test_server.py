@@ -1,16 +1,15 @@
 """Guards of two pins: Prefect's server, and its scheduler, which fails without a word."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.servers import answers, free_port, serving
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A server of our own; yields the environment in which `prefect` talks to it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
+    port, home = free_port(), tmp_path_factory.mktemp("prefect")
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")},
         "PREFECT_HOME": str(home),
@@ -34,35 +30,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         "PYTHONPATH": str(REPOSITORY),
     }
-    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            _wait_for(port, process, home / "server.log")
-            yield environment
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
-    pytest.fail(f"the server did not start:\n{log.read_text()}")
+    prefect = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+    with serving(
+        [*prefect, "--port", str(port)],
+        lambda: answers(f"http://127.0.0.1:{port}/api/health"),
+        home / "server.log",
+        env=environment,
+    ):
+        yield environment
 
 
 def in_prefect(environment: dict[str, str], code: str) -> str:

@@ -68,6 +68,7 @@ def _changed(values, keys, value):
         ("registry.name", "a/b", "registry.name"),
         ("notify.webhook", "htps://secret", r"notify.webhook must start with http:// or https://$"),
         ("notify.events", ["accepted"], "notify.events.0 is 'accepted'"),
+        ("registry.tracking_uri", "http://ada:secret@mlflow", "holds a password"),
         ("typo", 1, "unknown key typo"),
     ],
 )

@@ -1,0 +1,87 @@
+"""Servers for tests: started on loopback, waited for, and ended with all their children."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_SECONDS = 180.0
+END_SECONDS = 20.0
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """Whether a server says that it is well at this address."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextmanager
+def serving(
+    command: list[str],
+    ready: Callable[[], bool],
+    log: Path,
+    end: signal.Signals = signal.SIGTERM,
+    **options: Any,
+) -> Iterator[None]:
+    """Run a server until the block ends.
+
+    Args:
+        command: what to run; its children end with it.
+        ready: whether it answers.
+        log: file for what it says, shown when it does not start.
+        end: the signal that asks it to end.
+        options: of `subprocess.Popen`, e.g. ``env`` and ``cwd``.
+    """
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **options,
+        )
+        try:
+            _wait(process, ready, log)
+            yield
+        finally:
+            _end(process, end)
+
+
+def _wait(process: "subprocess.Popen[bytes]", ready: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if ready():
+            return
+        time.sleep(0.3)
+    pytest.fail(f"{process.args!r} did not start:\n{log.read_text()}")
+
+
+def _end(process: "subprocess.Popen[bytes]", end: signal.Signals) -> None:
+    """Ask the process group to end, as Ctrl-C does, and then end what is left of it."""
+    for each in (end, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, each)
+            process.wait(timeout=END_SECONDS)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+    process.wait()
