@@ -18,18 +18,18 @@ from tests.pipeline.test_crash_safety import kill_in
 from tests.pipeline.test_serving import ask, served
 
 # Minutes where the processor has no instructions for bfloat16.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def pruneflow(*arguments):
-    return run("flows.cli", *arguments, timeout=1500)
+    return run("flows.cli", *arguments, timeout=2700)
 
 
 @pytest.fixture
 def small_budget(real_workspace):
     """The demo's settings with little text, two rounds and few questions."""
     values = load_profile("demo").model_dump(mode="json")
-    values["calibration"].update({"sequences": 22, "validation_sequences": 1, "test_sequences": 4})
+    values["calibration"].update({"sequences": 22, "validation_sequences": 1, "test_sequences": 3})
     values["calibration"]["test_sequence_length"] = 128
     values["documents"]["max_per_domain"] = 60
     values["rounds"] = {
@@ -37,7 +37,7 @@ def small_budget(real_workspace):
         "r2": {"parent": "r1", "ratio": 0.06},
     }
     values["final_round"] = "r2"
-    tasks = {"piqa": 10, "siqa": 10, "boolq": 10, "asdiv": 10}
+    tasks = {"piqa": 10, "siqa": 10, "asdiv": 10}
     values["evaluation"].update({"tasks": tasks, "bootstrap_samples": 100})
     values["latency"].update({"prompt_tokens": 32, "new_tokens": 4, "repeats": 6})
     write_settings(parse_settings(values, "test"))
