@@ -86,7 +86,7 @@ def test_the_main_job_on_real_weights(small_budget):
     # kill -9 in the middle of a round; what it comes to in the end is the same model.
     shutil.rmtree("data/checkpoints/r2")
     shutil.rmtree(".dvc/cache")
-    assert kill_in("round@r2", 15.0, False, "dvc", "repro", "-s", "round@r2") == "round@r2"
+    assert kill_in(["round@r2"], 15.0, False, "dvc", "repro", "-s", "round@r2") == "round@r2"
     assert repro("-s", "round@r2") == ["round@r2"]
     assert model_digest(Path("data/checkpoints/r2")) == summary["digests"]["pruned"]
 
