@@ -1,4 +1,4 @@
-"""What `pruneflow gc` removes, what stays, and that nothing that is needed goes."""
+"""What `pruneflow gc` removes of the workspace and of DVC's cache; what is needed stays."""
 
 import json
 import os
@@ -18,16 +18,12 @@ from pruneflow.config import load_settings
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY
 from pruneflow.workspace import run_lock
-from tasks import housekeeping, promotion, registry, removable
+from tasks import housekeeping, removable
 from tasks.removable import Removable
 from tests.pipeline.conftest import SETTINGS as TOY
 from tests.pipeline.conftest import Workspace
-from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
-
-__all__ = ["empty_store", "store"]
 
 CACHE = Path(".dvc/cache/files/md5")
-REGISTRY = {"name": SETTINGS.name, "experiment": "toy"}
 LONGER = {**TOY["rounds"], "r3": {"parent": "r2", "ratio": 0.3}}
 
 
@@ -91,9 +87,9 @@ def replanned(workspace: Workspace, replanned_once: Path) -> Workspace:
     if replanned_once.exists():
         shutil.copytree(replanned_once, workspace.folder, dirs_exist_ok=True)
         return workspace
-    workspace.set(rounds=LONGER, final_round="r3", registry=REGISTRY)
+    workspace.set(rounds=LONGER, final_round="r3")
     assert "r3" in repro(workspace)
-    workspace.set(registry=REGISTRY)
+    workspace.set()
     assert repro(workspace) == ["select", "report"]
     shutil.copytree(workspace.folder, replanned_once)
     return workspace
@@ -135,7 +131,7 @@ def test_what_a_longer_plan_left_goes_and_dvc_has_nothing_to_do(replanned: Works
     shutil.rmtree("data")  # and what stayed is whole
     assert replanned.do("-m", "dvc", "checkout").returncode == 0
     assert repro(replanned) == []
-    replanned.set(rounds=LONGER, final_round="r3", registry=REGISTRY)
+    replanned.set(rounds=LONGER, final_round="r3")
     assert repro(replanned) == ["r3", "select", "report"]
 
 
@@ -146,9 +142,7 @@ def test_what_a_commit_of_any_branch_names_stays_and_comes_back(workspace: Works
         subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
 
     def plan(ratio: float) -> str:
-        workspace.set(
-            rounds={**TOY["rounds"], "r2": {"parent": "r1", "ratio": ratio}}, registry=REGISTRY
-        )
+        workspace.set(rounds={**TOY["rounds"], "r2": {"parent": "r1", "ratio": ratio}})
         repro(workspace)
         return Path("dvc.lock").read_text()
 
@@ -269,162 +263,6 @@ def test_beside_a_run_nothing_is_looked_at_or_removed(replanned: Workspace) -> N
         pass
 
 
-def test_versions_without_an_alias_go_and_the_others_work_as_before(
-    store: Registry, workspace: Workspace
-) -> None:
-    workspace.set(registry=REGISTRY)
-    for content in "abc":
-        store.register(content)
-        promotion.promote(SETTINGS)
-    store.register("d")
-    place = store.stored("1")
-    before, told = store.aliases(), promotion.history(SETTINGS)
-    assert before == {"candidate": "4", "production": "3", "previous": "2"}
-    assert found(keep_versions=1) == []
-    (going,) = found()
-    assert (going.kind, going.name) == ("version", "pruneflow version 1")
-    assert going.size == sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    assert place.is_dir()
-    collect()
-    assert not place.exists() and found() == []
-    assert store.aliases() == before and promotion.history(SETTINGS) == told
-    for number in "234":
-        with registry.checkpoint(SETTINGS, number) as directory:
-            assert directory.is_dir()
-    with pytest.raises(InputError, match="has no version 1"):
-        promotion.restore(SETTINGS, "1")
-    assert promotion.rollback(SETTINGS) == promotion.Move("2", "3", True)
-    assert store.register("a") == "5"  # made again, it is a new version
-
-
-@pytest.mark.slow
-def test_the_commands_about_versions_work_after_it(store: Registry, workspace: Workspace) -> None:
-    workspace.set(registry=REGISTRY)
-    for content in "abc":
-        store.register(content)
-        promotion.promote(SETTINGS)
-    done = workspace.pruneflow("gc", "--yes")
-    assert "pruneflow version 1" in done.stdout and done.stdout.endswith("removed\n"), done.stderr
-    assert "`pruneflow restore` cannot bring them back" in done.stdout
-    assert "version 2 of pruneflow is in production" in workspace.pruneflow("rollback").stdout
-    status = json.loads(workspace.pruneflow("status", "--json").stdout)
-    assert (status["production"]["version"], status["previous"]["version"]) == ("2", "3")
-    assert [move["version"] for move in status["history"]] == ["1", "2", "3", "2"]
-    lost = workspace.pruneflow("restore", "1")
-    assert lost.returncode == 2 and "has no version 1" in lost.stderr
-
-
-def test_an_alias_of_the_users_own_and_a_version_that_was_rolled_back_stay(
-    store: Registry, workspace: Workspace
-) -> None:
-    workspace.set(registry=REGISTRY)
-    for content in "ab":
-        store.register(content)
-        promotion.promote(SETTINGS)
-    promotion.rollback(SETTINGS)
-    for content in "cde":
-        store.register(content)
-        promotion.promote(SETTINGS)
-    store.client.set_registered_model_alias(SETTINGS.name, "champion", "1")
-    assert names("version", found()) == ["pruneflow version 3"]
-    assert promotion.was_rolled_back(SETTINGS, "2")
-    store.client.delete_registered_model_alias(SETTINGS.name, "champion")
-    assert names("version", found()) == ["pruneflow version 3", "pruneflow version 1"]
-
-
-def test_models_no_version_names_go_if_the_pipeline_logged_them(
-    store: Registry, workspace: Workspace
-) -> None:
-    import mlflow
-
-    workspace.set(registry=REGISTRY)
-    version = store.register("a")
-    logged = []
-    for tags in ({"decision": "accepted"}, {}):
-        with mlflow.start_run(experiment_id=store.experiment, tags=tags):
-            model = mlflow.pyfunc.log_model(name="model", python_model="mlflow/served_model.py")
-        logged.append(model.model_id)
-    ours, of_somebody = logged
-    assert names("logged model", found()) == [ours]
-    collect()
-    assert found() == []
-    assert not list(Path("mlflow/artifacts").glob(f"models/{ours}/**/MLmodel"))
-    assert mlflow.pyfunc.load_model(f"models:/{of_somebody}")
-    with registry.checkpoint(SETTINGS, version) as directory:
-        assert directory.is_dir()
-
-
-def test_files_of_deleted_runs_go_unless_a_version_stands_on_them(
-    store: Registry, workspace: Workspace
-) -> None:
-    import mlflow
-
-    workspace.set(registry=REGISTRY)
-    version = store.register("a")
-    needed = store.client.get_model_version(SETTINGS.name, version).run_id
-    with mlflow.start_run(experiment_id=store.experiment) as run:
-        mlflow.log_text("a report", "reports/report.html")
-    assert found() == []
-    store.client.delete_run(run.info.run_id)
-    store.client.delete_run(needed)
-    (going,) = collect()
-    assert (going.kind, going.name, going.size) == ("deleted run", run.info.run_id, 8)
-    assert not Path("mlflow/artifacts", run.info.run_id, "artifacts").exists()
-    assert found() == []
-    promotion.promote(SETTINGS)  # reads the decision of the other deleted run
-
-
-@pytest.mark.parametrize(
-    "step", ["delete_model_version", "delete_artifacts", "delete_logged_model"]
-)
-def test_a_kill_while_a_version_goes_leaves_what_the_next_gc_finishes(
-    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    from mlflow import MlflowClient
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
-    workspace.set(registry=REGISTRY)
-    owner: Any = LocalArtifactRepository if step == "delete_artifacts" else MlflowClient
-    for content in "abc":
-        version = store.register(content)
-        run = store.client.get_model_version(SETTINGS.name, version).run_id
-        store.client.set_tag(run, "decision", "accepted")
-        promotion.promote(SETTINGS)
-    place, before = store.stored("1"), store.aliases()
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(owner, step, killed)
-        collect()
-    assert store.aliases() == before
-    (rest,) = collect()
-    assert rest.kind == ("version" if step == "delete_model_version" else "logged model")
-    assert not place.exists() and found() == []
-    promotion.rollback(SETTINGS)
-
-
-def test_a_promotion_that_was_killed_is_undone_before_anything_is_called_unneeded(
-    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlflow import MlflowClient
-
-    workspace.set(registry=REGISTRY)
-    for content in "abc":
-        store.register(content)
-        if content != "c":
-            promotion.promote(SETTINGS)
-    loads = iter([["a text"]])
-    with monkeypatch.context() as patch, pytest.raises(StopIteration):
-        # Killed after both aliases moved: version 1 has none, and is the previous one after all.
-        patch.setattr(promotion, "smoke_test", lambda store, uri: next(loads))
-        promotion.promote(SETTINGS)
-    assert str(MlflowClient().get_model_version_by_alias(SETTINGS.name, "previous").version) == "2"
-    assert found() == []
-    assert store.aliases() == {"candidate": "3", "production": "2", "previous": "1"}
-
-
 def test_leftovers_of_killed_processes_go_and_an_old_state_without_a_new_one_stays(
     workspace: Workspace,
 ) -> None:
@@ -501,17 +339,3 @@ def test_what_cannot_be_removed_is_one_line(workspace: Workspace) -> None:
 
     with pytest.raises(InputError, match=r"data/x cannot be removed \(Permission denied\)"):
         housekeeping.remove([Removable("round", "data/x", 1, refuse)])
-
-
-def test_the_experiment_of_the_settings_is_the_only_one_looked_at(
-    store: Registry, workspace: Workspace
-) -> None:
-    import mlflow
-
-    with mlflow.start_run(experiment_id=store.experiment) as run:
-        mlflow.log_text("a report", "reports/report.html")
-    store.client.delete_run(run.info.run_id)
-    workspace.set(registry={**REGISTRY, "experiment": "another"})
-    assert found() == []
-    workspace.set(registry=REGISTRY)
-    assert names("deleted run", found()) == [run.info.run_id]
