@@ -76,7 +76,14 @@ def test_only_those_who_were_given_the_permission_move_an_alias(
     with pytest.raises(MlflowException, match="Permission denied"):
         store.client.delete_registered_model_alias(MODEL, "production")
     become(ADMIN)
+    users.revoke_user_permission("ben", "registered_model", MODEL)
     users.grant_user_permission("ben", "registered_model", MODEL, "MANAGE")
     become("ben")
     assert promotion.promote(settings, "2", promotion.Approval("ben")).changed
     assert store.aliases() == {"candidate": "2", "production": "2", "previous": "1"}
+
+    become(ADMIN)
+    users.grant_user_permission("ben", "experiment", store.experiment, "EDIT")
+    done = workspace.pruneflow("run")
+    assert done.returncode == 0, done.stderr
+    assert store.aliases() == {"candidate": "3", "production": "3", "previous": "2"}
