@@ -47,6 +47,7 @@ services: export PREFECT_HOME = $(CURDIR)/.pruneflow/server
 services: export PRUNEFLOW_WORKSPACE = $(CURDIR)
 services: export PREFECT_SERVER_ANALYTICS_ENABLED = false
 services: export MLFLOW_DISABLE_TELEMETRY = true
+services: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 services: setup  ## Prefect's server and worker and MLflow's server on 127.0.0.1, until Ctrl-C
 	@exec $(BIN)/honcho start
 
