@@ -1,9 +1,9 @@
-"""What MLflow keeps of a run: settings, measures, the calibration set, reports and records."""
+"""What MLflow keeps of a run or a sweep: settings, measures, reports and records."""
 
 import os
 import sqlite3
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,9 @@ from urllib.parse import unquote, urlparse
 from pruneflow.artifacts import read_json
 from pruneflow.config import PipelineSettings, RegistrySettings
 from pruneflow.errors import InputError
-from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS
+from pruneflow.evaluation.pareto import Row
+from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS, SWEEP_FILE, SWEEP_TABLE
+from pruneflow.reporting.sweep_table import sweep_rows
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
+_SWEEP_LINES = "sweep/table.json"
 _FOLDER_SCHEMES = ("", "file")
 
 
@@ -109,6 +112,45 @@ def log_run(
         return str(run.info.run_id)
 
 
+def log_sweep(
+    settings: RegistrySettings,
+    rows: Sequence[Row],
+    recipes: Mapping[str, PipelineSettings],
+    summaries: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Write one MLflow run about a sweep, with a nested run for each recipe; returns its id.
+
+    Args:
+        settings: where to.
+        rows: of the sweep's table.
+        recipes: the settings of each recipe.
+        summaries: of those that finished.
+    """
+    client = connect(settings)
+    import mlflow
+
+    experiment = _experiment(client, settings)
+    lines = sweep_rows(rows)
+    with mlflow.start_run(experiment_id=experiment, run_name="sweep") as parent:
+        failures = sum(row["error"] is not None for row in rows)
+        mlflow.log_metrics({"recipes": len(rows), "recipes_failed": failures})
+        mlflow.log_table({key: [line[key] for line in lines] for key in lines[0]}, _SWEEP_LINES)
+        mlflow.log_artifact(str(SWEEP_TABLE), "sweep")
+        mlflow.log_artifact(str(SWEEP_FILE), "sweep")
+        for row in rows:
+            name = row["recipe"]
+            mlflow.start_run(experiment_id=experiment, run_name=name, nested=True)
+            try:
+                for batch in _batches(flatten(recipes[name].model_dump(mode="json"))):
+                    mlflow.log_params(batch)
+                for batch in _batches(numbers(summaries.get(name, {}))):
+                    mlflow.log_metrics(batch)
+                mlflow.set_tags(_recipe_tags(row))
+            finally:
+                mlflow.end_run("FAILED" if row["error"] else "FINISHED")
+        return str(parent.info.run_id)
+
+
 def git_state() -> tuple[str, str]:
     """Return the commit of the code, and whether tracked files differ from it.
 
@@ -184,6 +226,13 @@ def _decision_tags(decision: Mapping[str, Any]) -> dict[str, str]:
     return tags if accepted else {**tags, "reasons": "\n".join(reasons)}
 
 
+def _recipe_tags(row: Row) -> dict[str, str]:
+    if row["figures"] is None:
+        return {"error": str(row["error"])}
+    pareto = "true" if row["pareto"] else "false"
+    return {"pareto": pareto, "model_digest": row["figures"]["digest"]}
+
+
 def _log_calibration_set() -> None:
     import mlflow
     from mlflow.data.meta_dataset import MetaDataset
@@ -204,7 +253,8 @@ def _log_files(settings: PipelineSettings) -> None:
     import mlflow
 
     for path in sorted(REPORTS.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        # The sweep's table is about other models.
+        if path.is_file() and not path.name.startswith(".") and path != SWEEP_TABLE:
             mlflow.log_artifact(str(path), "reports")
     mlflow.log_artifacts("configs", "configs")
     # Not under its own name: DVC takes any dvc.yaml below the workspace for its own.
