@@ -15,12 +15,13 @@ import typer
 from flows.data_cli import app as data_app
 from flows.housekeeping_cli import app as housekeeping_app
 from flows.registry_cli import app as registry_app
-from flows.running import run_flow, set_environment
+from flows.running import run_flow, run_sweep, set_environment
 from pruneflow.errors import InputError, PruneflowError, report
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
     from pruneflow.config import PipelineSettings, RegistrySettings
+    from pruneflow.evaluation.pareto import Row
 
 REFUSED = 1
 
@@ -120,6 +121,30 @@ def run() -> None:
 
 
 @app.command()
+def sweep(
+    workers: Annotated[int, typer.Option(help="Recipes at work at the same time.", min=1)] = 2,
+) -> None:
+    """Run the recipes of configs/sweep.yaml side by side, and compare what each of them keeps.
+
+    What a recipe has in common with another or with the last run is made once; a second sweep does
+    only what changed. Exit code: 0 if at least one recipe finished, 1 if none did, 2 bad input.
+
+    Example: pruneflow sweep --workers 2
+    """
+    _enter_workspace()
+    from pruneflow.sweep import load_recipes
+    from pruneflow.workspace import run_lock
+
+    with run_lock() as environment:
+        settings = preflight()
+        load_recipes(settings)
+        os.environ.update(environment)
+        set_environment()
+        rows = run_sweep(workers)
+    _print_sweep(rows)
+
+
+@app.command()
 def stage(
     name: Annotated[str, typer.Argument(help="As in dvc.yaml, e.g. documents or round@r1.")],
 ) -> None:
@@ -195,6 +220,17 @@ def _mlflow_page(settings: "RegistrySettings") -> str:
     if is_server(settings):
         return settings.tracking_uri
     return f"{_program('mlflow')} ui --backend-store-uri {settings.tracking_uri}"
+
+
+def _print_sweep(rows: "list[Row]") -> None:
+    from rich.console import Console
+
+    from pruneflow.paths import SWEEP, SWEEP_TABLE
+    from pruneflow.reporting.sweep_table import sweep_table
+
+    Console().print(sweep_table(rows))
+    print(f"table       {SWEEP_TABLE}")
+    print(f"models      {SWEEP}/RECIPE/data/model")
 
 
 def _program(name: str) -> str:

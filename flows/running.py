@@ -1,14 +1,18 @@
-"""Run the pipeline flow in this process, and turn its end into an outcome or one line."""
+"""Run a flow in this process, and turn its end into a result or one line."""
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pruneflow.errors import InputError, PruneflowError
 
 if TYPE_CHECKING:
+    from prefect import Flow
+    from prefect.client.schemas.objects import State
+
     from flows.pipeline import Outcome
+    from pruneflow.evaluation.pareto import Row
 
 
 def set_environment() -> None:
@@ -31,15 +35,29 @@ def set_environment() -> None:
 
 
 def run_flow() -> "Outcome":
-    """Run the flow and return its outcome; its failure becomes the error it stands for."""
+    """Run the pipeline and return its outcome."""
     print("starting Prefect", file=sys.stderr, flush=True)
     from flows.pipeline import pipeline
+
+    return _result(pipeline)
+
+
+def run_sweep(workers: int) -> "list[Row]":
+    """Run the sweep and return the rows of its table."""
+    print("starting Prefect", file=sys.stderr, flush=True)
+    from flows.sweep import sweep
+
+    return _result(sweep, workers=workers)
+
+
+def _result(flow: "Flow[..., State]", **parameters: Any) -> Any:
+    """Run a flow and return its result; its failure becomes the error it stands for."""
     from tasks.limits import check_server
     from tasks.stages import BAD_INPUT
 
     check_server()
     _quieten()
-    state = pipeline(return_state=True)
+    state = flow(**parameters, return_state=True)
     if state.is_completed():
         return state.result()
     if state.is_cancelled():
@@ -65,9 +83,10 @@ def _quieten() -> None:
     from prefect.logging.configuration import setup_logging
 
     engine = str(Path(prefect.__file__).parent)
+    dask = ("distributed", "prefect.task_runner")
 
     def is_shown(record: logging.LogRecord) -> bool:
-        if not record.pathname.startswith(engine):
+        if not record.pathname.startswith(engine) and not record.name.startswith(dask):
             return record.levelno >= logging.INFO
         crashed = record.exc_info is not None and record.exc_info[0] is not None
         states = record.name.startswith(("prefect.flow_runs", "prefect.task_runs"))

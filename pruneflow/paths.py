@@ -5,6 +5,7 @@ from pathlib import Path
 DOMAINS_FILE = Path("configs/domains.yaml")
 GATES_FILE = Path("configs/gates.yaml")
 LM_EVAL = Path("configs/lm_eval")
+SWEEP_FILE = Path("configs/sweep.yaml")
 SOURCES_LOCK = Path("data/sources.lock")
 DVC_LOCK = Path("dvc.lock")
 
@@ -17,6 +18,7 @@ CHECKPOINTS = Path("data/checkpoints")
 MODEL = Path("data/model")
 RECOVERY = Path(".pruneflow/recovery")  # checkpoints of a recovery under way
 RECOVERY_DONE = Path(".pruneflow/recovery.done")  # the same, about to be removed
+SWEEP = Path(".pruneflow/sweep")  # a workspace for each recipe
 
 REPORTS = Path("data/reports")
 BASELINE = REPORTS / "baseline.json"
@@ -28,3 +30,4 @@ CARD = REPORTS / "model_card.md"
 DATA_CARD = REPORTS / "data_card.md"
 DECISION = REPORTS / "decision.json"
 IN_PRODUCTION = REPORTS / "production.json"
+SWEEP_TABLE = REPORTS / "sweep.json"

@@ -67,7 +67,7 @@ def plan(goal: Target, rounds: int, schedule: str) -> PipelineSettings:
     """
     settings = load_settings()
     values = settings.model_dump(mode="json")
-    values["rounds"] = descent(goal, rounds, schedule, _dense_size(goal))
+    values["rounds"] = descent(goal, rounds, schedule, dense_size(goal))
     values["final_round"] = list(values["rounds"])[-1]
     settings = parse_settings(values, PIPELINE_FILE)
     write_settings(settings)
@@ -86,8 +86,12 @@ def descent(
     }
 
 
-def _dense_size(goal: Target) -> int | None:
-    """What the dense model has of what the goal counts: parameters, or bytes of weights."""
+def dense_size(goal: Target) -> int | None:
+    """What the dense model has of what the goal counts: parameters, or bytes of weights.
+
+    Raises:
+        InputError: the dense model is needed and not there.
+    """
     if goal.ratio is not None:
         return None
     directory = CHECKPOINTS / DENSE

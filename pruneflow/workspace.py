@@ -115,18 +115,18 @@ def record_error(stage: str, exit_code: int, message: str) -> None:
     write_json(STATE / "last_error.json", asdict(StageError(stage, exit_code, message)))
 
 
-def read_error() -> StageError | None:
+def read_error(folder: Path = Path()) -> StageError | None:
     """Return what the last stage died of; None when it did not, or died without a word."""
     try:
-        values = json.loads((STATE / "last_error.json").read_text(encoding="utf-8"))
+        values = json.loads((folder / STATE / "last_error.json").read_text(encoding="utf-8"))
         return StageError(str(values["stage"]), int(values["exit_code"]), str(values["message"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def clear_error() -> None:
+def clear_error(folder: Path = Path()) -> None:
     """Forget what the last stage died of; done whenever a stage starts."""
-    (STATE / "last_error.json").unlink(missing_ok=True)
+    (folder / STATE / "last_error.json").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,9 +137,13 @@ def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str])
         if recorded is not None:
             raise StageError(recorded.message)
         break
+    raise StageError(f"stage {name} failed: {last_words(code, said)}")
+
+
+def last_words(code: int, said: list[str]) -> str:
+    """Return in one line why a DVC command failed, from its exit code and what it said."""
     errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
-    reason = " ".join(errors[-1].split()) if errors else f"it ended with exit code {code}"
-    raise StageError(f"stage {name} failed: {reason}")
+    return " ".join(errors[-1].split()) if errors else f"it ended with exit code {code}"
 
 
 def stage_order() -> list[str]:
@@ -172,19 +176,33 @@ def stage_environment(extra: dict[str, str]) -> dict[str, str]:
 
 
 def run_child(
-    command: list[str], log: Callable[[str], Any], environment: dict[str, str]
+    command: list[str],
+    log: Callable[[str], Any],
+    environment: dict[str, str],
+    folder: Path | None = None,
+    started: Callable[[int], Any] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run a command in its own session; returns its exit code and the lines it said."""
+    """Run a command in its own session; returns its exit code and the lines it said.
+
+    Args:
+        command: program and arguments.
+        log: is told the lines to show.
+        environment: added to the child's.
+        folder: where to run it, beside other children: `log` is told every line, and none goes to
+            the terminal by itself. None: here, alone.
+        started: is told the id of the session.
+    """
     said: list[str] = []
 
     def hear(line: str) -> bool:
         """Keep a line; says whether it is one to show."""
         said.append(line)
-        return bool(line.strip()) and not line.startswith(_CHATTER + _ERROR)
+        return folder is not None or (bool(line.strip()) and not line.startswith(_CHATTER + _ERROR))
 
-    with _stderr(hear) as stderr:
+    with _stderr(hear) if folder is None else nullcontext(subprocess.STDOUT) as stderr:
         child = subprocess.Popen(
             command,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -194,6 +212,8 @@ def run_child(
             errors="replace",
         )
         try:
+            if started is not None:
+                started(child.pid)
             assert child.stdout is not None
             for line in child.stdout:
                 if hear(line.rstrip("\n")):
@@ -207,22 +227,27 @@ def run_child(
 
 def _end_group(child: "subprocess.Popen[str]") -> None:
     """End every process of the child's session: politely, then for good."""
+    end_session(child.pid, child.poll)
+    child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
+
+
+def end_session(session: int, reap: Callable[[], Any] = lambda: None) -> None:
+    """End every process of a session that `run_child` started; `reap` takes away ended ones."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(child.pid, sign)
+            os.killpg(session, sign)
         except ProcessLookupError:
             break
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
-            child.poll()
+            reap()
             try:
-                os.killpg(child.pid, 0)
+                os.killpg(session, 0)
             except ProcessLookupError:
                 break
             time.sleep(0.05)
-    child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""What MLflow keeps of a run: settings, measures, the calibration set, reports and records."""
+"""What MLflow keeps of a run or a sweep: settings, measures, reports and records."""
 
 import os
 import shutil
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,9 @@ from urllib.parse import unquote, urlparse
 from pruneflow.artifacts import read_json
 from pruneflow.config import NotifySettings, PipelineSettings, RegistrySettings
 from pruneflow.errors import InputError, StoreBusyError
-from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS
+from pruneflow.evaluation.pareto import Row
+from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS, SWEEP_FILE, SWEEP_TABLE
+from pruneflow.reporting.sweep_table import sweep_rows
 from tasks.notification import mask
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ _REFUSALS = {
 _BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
 _SERVER_SECONDS = 10  # within which a server that is up answers
+_SWEEP_LINES = "sweep/table.json"
 FOLDER_SCHEMES = ("", "file")
 _LOCKED = "database is locked"  # SQLite's words
 
@@ -144,6 +147,49 @@ def log_run(
         return str(run.info.run_id)
 
 
+def log_sweep(
+    settings: RegistrySettings,
+    rows: Sequence[Row],
+    recipes: Mapping[str, PipelineSettings],
+    summaries: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Write one MLflow run about a sweep, with a nested run for each recipe; returns its id.
+
+    Args:
+        settings: where to.
+        rows: of the sweep's table.
+        recipes: the settings of each recipe.
+        summaries: of those that finished.
+    """
+    client = connect(settings)
+    import mlflow
+
+    lines = sweep_rows(rows)
+    with (
+        store_errors(settings),
+        mlflow.start_run(experiment_id=experiment(client, settings), run_name="sweep") as parent,
+    ):
+        failures = sum(row["error"] is not None for row in rows)
+        mlflow.log_metrics({"recipes": len(rows), "recipes_failed": failures})
+        mlflow.log_table({key: [line[key] for line in lines] for key in lines[0]}, _SWEEP_LINES)
+        mlflow.log_artifact(str(SWEEP_TABLE), "sweep")
+        mlflow.log_artifact(str(SWEEP_FILE), "sweep")
+        for row in rows:
+            name = row["recipe"]
+            mlflow.start_run(experiment_id=parent.info.experiment_id, run_name=name, nested=True)
+            try:
+                for batch in _batches(
+                    flatten(recipes[name].model_dump(mode="json", exclude={"notify"}))
+                ):
+                    mlflow.log_params(batch)
+                for batch in _batches(numbers(summaries.get(name, {}))):
+                    mlflow.log_metrics(batch)
+                mlflow.set_tags(_recipe_tags(row))
+            finally:
+                mlflow.end_run("FAILED" if row["error"] else "FINISHED")
+        return str(parent.info.run_id)
+
+
 def git_state() -> tuple[str, str]:
     """Return the commit of the code, and whether tracked files differ from it.
 
@@ -237,6 +283,13 @@ def _decision_tags(decision: Mapping[str, Any]) -> dict[str, str]:
     return tags if accepted else {**tags, "reasons": "\n".join(reasons)}
 
 
+def _recipe_tags(row: Row) -> dict[str, str]:
+    if row["figures"] is None:
+        return {"error": str(row["error"])}
+    pareto = "true" if row["pareto"] else "false"
+    return {"pareto": pareto, "model_digest": row["figures"]["digest"]}
+
+
 def _log_calibration_set() -> None:
     import mlflow
     from mlflow.data.meta_dataset import MetaDataset
@@ -257,7 +310,8 @@ def _log_files(settings: PipelineSettings) -> None:
     import mlflow
 
     for path in sorted(REPORTS.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
+        # The sweep's table is about other models.
+        if path.is_file() and not path.name.startswith(".") and path != SWEEP_TABLE:
             mlflow.log_artifact(str(path), "reports")
     _log_configs(settings.notify)
     # Not under its own name: DVC takes any dvc.yaml below the workspace for its own.

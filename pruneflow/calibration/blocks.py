@@ -190,7 +190,7 @@ def build_blocks(
 
     Args:
         settings: lengths, mixture and numbers of sequences.
-        document_settings: the domains, in their order.
+        document_settings: the domains, in their order; held-out blocks are of all of them.
         documents_dir: folder of the table of documents.
         tokenizer: a transformers tokenizer with an end-of-text token.
         tokenizer_digest: identifies it.
@@ -212,8 +212,8 @@ def build_blocks(
     if tokenizer.eos_token_id is None:
         raise InputError("the model's tokenizer has no end-of-text token (eos_token): set one")
     domains = document_settings.domains
-    mixture = Mixture.of(settings, domains)
-    wanted = wanted_blocks(settings, mixture, recovery)
+    mixture = Mixture.of(settings, settings.chosen(domains))
+    wanted = wanted_blocks(settings, mixture, recovery, domains)
     for item in wanted:
         if longest is not None and item.length > longest:
             raise InputError(

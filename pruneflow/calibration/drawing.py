@@ -1,7 +1,7 @@
 """Which blocks are drawn from the table of documents, in one pass over it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,19 @@ class Wanted:
 
 
 def wanted_blocks(
-    settings: CalibrationSettings, mixture: Mixture, recovery: RecoverySettings | None
+    settings: CalibrationSettings,
+    mixture: Mixture,
+    recovery: RecoverySettings | None,
+    measured: Sequence[str],
 ) -> list[Wanted]:
-    """What the settings ask for of every domain; `recovery` where it has a budget."""
-    wanted = []
+    """What the settings ask for: test blocks of every domain `measured`, others of the mixture's.
+
+    Of the split recovery where it has a budget.
+    """
     length, test_length = settings.sequence_length, settings.test_sequence_length
     ours, theirs = "calibration.sequence_length", "calibration.test_sequence_length"
     validation, test = settings.validation_sequences, settings.test_sequences
+    wanted = []
     for domain, count in mixture.counts.items():
         most = math.ceil(settings.reserve * count)
         asked = "calibration.tokens" if settings.tokens else "calibration.sequences"
@@ -69,7 +75,6 @@ def wanted_blocks(
                 validation,
                 "calibration.validation_sequences",
             ),
-            Wanted("test", domain, test_length, theirs, test, test, "calibration.test_sequences"),
         ]
         if recovery is not None and recovery.token_budget:
             most = -(-recovery.token_budget // recovery.sequence_length)
@@ -77,6 +82,10 @@ def wanted_blocks(
             wanted.append(
                 Wanted("recovery", domain, recovery.sequence_length, length_setting, 1, most, None)
             )
+    wanted += [
+        Wanted("test", domain, test_length, theirs, test, test, "calibration.test_sequences")
+        for domain in measured
+    ]
     return wanted
 
 

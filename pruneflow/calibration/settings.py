@@ -79,12 +79,17 @@ class CalibrationSettings(Settings):
     """
 
     sequence_length: int = Field(128, ge=8, description="Tokens in a calibration sequence.")
+    domains: list[Name] = Field(
+        default=[],
+        description="Which of documents.domains to calibrate on; all when empty. Perplexity is "
+        "measured on all of them.",
+    )
     sequences: Count | None = Field(
         48, description="Calibration sequences over all domains; null where `tokens` says it."
     )
     weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
-        description="Share of every domain, together 1; equal shares when empty.",
+        description="Share of every domain calibrated on, together 1; equal shares when empty.",
     )
     tokens: dict[Name, Count] = Field(
         default_factory=dict,
@@ -122,18 +127,31 @@ class CalibrationSettings(Settings):
             )
         return self
 
+    def chosen(self, domains: list[str]) -> list[str]:
+        """Those of `domains` that are calibrated on, in their order."""
+        return [name for name in domains if not self.domains or name in self.domains]
+
     def check_domains(self, domains: list[str]) -> None:
-        """Check that weights or tokens are of the domains.
+        """Check that what is calibrated on is of the domains, and weights or tokens of that.
 
         Raises:
             ValueError: names the setting and the domain.
         """
+        if len(set(self.domains)) != len(self.domains):
+            raise ValueError("calibration.domains lists a domain twice")
+        outside = [name for name in self.domains if name not in domains]
+        if outside:
+            raise ValueError(
+                f"calibration.domains names {outside[0]}, which is not in documents.domains"
+            )
+        domains = self.chosen(domains)
         for setting in ("weights", "tokens"):
             given = getattr(self, setting)
             unknown = sorted(set(given) - set(domains))
             if unknown:
                 raise ValueError(
-                    f"calibration.{setting} names {unknown[0]}, which is not in documents.domains"
+                    f"calibration.{setting} names {unknown[0]}, which is not in "
+                    f"{'calibration' if self.domains else 'documents'}.domains"
                 )
             missing = [name for name in domains if given and name not in given]
             if missing:

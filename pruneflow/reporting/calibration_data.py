@@ -78,9 +78,10 @@ def domain_rows(
             name=name,
             documents=count(domain["documents"]),
             characters=count(domain["characters"]),
-            tokens=count(length * mixture["counts"][name]),
-            share=percent(mixture["measured"][name]),
-            asked=percent(mixture["shares"][name]),
+            # A domain that is measured may be one that is not calibrated on.
+            tokens=count(length * mixture["counts"].get(name, 0)),
+            share=percent(mixture["measured"].get(name)),
+            asked=percent(mixture["shares"].get(name)),
             held_out=count(held_out[name]) if name in held_out else MISSING,
             splits=_listed(domain["splits"]),
             languages=_listed(domain["languages"]),

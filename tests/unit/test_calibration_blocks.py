@@ -107,6 +107,21 @@ def test_the_numbers_are_those_asked_for(documents):
     assert "mixture" not in held_out
 
 
+def test_domains_that_are_not_calibrated_on_are_measured_on_the_same_windows(documents):
+    build(documents)
+    all_held_out = CalibrationSet.load(documents.parent / "held_out")
+    chosen, _ = build(documents, domains=["two"])
+    loaded = CalibrationSet.load(documents.parent / "set")
+    held_out = CalibrationSet.load(documents.parent / "held_out")
+    assert {split: set(found) for split, found in loaded.blocks.items()} == {
+        "calibration": {"two"},
+        "validation": {"two"},
+    }
+    assert loaded.take()["two"].shape == (6, 8)
+    assert chosen["mixture"]["counts"] == {"two": 6}
+    assert held_out.digest == all_held_out.digest
+
+
 def test_tokens_say_how_much_of_each_domain(documents):
     chosen, _ = build(documents, sequences=None, tokens={"one": 48, "two": 80})
     assert chosen["mixture"]["counts"] == {"one": 6, "two": 10}

@@ -56,7 +56,8 @@ def test_every_command_shows_an_example(command) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "status", "promote", "rollback", "gc", "data refresh", "data diff HEAD"]
+    "command",
+    ["run", "sweep", "status", "promote", "rollback", "gc", "data refresh", "data diff HEAD"],
 )
 def test_outside_a_project_folder_every_command_says_so(command: str, tmp_path: Path) -> None:
     done = pruneflow(tmp_path, *command.split())

@@ -58,6 +58,8 @@ def _changed(values, keys, value):
         ("pruning.score", "best", "pruning.score is 'best'"),
         ("calibration.sequences", 7, "below the number of domains"),
         ("calibration.weights", {"poetry": 1}, "poetry, which is not in documents.domains"),
+        ("calibration.domains", ["poetry"], "domains names poetry, which is not in documents"),
+        ("calibration.domains", ["law", "law"], "calibration.domains lists a domain twice"),
         ("calibration.weights", {"law": 0.4}, "weights add up to 0.4: make them add up to 1"),
         ("calibration.weights", {"law": 1}, "calibration.weights says nothing of encyclopaedic"),
         ("calibration.tokens", {"law": 1000}, "with it set sequences to null"),

@@ -1,0 +1,134 @@
+"""Many recipes as one Prefect flow: side by side on Dask's workers, then compared.
+
+Nothing is registered: a recipe that convinces is put into configs/pipeline.yaml and run.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from prefect import flow, get_run_logger, unmapped
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from prefect_dask import DaskTaskRunner
+
+from pruneflow.artifacts import read_json, write_json
+from pruneflow.config import PipelineSettings, load_settings
+from pruneflow.errors import InputError, PruneflowError
+from pruneflow.evaluation.pareto import Row, figures_of, pareto_table
+from pruneflow.paths import SUMMARY, SWEEP, SWEEP_TABLE
+from pruneflow.reporting.sweep_table import sweep_rows
+from pruneflow.sweep import load_recipes
+from pruneflow.workspace import STATE, check_workspace, run_lock
+from tasks.recipe_workspaces import RecipeWorkspace, prepare, to_share
+from tasks.recipes import beside, clear_recipes, run_recipe, stop_recipes
+from tasks.runs import only_run
+from tasks.stages import failed
+from tasks.tracking import log_sweep
+
+
+@flow(name="sweep", validate_parameters=False)
+def sweep(workers: int = 2) -> State:
+    """Run every recipe of configs/sweep.yaml, and compare them.
+
+    Args:
+        workers: how many recipes are at work at the same time.
+
+    Returns:
+        A Completed state holding the rows of the table; or a Failed state with one line, when no
+        recipe finished, or named ``BadInput`` when the recipes cannot be read.
+    """
+    try:
+        if workers < 1:
+            raise InputError(f"workers is {workers}: give at least 1")
+        check_workspace()
+        settings = load_settings()
+        recipes = load_recipes(settings)
+        with run_lock(), only_run():
+            rows = _sweep(settings, recipes, workers)
+    except PruneflowError as error:
+        return failed(error)
+    failures = [f"{row['recipe']}: {row['error']}" for row in rows if row["error"]]
+    if len(failures) == len(rows):
+        return failed(PruneflowError(f"no recipe finished: {'; '.join(failures)}"))
+    message = f"{len(rows) - len(failures)} of {len(rows)} recipes finished"
+    return Completed(message=message, data=rows)
+
+
+def _sweep(
+    settings: PipelineSettings, recipes: Mapping[str, PipelineSettings], workers: int
+) -> list[Row]:
+    folders = [SWEEP / name for name in recipes]
+    clear_recipes(folders)
+    workspaces = {each.name: each for each in prepare(recipes)}
+    try:
+        for name, stages in to_share(workspaces.values()).items():
+            # Whoever needs what fails here says so itself.
+            _run_alone(workspaces[name], "what others need, too", stages)
+        errors = _run_side_by_side(list(workspaces.values()), workers)
+        for name, workspace in workspaces.items():
+            # With the machine to itself: the recipes' speeds are compared.
+            if name not in errors and (error := _run_alone(workspace, "speed and report", [])):
+                errors[name] = error
+    except BaseException:  # Ctrl-C, a cancelled flow
+        stop_recipes(folders)
+        raise
+    done = [each for name, each in workspaces.items() if name not in errors]
+    summaries = {each.name: read_json(each.folder / SUMMARY) for each in done}
+    rows = pareto_table({name: figures_of(each) for name, each in summaries.items()}, errors)
+    write_json(SWEEP_TABLE, {"recipes": rows})
+    create_table_artifact(sweep_rows(rows), key="sweep", description="Recipes compared")
+    run_id = log_sweep(settings.registry, rows, recipes, summaries)
+    get_run_logger().info(f"MLflow run {run_id}")
+    return rows
+
+
+def _run_alone(workspace: RecipeWorkspace, part: str, targets: list[str]) -> str | None:
+    """Run stages of one recipe (all without targets); returns why they failed, or None."""
+    name, folder = workspace.name, workspace.folder
+    return _problem(run_recipe(name, folder, part, targets, {}, return_state=True))
+
+
+def _run_side_by_side(workspaces: Sequence[RecipeWorkspace], workers: int) -> dict[str, str]:
+    """Make the models of all recipes and measure all but their speed; returns who failed, why."""
+    workers = min(workers, len(workspaces))
+    runner = DaskTaskRunner(
+        cluster_kwargs={
+            "n_workers": workers,
+            "threads_per_worker": 1,
+            # Threads of this process, which talk without a port: the work is in their children.
+            "processes": False,
+            "scheduler_kwargs": {"dashboard": False},
+            # Dask answers HTTP all the same: to this machine only.
+            "dashboard_address": "127.0.0.1:0",
+            "worker_dashboard_address": "127.0.0.1:0",
+            "local_directory": str(STATE.absolute() / "dask"),
+        }
+    )
+    return make_models.with_options(task_runner=runner)(workspaces, beside(workers - 1))
+
+
+@flow(name="recipes", validate_parameters=False)
+def make_models(
+    workspaces: Sequence[RecipeWorkspace], environment: dict[str, str]
+) -> dict[str, str]:
+    """Map the recipes over the task runner; one that fails does not hold up the others."""
+    names = [each.name for each in workspaces]
+    folders = [each.folder for each in workspaces]
+    try:
+        states = run_recipe.map(
+            names,
+            folders,
+            unmapped("model"),
+            [list(each.untimed) for each in workspaces],
+            unmapped(environment),
+            return_state=True,
+        )
+    except BaseException:
+        stop_recipes(folders)  # before the runner waits for its workers
+        raise
+    problems = zip(names, map(_problem, states), strict=True)
+    return {name: problem for name, problem in problems if problem}
+
+
+def _problem(state: State) -> str | None:
+    return None if state.is_completed() else " ".join(str(state.message).split())
