@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,13 +183,22 @@ def _writable(out: Path) -> Iterator[None]:
     """Turn the system's refusal to write `out` into one clear line."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _REFUSALS:
+    except Exception as error:
+        number = _system_error(error)
+        if number not in _REFUSALS:
             raise
         raise InputError(
-            f"{out} cannot be written ({error.strerror}): make {out.parent} writable "
+            f"{out} cannot be written ({os.strerror(number)}): make {out.parent} writable "
             "or free some space"
         ) from None
+
+
+def _system_error(error: Exception) -> int | None:
+    """The system's number of an error; libraries written in Rust only say it."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return int(said[1]) if said else None
 
 
 def _sync(path: Path) -> None:

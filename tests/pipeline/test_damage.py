@@ -1,6 +1,7 @@
 """Damaged artifacts, a full disk: found before they are used, and rebuilt or named in one line."""
 
 import itertools
+import json
 import os
 import resource
 import shutil
@@ -63,15 +64,18 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.fixture
-def made(tiny_pipeline: Callable[..., dict[str, Any]]) -> dict[str, str]:
-    """A finished run of a tiny pipeline with one round."""
+def test_damage_a_full_disk_and_a_dead_lock_are_found_and_harm_nothing(
+    tiny_pipeline: Callable[..., dict[str, Any]],
+) -> None:
     tiny_pipeline(rounds=1)
     repro()
-    return outs()
+    made = outs()
+    _damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(made)
+    _a_full_disk_is_one_line_and_the_earlier_result_stays(made)
+    _a_lock_of_dvc_left_by_a_dead_process_stops_nothing(made)
 
 
-def test_damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(
+def _damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(
     made: dict[str, str],
 ) -> None:
     for path, damage in zip(artifacts(), itertools.cycle((flip, truncate, Path.unlink))):
@@ -90,7 +94,7 @@ def test_damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(
     assert outs() == made
 
 
-def test_a_full_disk_is_one_line_and_the_earlier_result_stays(made: dict[str, str]) -> None:
+def _a_full_disk_is_one_line_and_the_earlier_result_stays(made: dict[str, str]) -> None:
     def no_more_than(size: int) -> Callable[[], None]:
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
@@ -112,10 +116,9 @@ def test_a_full_disk_is_one_line_and_the_earlier_result_stays(made: dict[str, st
     assert not left
 
 
-def test_a_lock_of_dvc_left_by_a_dead_process_stops_nothing(made: dict[str, str]) -> None:
-    Path(".dvc/tmp/rwlock").write_text(
-        '{"' + str(Path("data/model").absolute()) + '": {"write": {"pid": 4194303, "cmd": "gone"}}}'
-    )
+def _a_lock_of_dvc_left_by_a_dead_process_stops_nothing(made: dict[str, str]) -> None:
+    holder = {str(Path("data/model").absolute()): {"pid": 4194303, "cmd": "gone"}}
+    Path(".dvc/tmp/rwlock").write_text(json.dumps({"write": holder}))
     Path(".dvc/tmp/lock").write_text("4194303")
     shutil.rmtree("data/model")
     done = run("dvc", "repro")
