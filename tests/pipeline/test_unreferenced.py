@@ -14,7 +14,7 @@ from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
 
 __all__ = ["empty_store", "store"]
 
-REGISTRY = {"name": SETTINGS.name, "experiment": "toy"}
+REGISTRY = {"name": SETTINGS.name, "experiment": SETTINGS.experiment}
 
 
 def test_versions_without_an_alias_go_and_the_others_work_as_before(
