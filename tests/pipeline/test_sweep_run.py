@@ -176,7 +176,8 @@ def test_recipes_run_side_by_side_and_one_that_fails_does_not_sink_the_others(
     rows = by_recipe(sweep(return_state=True).result())
     assert rows["broken"]["error"] is None
     ran = [(recipe, stage) for recipe, stage, *_ in toy.ran()]
-    assert ran == [("broken", stage) for stage in ("r4", "select", "latency", "report")]
+    # Its model has as_it_is's bytes, whose speed is measured already.
+    assert ran == [("broken", stage) for stage in ("r4", "select", "report")]
     assert by_recipe(sweep(return_state=True).result()) == rows
     assert toy.ran() == []
 
