@@ -66,6 +66,15 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Minutes each: begun first, so that no process is left alone with one of them at the end.
+LONGEST = ("test_crash_safety", "test_golden_run", "test_golden_tiny", "test_damage")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first, and leave the order of the others as it is."""
+    items.sort(key=lambda item: not item.path.stem.startswith(LONGEST))
+
+
 @pytest.fixture
 def tiny_model() -> Iterator[Callable[..., Any]]:
     """Make a random model of a family, float64 so that equalities are sharp.
