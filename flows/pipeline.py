@@ -128,17 +128,16 @@ def step(name: str, action: Callable[[], Any]) -> State:
 
     It ends in a Failed state instead of a traceback.
     """
-    for left in reversed(range(RETRIES + 1)):
+    left = RETRIES
+    while True:
         try:
             return Completed(data=action())
-        except StoreBusyError as error:
-            if not left:
+        except PruneflowError as error:
+            if not isinstance(error, StoreBusyError) or not left:
                 return failed(error)
             get_run_logger().info(f"{name}: {error}; trying again in {RETRY_SECONDS:.0f} s")
-            time.sleep(RETRY_SECONDS)
-        except PruneflowError as error:
-            return failed(error)
-    raise AssertionError("the last attempt returns")
+        left -= 1
+        time.sleep(RETRY_SECONDS)
 
 
 def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:

@@ -27,8 +27,7 @@ def promotion(
     Returns:
         A Completed state holding a `Move`; or a Failed state with one line.
     """
-    approval = None if approved_by is None else Approval(approved_by, because or "")
-    return _move(lambda settings: promote(settings, version, approval))
+    return _move(lambda settings: promote(settings, version, Approval(approved_by, because)))
 
 
 @flow(name="rollback")
@@ -38,7 +37,7 @@ def roll_back(approved_by: str | None = None, because: str | None = None) -> Sta
     Returns:
         A Completed state holding a `Move`; or a Failed state with one line.
     """
-    return _move(lambda settings: rollback(settings, Approval.of_user(approved_by, because)))
+    return _move(lambda settings: rollback(settings, Approval(approved_by, because)))
 
 
 def _move(action: Callable[[RegistrySettings], Move]) -> State:

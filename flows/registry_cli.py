@@ -9,7 +9,6 @@ from pruneflow.workspace import check_workspace
 
 if TYPE_CHECKING:
     from pruneflow.config import RegistrySettings
-    from tasks.promotion import Approval
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -69,7 +68,7 @@ def promote(
     settings = _settings()
     from tasks import promotion
 
-    approval = _approval(approved_by, because)
+    approval = promotion.Approval(approved_by, because)
     print(promotion.promote(settings, version, approval).sentence(settings.name))
 
 
@@ -82,7 +81,7 @@ def rollback(approved_by: ApprovedBy = None, because: Because = None) -> None:
     settings = _settings()
     from tasks import promotion
 
-    approval = promotion.Approval.of_user(approved_by, because)
+    approval = promotion.Approval(approved_by, because)
     print(promotion.rollback(settings, approval).sentence(settings.name))
 
 
@@ -99,7 +98,7 @@ def restore(
     settings = _settings()
     from tasks import promotion
 
-    approval = promotion.Approval.of_user(approved_by, because)
+    approval = promotion.Approval(approved_by, because)
     print(promotion.restore(settings, version, approval).sentence(settings.name))
 
 
@@ -118,13 +117,6 @@ def serve(
     from tasks import serving
 
     serving.serve(settings, port)
-
-
-def _approval(by: str | None, why: str | None) -> "Approval | None":
-    """What promotion needs where it is manual: a name that somebody wrote down."""
-    from tasks.promotion import Approval
-
-    return None if by is None and why is None else Approval.of_user(by, why)
 
 
 def _settings() -> "RegistrySettings":

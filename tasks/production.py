@@ -10,7 +10,7 @@ from pruneflow.evaluation.compare import check_comparable, compare
 from pruneflow.evaluation.gates import Production
 from pruneflow.evaluation.record import measure_model
 from pruneflow.paths import BENCHMARKS, HELD_OUT, IN_PRODUCTION
-from tasks import registry
+from tasks import promotion, registry
 
 EVALUATION_ARTIFACT = "reports/evaluation.json"
 BETWEEN = (registry.PRODUCTION, "evaluation")
@@ -33,6 +33,7 @@ def compare_with_production(
         None when nothing is in production. A version that cannot be measured or compared has the
         ``problem`` in words, and so has no comparison; the candidate itself has neither.
     """
+    promotion.make_whole(settings.registry)
     version = registry.status(settings.registry)[registry.PRODUCTION]
     if version is None:
         return None

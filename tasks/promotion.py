@@ -12,7 +12,7 @@ import getpass
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,17 +37,17 @@ _HISTORY = "move."
 
 @dataclass(frozen=True)
 class Approval:
-    """Who wants a move, and why."""
+    """Who wants a move, and why; without a name it is whoever is logged in."""
 
-    by: str
-    why: str = ""
+    by: str | None = None
+    why: str | None = None
 
-    @classmethod
-    def of_user(cls, by: str | None, why: str | None) -> "Approval":
-        """The person named, or else whoever is logged in."""
-        return cls(by or getpass.getuser(), why or "")
+    def facts(self) -> dict[str, str]:
+        """What the history keeps of it."""
+        return {"by": self.by or getpass.getuser(), "why": self.why or ""}
 
 
+NOBODY = Approval()
 GATES = Approval("pruneflow run", "accepted by the gates")
 
 
@@ -70,7 +70,7 @@ class Move:
 def promote(
     settings: RegistrySettings,
     version: str | None = None,
-    approval: Approval | None = None,
+    approval: Approval = NOBODY,
     by_hand: bool = True,
 ) -> Move:
     """Put a version into production; the one in use becomes ``previous``. Safe to repeat.
@@ -78,7 +78,7 @@ def promote(
     Args:
         settings: the registry and the registered model's name.
         version: which one; the candidate when None.
-        approval: who wants it and why; None for nobody.
+        approval: who wants it and why.
         by_hand: a person asks for it, so the code it came from must have been committed.
 
     Raises:
@@ -92,7 +92,7 @@ def promote(
         number = str(chosen.version)  # the store hands out numbers, aliases take text
         if moves.production == number:
             return Move(number, moves.previous, changed=False)
-        if settings.promotion == "manual" and approval is None:
+        if settings.promotion == "manual" and not approval.by:
             raise InputError(
                 f"version {number} needs approval (registry.promotion is manual): "
                 f"`pruneflow promote {number} --approved-by NAME`"
@@ -103,10 +103,10 @@ def promote(
                 f"version {number} was made by code that is not committed: commit it, "
                 "then `pruneflow run` and promote again"
             )
-        return moves.make("promotion", number, approval or Approval.of_user(None, None))
+        return moves.make("promotion", number, approval)
 
 
-def rollback(settings: RegistrySettings, approval: Approval | None = None) -> Move:
+def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
     """Put ``previous`` back into production and keep the other as ``previous``.
 
     A second rollback therefore undoes the first.
@@ -119,10 +119,10 @@ def rollback(settings: RegistrySettings, approval: Approval | None = None) -> Mo
             raise InputError(
                 f"{settings.name} has no previous version to go back to: see `pruneflow status`"
             )
-        return moves.make("rollback", moves.previous, approval or Approval.of_user(None, None))
+        return moves.make("rollback", moves.previous, approval)
 
 
-def restore(settings: RegistrySettings, version: str, approval: Approval | None = None) -> Move:
+def restore(settings: RegistrySettings, version: str, approval: Approval = NOBODY) -> Move:
     """Put a version back into production that was there before, however long ago.
 
     It was accepted then, so that its gates are not asked again.
@@ -140,7 +140,7 @@ def restore(settings: RegistrySettings, version: str, approval: Approval | None 
                 f"version {number} of {settings.name} never was in production: "
                 f"`pruneflow promote {number}` puts it there"
             )
-        return moves.make("restore", number, approval or Approval.of_user(None, None))
+        return moves.make("restore", number, approval)
 
 
 def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
@@ -250,7 +250,7 @@ class _Moves:
             "kind": kind,
             "version": number,
             "former": self.production,
-            **asdict(approval),
+            **approval.facts(),
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         undo = {PRODUCTION: self.production, PREVIOUS: self.previous}

@@ -6,7 +6,6 @@ import sys
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import InputError
 from tasks import promotion, registry
-from tasks.tracking import connect
 
 
 def serve(settings: RegistrySettings, port: int) -> None:
@@ -25,7 +24,6 @@ def serve(settings: RegistrySettings, port: int) -> None:
             f"{settings.name} has no version in production: `pruneflow run` or `pruneflow promote` "
             "puts one there"
         )
-    connect(settings)
     with registry.checkpoint(settings, version["version"]):
         pass  # its files are sound
     import mlflow

@@ -63,19 +63,21 @@ def test_names_versions_and_aliases_that_cannot_be(workspace: Workspace) -> None
         Path("configs/pipeline.yaml").write_text(settings.replace("toy-pruned", name))
         refused(workspace.pruneflow("status"), "configs/pipeline.yaml: registry.name")
     Path("configs/pipeline.yaml").write_text(settings)
-    connect(RegistrySettings(name="toy-pruned"))
+    client = connect(RegistrySettings(name="toy-pruned"))
     refused(workspace.pruneflow("promote"), "has no candidate")
     refused(workspace.pruneflow("promote", "7"), "has no version 7")
     refused(workspace.pruneflow("restore", "latest"), "has no version latest")
     refused(workspace.pruneflow("rollback"), "has no previous version")
     refused(workspace.pruneflow("serve"), "has no version in production")
+    assert not client.search_registered_models() and not workspace.executed()
 
 
 def test_a_promotion_without_approval(workspace: Workspace) -> None:
     store = Registry(RegistrySettings(name="toy-pruned"))
     store.register("a")
     workspace.set(registry={"promotion": "manual"})
-    refused(workspace.pruneflow("promote"), "needs approval", "--approved-by NAME")
+    for reason in ([], ["--because", "it is small"]):  # a reason is nobody's name
+        refused(workspace.pruneflow("promote", *reason), "needs approval", "--approved-by NAME")
     assert store.aliases() == {"candidate": "1"}
     done = workspace.pruneflow("promote", "--approved-by", "ada")
     assert done.returncode == 0, done.stderr

@@ -79,7 +79,8 @@ def start(*command: str) -> "subprocess.Popen[str]":
             stdout=log,
             stderr=log,
             text=True,
-            env=environment(),
+            # A killed process takes what it has not written yet with it, and stages are counted.
+            env=environment(PYTHONUNBUFFERED="1"),
             start_new_session=True,
         )
 

@@ -73,6 +73,7 @@ def test_damage_a_full_disk_and_a_dead_lock_are_found_and_harm_nothing(
     _damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(made)
     _a_full_disk_is_one_line_and_the_earlier_result_stays(made)
     _a_lock_of_dvc_left_by_a_dead_process_stops_nothing(made)
+    assert outs() == made and repro() == []
 
 
 def _damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(

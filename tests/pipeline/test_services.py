@@ -7,8 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import psutil
 import pytest
 
 from tests.pipeline.conftest import REPOSITORY, Workspace
+from tests.servers import answers, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +41,6 @@ with get_client(sync_client=True) as client:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def wait_until(condition: Callable[[], object], seconds: float = 180.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -55,14 +48,6 @@ def wait_until(condition: Callable[[], object], seconds: float = 180.0) -> bool:
             return True
         time.sleep(0.5)
     return False
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @pytest.fixture
