@@ -8,10 +8,9 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
 from pruneflow.errors import InputError, PruneflowError, report
+from tasks.limits import check_server
 
 POOL = "pruneflow"
 WAIT_SECONDS = 120.0
@@ -23,8 +22,10 @@ def main() -> None:
     Raises:
         InputError: no server answers, or it refuses a deployment.
     """
-    url = os.environ.get("PREFECT_API_URL", "")
-    _wait_for(url)
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise InputError("PREFECT_API_URL is not set: start services with `make services`")
+    _wait_for_server()
     for step in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["deploy", "--all"],
@@ -42,17 +43,14 @@ def main() -> None:
     os.execv(sys.executable, [sys.executable, *worker])
 
 
-def _wait_for(url: str) -> None:
+def _wait_for_server() -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError, ValueError) as error:
+            return check_server()
+        except InputError:
             if time.monotonic() > deadline:
-                raise InputError(
-                    f"no Prefect server answers at PREFECT_API_URL ({url or 'not set'}: {error})"
-                ) from None
+                raise
         time.sleep(1)
 
 

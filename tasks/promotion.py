@@ -23,7 +23,7 @@ from tasks import registry
 from tasks.limits import registry_held
 from tasks.registry import DECISION_ARTIFACT, PREVIOUS, PRODUCTION
 from tasks.smoke import SmokeError, smoke_test
-from tasks.tracking import connect, store_errors, store_file
+from tasks.tracking import connect, has_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -166,8 +166,7 @@ def history(settings: RegistrySettings) -> list[dict[str, Any]]:
 
 def make_whole(settings: RegistrySettings) -> None:
     """Undo the rest of a move that was killed, if there is one."""
-    file = store_file(settings)
-    if file is not None and not file.exists():
+    if not has_store(settings):
         return
     client = connect(settings)
     with store_errors(settings):
@@ -180,9 +179,8 @@ def make_whole(settings: RegistrySettings) -> None:
 @contextmanager
 def held(settings: RegistrySettings) -> Iterator[None]:
     """Hold the registry with its aliases where they belong: no move is half done."""
-    file = store_file(settings)
     with registry_held():
-        if file is None or file.exists():
+        if has_store(settings):
             client = connect(settings)
             with store_errors(settings):
                 _Moves(client, settings)

@@ -18,7 +18,7 @@ from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import DamagedArtifactError, InputError
 from tasks.limits import registry_held
-from tasks.tracking import FOLDER_SCHEMES, connect, store_errors, store_file
+from tasks.tracking import FOLDER_SCHEMES, connect, has_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -101,8 +101,7 @@ def register(
 def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
     """Return, for each alias, the version it stands for and the version's tags; None if unset."""
     empty: dict[str, dict[str, str] | None] = dict.fromkeys((PRODUCTION, CANDIDATE, PREVIOUS))
-    file = store_file(settings)
-    if file is not None and not file.exists():
+    if not has_store(settings):
         return empty
     client = connect(settings)
     with store_errors(settings):

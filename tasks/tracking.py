@@ -107,6 +107,12 @@ def store_file(settings: RegistrySettings) -> Path | None:
     return Path(settings.tracking_uri.removeprefix(prefix))
 
 
+def has_store(settings: RegistrySettings) -> bool:
+    """Whether there is a store to ask: a file is made by the first run, a server is just there."""
+    file = store_file(settings)
+    return file is None or file.exists()
+
+
 def log_run(
     settings: PipelineSettings,
     summary: Mapping[str, Any],

@@ -12,7 +12,7 @@ from pruneflow.config import RegistrySettings
 from tasks import promotion
 from tasks.registry import DECISION_RUN
 from tasks.removable import Kind, Removable
-from tasks.tracking import connect, store_errors, store_file
+from tasks.tracking import connect, has_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,8 +26,7 @@ def unreferenced(settings: RegistrySettings, keep_versions: int = 0) -> list[Rem
         settings: the registry.
         keep_versions: how many of the versions without an alias to keep, the newest.
     """
-    file = store_file(settings)
-    if file is not None and not file.exists():
+    if not has_store(settings):
         return []
     client = connect(settings)
     with store_errors(settings):

@@ -34,6 +34,16 @@ def answers(url: str) -> bool:
         return False
 
 
+def wait_until(condition: Callable[[], object], seconds: float = START_SECONDS) -> bool:
+    """Whether a condition comes to hold within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
 @contextmanager
 def serving(
     command: list[str],
@@ -68,12 +78,9 @@ def serving(
 
 
 def _wait(process: "subprocess.Popen[bytes]", ready: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        if ready():
-            return
-        time.sleep(0.3)
-    pytest.fail(f"{process.args!r} did not start:\n{log.read_text()}")
+    wait_until(lambda: ready() or process.poll() is not None)
+    if process.poll() is not None or not ready():
+        pytest.fail(f"{process.args!r} did not start:\n{log.read_text()}")
 
 
 def _end(process: "subprocess.Popen[bytes]", end: signal.Signals) -> None:

@@ -6,16 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
+from prefect.testing.utilities import prefect_test_harness
 
 from pruneflow.config import parse_settings, write_settings
 from pruneflow.plan import descent
 from pruneflow.pruning.settings import Target
+from tests.pipeline.commands import repro
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -287,12 +290,38 @@ def toy_workspace(folder: Path, prefect_home: Path) -> Workspace:
     return toy
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[None]:
+    """A Prefect server for flows that run in this process.
+
+    One for all: what Prefect keeps of a concurrency limit in a process is of its first server.
+    """
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     toy = toy_workspace(tmp_path / "workspace", tmp_path / "prefect")
     monkeypatch.chdir(toy.folder)
     return toy
 
+
+# The stages of a pipeline of two rounds, in the order in which they can run.
+STAGES = [
+    "model",
+    "questions",
+    "documents",
+    "validate",
+    "calibration",
+    "baseline",
+    "round@r1",
+    "round@r2",
+    "select",
+    "evaluation",
+    "latency",
+    "report",
+]
 
 # Limits that say nothing about random weights: their greedy text goes round in circles.
 OF_TRAINED_MODELS = (
@@ -308,7 +337,7 @@ OF_TRAINED_MODELS = (
 def tiny_pipeline(
     real_workspace: Path, tiny_model_directory: Path
 ) -> Callable[..., dict[str, Any]]:
-    """Settings of a whole pipeline on a tiny model and Python's own text."""
+    """Settings of a whole pipeline on a tiny model and Python's own text, nothing run yet."""
 
     def write(rounds: int = 3, **changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {
@@ -334,3 +363,35 @@ def tiny_pipeline(
 
     write()
     return write
+
+
+RECOVERY = {"token_budget": 2048, "sequence_length": 32, "batch_sequences": 4}
+
+
+@pytest.fixture
+def finished_pipeline(
+    tiny_pipeline: Callable[..., dict[str, Any]],
+    real_workspace: Path,
+    tiny_model_directory: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """A tiny pipeline of two rounds and recovery that `dvc repro` has run; returns its settings.
+
+    It takes minutes, so one test runs it for all, and each gets a copy of its own.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # of all processes of this session
+    shared, model = place / "finished", place / "finished-model"
+    with FileLock(f"{shared}.lock"):
+        if not model.exists():
+            shutil.copytree(tiny_model_directory, model)
+        values = tiny_pipeline(
+            rounds=2, recovery=RECOVERY, model={"source": str(model), "dtype": "float32"}
+        )
+        if not shared.exists():
+            assert sorted(repro()) == sorted(STAGES)
+            shutil.copytree(real_workspace, f"{shared}.new")
+            Path(f"{shared}.new").rename(shared)
+    shutil.copytree(shared, real_workspace, dirs_exist_ok=True)
+    return values

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,13 @@ import yaml
 
 from pruneflow.workspace import STATE
 from tests.pipeline.commands import environment, executed, repro, run
+from tests.pipeline.conftest import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 POINTS = 25
-GRAPH = [
-    "model",
-    "questions",
-    "documents",
-    "validate",
-    "calibration",
-    "baseline",
-    "round@r1",
-    "round@r2",
-    "select",
-    "evaluation",
-    "latency",
-    "report",
-]
-RECOVERY = {"token_budget": 2048, "sequence_length": 32, "batch_sequences": 4}
+# Where `pruneflow run` is killed too, and whether alone, so that its stage goes on.
+THROUGH_PREFECT = {"documents": True, "round@r2": False}
 RUNS = """
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
@@ -135,49 +122,49 @@ def _is_held() -> bool:
 
 
 def test_what_is_killed_ends_with_the_model_of_an_uninterrupted_run(
-    tiny_pipeline: Callable[..., dict[str, Any]],
+    finished_pipeline: dict[str, Any],
 ) -> None:
-    tiny_pipeline(rounds=2, recovery=RECOVERY)
-    assert sorted(repro()) == sorted(GRAPH)
+    gates = {"metric": "block_ratio", "comparison": "at_least", "limit": 0.01, "why": "a test"}
+    Path("configs/gates.yaml").write_text(yaml.safe_dump({"run_mode": "enabled", "gates": [gates]}))
     expected = outs()
     start_afresh()
-    _dvc_repro_killed_at_25_points(expected)
-    start_afresh()
-    _a_run_killed_twice_through_prefect(expected)
+    hits = _killed_at_25_points()
+    done = run("flows.cli", "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outs() == expected
+    assert repro() == []
+    ran = Counter(executed(Path("said.log").read_text()))
+    print(hits, ran)
+    for stage in STAGES:
+        # What was done before a kill is not done again: a stage runs once, and once more for each
+        # kill in it or between it and the next.
+        assert 1 <= ran[stage] <= 1 + hits[stage] + hits["None"], (stage, ran, hits)
+    left = [path for path in Path("data").rglob(".*") if path.name.endswith((".new", ".old"))]
+    assert not left
+    assert _states_of_runs() == ["Accepted", "Crashed", "Crashed"]
 
 
-def _dvc_repro_killed_at_25_points(expected: dict[str, str]) -> None:
+def _killed_at_25_points() -> Counter[str]:
+    """Kill `dvc repro` at 25 points, and `pruneflow run` at two; returns where it hit."""
     chance = random.Random(0)
     # Two in every stage, one more in that which is done last.
-    points = sorted([*range(len(GRAPH))] * 2 + [len(GRAPH) - 1])
+    points = sorted([*range(len(STAGES))] * 2 + [len(STAGES) - 1])
     assert len(points) == POINTS
     hits: Counter[str] = Counter()
     for number, place in enumerate(points):
         # Soon after it began, and then about when it writes.
         delay = chance.uniform(0.0, 1.0) if number % 2 == 0 else chance.uniform(1.0, 4.0)
-        hit = kill_in(GRAPH[place:], delay, chance.random() < 0.3, "dvc", "repro")
+        if number % 2 == 0 and STAGES[place] in THROUGH_PREFECT:
+            orphan = THROUGH_PREFECT[STAGES[place]]
+            hit = kill_in([STAGES[place]], 2.0, orphan, "flows.cli", "run")
+            assert hit == STAGES[place]
+            hits[hit] += 1
+        hit = kill_in(STAGES[place:], delay, chance.random() < 0.3, "dvc", "repro")
         hits[str(hit)] += 1
-    print(dict(hits))
-    done = run("dvc", "repro")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert outs() == expected
-    assert repro() == []
-    ran = Counter(executed(Path("said.log").read_text() + done.stdout))
-    for stage in GRAPH:
-        # What was done before a kill is not done again: a stage runs once, and once a kill in it
-        # or between it and the next.
-        assert 1 <= ran[stage] <= 3 + hits[stage], (stage, ran, hits)
-    assert not [path for path in Path("data").rglob(".*") if path.name.endswith((".new", ".old"))]
+    return hits
 
 
-def _a_run_killed_twice_through_prefect(expected: dict[str, str]) -> None:
-    gates = {"metric": "block_ratio", "comparison": "at_least", "limit": 0.01, "why": "a test"}
-    Path("configs/gates.yaml").write_text(yaml.safe_dump({"run_mode": "enabled", "gates": [gates]}))
-    for stage, delay, orphan in (("documents", 1.0, True), ("round@r2", 2.0, False)):
-        assert kill_in([stage], delay, orphan, "flows.cli", "run") is not None
-    done = run("flows.cli", "run")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert outs() == expected
+def _states_of_runs() -> list[str]:
     home = str((STATE / "prefect").absolute())
     states = subprocess.run(
         [sys.executable, "-c", RUNS],
@@ -185,4 +172,5 @@ def _a_run_killed_twice_through_prefect(expected: dict[str, str]) -> None:
         capture_output=True,
         text=True,
     )
-    assert states.stdout.split() == ["Accepted", "Crashed", "Crashed"], states.stderr
+    assert states.returncode == 0, states.stderr
+    return states.stdout.split()

@@ -65,10 +65,8 @@ def truncate(path: Path) -> None:
 
 
 def test_damage_a_full_disk_and_a_dead_lock_are_found_and_harm_nothing(
-    tiny_pipeline: Callable[..., dict[str, Any]],
+    finished_pipeline: dict[str, Any],
 ) -> None:
-    tiny_pipeline(rounds=1)
-    repro()
     made = outs()
     _damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(made)
     _a_full_disk_is_one_line_and_the_earlier_result_stays(made)

@@ -1,10 +1,8 @@
 """The pipeline flow on a real Prefect server, and what a user sees of it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.pipeline import pipeline
 from flows.promotion import promotion, roll_back
@@ -19,12 +17,6 @@ from tests.pipeline.conftest import Workspace
 pytestmark = pytest.mark.slow
 
 STAGES = ["calibration", "r1", "r2", "select", "report"]
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def production() -> str | None:

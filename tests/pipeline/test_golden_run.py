@@ -27,11 +27,12 @@ def pruneflow(*arguments):
 
 @pytest.fixture
 def small_budget(real_workspace):
-    """The demo's settings with little text, two rounds and few questions."""
+    """The demo's settings with three domains, little text, two rounds and few questions."""
     values = load_profile("demo").model_dump(mode="json")
-    values["calibration"].update({"sequences": 22, "validation_sequences": 1, "test_sequences": 3})
+    values["calibration"].update({"sequences": 12, "validation_sequences": 1, "test_sequences": 3})
     values["calibration"]["test_sequence_length"] = 128
-    values["documents"]["max_per_domain"] = 60
+    domains = ["encyclopaedic", "narrative", "code"]
+    values["documents"].update({"domains": domains, "max_per_domain": 60})
     values["rounds"] = {
         "r1": {"parent": "dense", "ratio": 0.03},
         "r2": {"parent": "r1", "ratio": 0.06},

@@ -23,9 +23,6 @@ from pruneflow.config import NotifySettings, load_settings
 from tasks import notification
 from tasks.notification import mask, post
 from tests.pipeline.conftest import Workspace
-from tests.pipeline.test_flow import server
-
-__all__ = ["server"]
 
 ALL = {"runs": "all"}
 

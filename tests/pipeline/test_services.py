@@ -7,14 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.pipeline.conftest import REPOSITORY, Workspace
-from tests.servers import answers, free_port
+from tests.servers import answers, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -39,15 +39,6 @@ from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
     print(*sorted({artifact.key for artifact in client.read_artifacts()}))
 """
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 180.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.5)
-    return False
 
 
 @pytest.fixture

@@ -1,16 +1,11 @@
 """`pruneflow serve`: the version in production over HTTP, the next one after a restart."""
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +15,7 @@ from pruneflow.config import RegistrySettings
 from tasks import promotion
 from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry
+from tests.servers import answers, free_port, serving
 
 pytestmark = pytest.mark.slow
 
@@ -39,32 +35,15 @@ mlflow.models.set_model(Model())
 """
 
 
-@contextlib.contextmanager
+@contextmanager
 def served(environment: dict[str, str]) -> Iterator[str]:
     """The server of the current directory's production; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "serve", "--port", str(port)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/ping"):
-                break
-            time.sleep(0.5)
+    command = [sys.executable, "-m", "flows.cli", "serve", "--port", str(port)]
+    ping = f"{address}/ping"
+    with serving(command, lambda: answers(ping), Path("served.log"), env=environment):
         yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
 
 
 def ask(address: str, body: Any) -> tuple[int, Any]:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import TOKEN, run_lock
 from tasks.stages import StageError, reproduce, stage_order
 from tests.pipeline.conftest import Workspace
+from tests.servers import wait_until
 
 RUN_STAGE = "from tasks.stages import reproduce; reproduce('round@r1', print, {})"
 
@@ -26,15 +26,6 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def wait_until(condition, seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_the_order_is_that_of_the_graph_whatever_the_order_in_the_file(
@@ -107,7 +98,7 @@ def test_ending_the_runner_ends_dvc_the_stage_and_its_children(
 ) -> None:
     Path("slow-calibration").touch()
     runner = workspace.start("-m", "flows.cli", "run")
-    assert wait_until(lambda: Path("pids.json").exists(), 180)
+    assert wait_until(lambda: Path("pids.json").exists())
     pids = json.loads(Path("pids.json").read_text())
     assert all(alive(pid) for pid in pids)
     runner.send_signal(sign)
@@ -158,7 +149,7 @@ def test_after_kill_9_the_next_run_waits_for_the_stage_left_behind_and_completes
             stdout=log,
             stderr=log,
         )
-    assert wait_until(lambda: Path("pids.json").exists(), 180)
+    assert wait_until(lambda: Path("pids.json").exists())
     stage, *_ = json.loads(Path("pids.json").read_text())
     left_behind = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()

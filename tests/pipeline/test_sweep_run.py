@@ -4,13 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.pipeline import pipeline
 from flows.sweep import sweep
@@ -19,7 +17,7 @@ from pruneflow.config import load_settings
 from pruneflow.paths import DVC_LOCK, SUMMARY, SWEEP, SWEEP_TABLE
 from tasks.tracking import connect
 from tests.pipeline.conftest import DVC, TOY, Workspace
-from tests.pipeline.test_stages import wait_until
+from tests.servers import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +38,7 @@ def note(what):
         file.write(json.dumps([Path.cwd().name, sys.argv[1], what, time.time()]) + "\\n")
 
 def meet():
-    deadline = time.time() + 60
+    deadline = time.time() + 300
     while len({line.split(",")[0] for line in notes.open() if '"r1"' in line}) < 2:
         if time.time() > deadline:
             raise PruneflowError("no other recipe is at work")
@@ -61,12 +59,6 @@ FIGURES = """        ratio = settings.rounds[settings.final_round].ratio
         summary["perplexity"]["mean_ratio"] = {"value": 1 + ratio, "low": 1.0, "high": 2.0}
         folders = {}
 """
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 class Sweep:
