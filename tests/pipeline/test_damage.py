@@ -27,7 +27,8 @@ READ_BY = {
     "data/calibration/documents/documents.parquet": "validate",
     "data/calibration/set/blocks.safetensors": "round@r1",
     "data/calibration/held_out/blocks.safetensors": "evaluation",
-    "data/checkpoints/r1/model.safetensors": "select",
+    "data/checkpoints/r1/model.safetensors": "round@r2",
+    "data/checkpoints/r2/model.safetensors": "select",
     "data/model/model.safetensors": "evaluation",
 }
 

@@ -10,6 +10,7 @@ import yaml
 
 from pruneflow.config import parse_settings, write_settings
 from pruneflow.models.loading import model_digest
+from pruneflow.models.record import read_record
 from tests.pipeline.commands import repro, run
 
 pytestmark = pytest.mark.slow
@@ -30,13 +31,12 @@ def test_only_what_changed_is_done_again(finished_pipeline):
     assert model_digest(Path("data/checkpoints/r1")) == digests["r1"]
     assert model_digest(Path("data/checkpoints/r2")) != digests["r2"]
 
-    # From two rounds to one, unrecovered: it is delivered, the leftover second is not.
+    # From two rounds to one: it is delivered, the leftover second is not.
     values["rounds"].pop("r2")
     values["final_round"] = "r1"
-    values["recovery"] = {}
     write_settings(parse_settings(values, "test"))
     assert set(repro("evaluation")) == {"select", "evaluation"}
-    assert model_digest(Path("data/model")) == digests["r1"]
+    assert read_record(Path("data/model"))["recovered_from"] == digests["r1"]
     assert Path("data/checkpoints/r2").is_dir()
 
     # One domain more: everything from the documents on, but not the dense model.
