@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -53,11 +54,14 @@ def start_afresh() -> None:
 
 
 def at_work() -> str | None:
-    """The stage that holds the workspace."""
+    """The stage that holds the workspace; what a killed one wrote about itself does not count."""
     try:
-        return str(json.loads((STATE / "stage.json").read_text())["token"])
-    except (OSError, ValueError, KeyError):
-        return None
+        holder = json.loads((STATE / "stage.json").read_text())
+        if psutil.Process(holder["pid"]).status() != psutil.STATUS_ZOMBIE:
+            return str(holder["token"])
+    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        pass
+    return None
 
 
 def start(*command: str) -> "subprocess.Popen[str]":
@@ -105,8 +109,6 @@ def kill_in(stages: list[str], delay: float, orphan: bool, *command: str) -> str
 
 def _session(leader: int) -> list[int]:
     """Every process of the command, those in sessions of their own included."""
-    import psutil
-
     try:
         parent = psutil.Process(leader)
         return [leader, *(child.pid for child in parent.children(recursive=True))]
