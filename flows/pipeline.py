@@ -38,6 +38,7 @@ from pruneflow.paths import (
 )
 from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
 from tasks import promotion, registry
+from tasks.dvc_state import mend_dvc
 from tasks.production import compare_with_production
 from tasks.runs import only_run
 from tasks.sharing import push
@@ -141,6 +142,8 @@ def step(name: str, action: Callable[[], Any]) -> State:
 
 
 def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
+    for line in mend_dvc():
+        get_run_logger().info(line)
     names = stage_order()
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")

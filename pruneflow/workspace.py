@@ -9,7 +9,8 @@ process ends, however it ends:
 - ``stage.lock``: one stage at a time. A run that was killed may leave its stage behind, still
   writing; the next stage waits for that one instead of writing beside it.
 
-DVC hides a stage's exit code and message, so a failing stage leaves ``last_error.json``, too.
+DVC hides a stage's exit code and message, so a failing stage leaves ``last_error.json``, too. And
+DVC writes ``dvc.lock`` in place, so each stage that it starts keeps a copy of it first.
 """
 
 import json
@@ -24,10 +25,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pruneflow.artifacts import write_json
+from pruneflow.artifacts import staged_file, write_json
 from pruneflow.errors import InputError, PruneflowError, WorkspaceBusyError
 
 STATE = Path(".pruneflow")
+KEPT_DVC_LOCK = STATE / "dvc.lock"
 TOKEN = "PRUNEFLOW_RUN"
 STAGE_WAIT_SECONDS = 600.0
 
@@ -90,6 +92,7 @@ def stage_lock(name: str, wait: float = STAGE_WAIT_SECONDS) -> Iterator[None]:
         clear_error()
         try:
             with _only_stage(name, wait):
+                _keep_dvc_lock()
                 yield
         except PruneflowError as error:
             record_error(name, error.exit_code, str(error))
@@ -163,6 +166,17 @@ def _only_stage(name: str, wait: float) -> Iterator[None]:
     finally:
         _holder_file("stage").unlink(missing_ok=True)
         lock.release()
+
+
+def _keep_dvc_lock() -> None:
+    """Copy dvc.lock, which says what is finished, if this stage was started by DVC, who read it."""
+    if "DVC_STAGE" not in os.environ:
+        return
+    if not Path("dvc.lock").is_file():
+        KEPT_DVC_LOCK.unlink(missing_ok=True)
+        return
+    with staged_file(KEPT_DVC_LOCK) as temporary:
+        temporary.write_bytes(Path("dvc.lock").read_bytes())
 
 
 def _lock(name: str) -> FileLock:

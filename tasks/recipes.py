@@ -15,7 +15,7 @@ from prefect.states import Completed
 
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.workspace import STATE, clear_error, read_error
-from tasks.dvc_lock import mend_lock
+from tasks.dvc_state import mend_dvc
 from tasks.stages import StageError, end_session, failed, last_words, run_child
 
 LOG = Path("repro.log")  # in the recipe's workspace: all that DVC and the stages said
@@ -116,7 +116,7 @@ def clear_recipes(folders: Iterable[Path]) -> None:
     for folder in folders:
         (folder / _STOP).unlink(missing_ok=True)
         _end(folder)
-        mend_lock(folder)
+        mend_dvc(folder)
 
 
 def stop_recipes(folders: Sequence[Path]) -> None:

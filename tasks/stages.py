@@ -28,7 +28,6 @@ from prefect.states import Completed, Failed
 
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.workspace import clear_error, read_error
-from tasks.dvc_lock import mend_lock
 
 BAD_INPUT = "BadInput"
 GRACE_SECONDS = 10.0
@@ -122,8 +121,6 @@ def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str])
     started = time.monotonic()
     for attempt in range(RETRIES + 1):
         clear_error()
-        if mend_lock():
-            log("DVC's list of readers and writers was cut short by a kill: removed")
         code, said = run_child([sys.executable, "-m", "dvc", "repro", "-s", name], log, environment)
         if code == 0:
             unchanged = any("didn't change, skipping" in line for line in said)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pruneflow.workspace import STATE
-from tasks.dvc_lock import mend_lock
+from tasks.dvc_state import mend_dvc
 from tests.pipeline.commands import environment, executed, repro, run
 from tests.pipeline.conftest import STAGES
 
@@ -66,7 +66,7 @@ def at_work() -> str | None:
 
 def start(*command: str) -> "subprocess.Popen[str]":
     if command[0] == "dvc":
-        mend_lock()  # as a person must; `pruneflow run` does it by itself
+        mend_dvc()  # as a person must; `pruneflow run` does it by itself
     with Path("said.log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", *command],

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dvc.lock import make_lock
 
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import TOKEN, run_lock
-from tasks.dvc_lock import mend_lock
 from tasks.stages import StageError, reproduce, stage_order
 from tests.pipeline.conftest import Workspace
 from tests.servers import wait_until
@@ -91,26 +89,6 @@ def test_a_stage_is_part_of_the_run_that_hands_it_the_token(workspace: Workspace
         reproduce("calibration", print, environment)
         assert workspace.do("toy.py", "calibration").returncode == WorkspaceBusyError.exit_code
     assert workspace.executed() == ["calibration"]
-
-
-def test_what_a_kill_left_of_dvcs_list_of_readers_stops_nothing(workspace: Workspace) -> None:
-    Path(".dvc/tmp").mkdir()
-    Path(".dvc/tmp/rwlock").write_text('{"write": {"/data')
-    lines: list[str] = []
-    assert not reproduce("calibration", lines.append, {}).unchanged
-    assert "DVC's list of readers and writers was cut short by a kill: removed" in lines
-
-
-def test_dvcs_list_of_readers_is_left_alone_while_somebody_writes_it(workspace: Workspace) -> None:
-    assert not mend_lock()
-    Path(".dvc/tmp").mkdir()
-    file = Path(".dvc/tmp/rwlock")
-    file.touch()
-    with make_lock(".dvc/tmp/rwlock.lock", tmp_dir=".dvc/tmp"):
-        assert not mend_lock() and file.exists()
-    assert mend_lock() and not file.exists()
-    file.write_text("{}")
-    assert not mend_lock() and file.exists()
 
 
 @pytest.mark.slow

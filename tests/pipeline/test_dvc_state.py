@@ -1,0 +1,70 @@
+"""DVC's own files, cut short by a kill: mended under DVC's own locks, and only then."""
+
+from pathlib import Path
+
+import pytest
+from dvc.lock import make_lock
+
+from pruneflow.workspace import KEPT_DVC_LOCK
+from tasks.dvc_state import mend_dvc
+from tasks.stages import StageError, reproduce
+from tests.pipeline.conftest import Workspace
+
+RWLOCK, LOCK = Path(".dvc/tmp/rwlock"), Path("dvc.lock")
+
+
+def test_a_list_of_readers_that_was_cut_short_is_removed(workspace: Workspace) -> None:
+    assert mend_dvc() == []
+    RWLOCK.parent.mkdir()
+    RWLOCK.write_text('{"write": {"/data')
+    with pytest.raises(StageError, match="JSON structure is corrupted"):
+        reproduce("calibration", print, {})
+    assert mend_dvc() == [f"{RWLOCK} was cut short by a kill: removed"]
+    assert not reproduce("calibration", print, {}).unchanged
+    RWLOCK.write_text("{}")
+    assert mend_dvc() == [] and RWLOCK.exists()
+
+
+@pytest.mark.parametrize("rest", ["", "schema: '2.0'\nstages:\n  calibration:\n    cmd: 'pyth"])
+def test_a_dvc_lock_that_was_cut_short_is_what_it_was_when_the_last_stage_began(
+    workspace: Workspace, rest: str
+) -> None:
+    reproduce("calibration", print, {})
+    before = LOCK.read_text()
+    reproduce("round@r1", print, {})
+    LOCK.write_text(rest)
+    assert mend_dvc() == [f"{LOCK} was cut short by a kill: as it was when the last stage began"]
+    assert LOCK.read_text() == before
+    assert reproduce("calibration", print, {}).unchanged
+    assert not reproduce("round@r1", print, {}).unchanged
+
+
+def test_a_lock_that_was_cut_short_when_it_was_first_written_goes(workspace: Workspace) -> None:
+    KEPT_DVC_LOCK.parent.mkdir()
+    KEPT_DVC_LOCK.write_text("schema: '2.0'")  # of before somebody deleted dvc.lock
+    reproduce("calibration", print, {})
+    LOCK.write_text("")
+    assert len(mend_dvc()) == 1 and not LOCK.exists()
+    assert mend_dvc() == [] and not LOCK.exists()
+
+
+def test_what_git_could_not_merge_and_what_has_no_copy_is_left_alone(workspace: Workspace) -> None:
+    LOCK.write_text("schema: '2.0'\nstages: [")
+    assert mend_dvc() == []
+    KEPT_DVC_LOCK.parent.mkdir()
+    KEPT_DVC_LOCK.write_text("schema: '2.0'")
+    LOCK.write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\nstages: [\n")
+    assert mend_dvc() == [] and LOCK.read_text().startswith("<<<")
+
+
+@pytest.mark.parametrize(("file", "guard"), [(RWLOCK, "rwlock.lock"), (LOCK, "lock")])
+def test_what_somebody_is_writing_now_is_left_alone(
+    workspace: Workspace, file: Path, guard: str
+) -> None:
+    RWLOCK.parent.mkdir()
+    KEPT_DVC_LOCK.parent.mkdir(exist_ok=True)
+    KEPT_DVC_LOCK.write_text("schema: '2.0'")
+    file.touch()
+    with make_lock(str(RWLOCK.parent / guard), tmp_dir=str(RWLOCK.parent)):
+        assert mend_dvc() == [] and file.read_text() == ""
+    assert len(mend_dvc()) == 1
