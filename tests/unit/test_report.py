@@ -26,6 +26,7 @@ from report_example import (
 
 from pruneflow.errors import InputError
 from pruneflow.reporting.chart_style import library
+from pruneflow.reporting.charts import WIDEST, retention_chart
 from pruneflow.reporting.comparison import comparison
 from pruneflow.reporting.model_card import render_card
 from pruneflow.reporting.numbers import (
@@ -199,6 +200,15 @@ def test_charts_take_their_colours_from_the_page():
     colours = set(re.findall(r"#[0-9a-fA-F]{3,8}|var\(--\w+\)", json.dumps(charts_of(the_page()))))
     assert {"var(--accent)", "var(--ink)"} <= colours
     assert all(colour.startswith("var") for colour in colours)
+
+
+def test_an_interval_that_would_hide_the_others_is_cut_off_and_told_in_full():
+    tasks = copy.deepcopy(summarise()["tasks"])
+    tasks["siqa"]["retention"]["high"] = 5.0
+    drawn = retention_chart(tasks).spec["layer"][1]["data"]["values"]
+    piqa, siqa = drawn
+    assert siqa["high"] == WIDEST and "500.0" in siqa["kept"]
+    assert piqa["high"] == pytest.approx(100 * tasks["piqa"]["retention"]["high"])
 
 
 def test_page_shows_what_was_removed_of_every_layer_and_kind():
