@@ -10,8 +10,9 @@ TORCH  := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas 
           nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile \
           nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 \
           nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
-# Whether PostgreSQL's programs are here, and how to become root.
+# Whether PostgreSQL's programs and Chromium are here, and how to become root.
 POSTGRESQL := { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
+CHROMIUM := command -v chromium >/dev/null 2>&1
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Nothing here needs a model hub; users who have one can set HF_HUB_OFFLINE=0.
 export HF_HUB_OFFLINE ?= 1
@@ -20,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PREFECT_PORT ?= 4200
 export MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo services test test-fast test-team postgresql lint format lock clean
+.PHONY: help setup demo services test test-fast test-team postgresql chromium lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -51,7 +52,7 @@ services: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION = false
 services: setup  ## Prefect's server and worker and MLflow's server on 127.0.0.1, until Ctrl-C
 	@exec $(BIN)/honcho start
 
-test: test-fast lint  ## All tests, with the pipeline on real weights
+test: chromium test-fast lint  ## All tests, with the pipeline on real weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 test-fast: setup  ## Unit tests on tiny models, under two minutes
@@ -64,6 +65,11 @@ test-team: setup postgresql  ## The pipeline on PostgreSQL, S3 and an MLflow ser
 postgresql:
 	@$(POSTGRESQL) || { $(SUDO) apt-get update -q; $(SUDO) apt-get install -qy postgresql; } || true
 	@$(POSTGRESQL) || { echo "PostgreSQL cannot be installed here: put initdb on the path" >&2; exit 1; }
+
+# The report is looked at in a real browser.
+chromium:
+	@$(CHROMIUM) || { $(SUDO) apt-get update -q; $(SUDO) apt-get install -qy chromium; } || true
+	@$(CHROMIUM) || { echo "Chromium cannot be installed here: put chromium on the path" >&2; exit 1; }
 
 lint: setup  ## Linter, formatter check, types, spelling
 	$(BIN)/ruff check .

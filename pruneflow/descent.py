@@ -14,6 +14,7 @@ from pruneflow.artifacts import (
 )
 from pruneflow.config import DENSE, PipelineSettings
 from pruneflow.errors import InputError
+from pruneflow.models.card import write_card
 from pruneflow.models.record import read_record, write_record
 from pruneflow.models.structure import sizes_of
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY, RECOVERY_DONE
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # Beside the model, in a folder of its own: serving engines read every *.safetensors they find.
 STATISTICS = "statistics"
+DISAGREEMENT = "disagreement.json"
 
 
 def prune(settings: PipelineSettings, name: str) -> None:
@@ -78,7 +80,7 @@ def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], direct
             f"delivers {delivered}."
         )
         log.warning("%s: %s", name, checked["reason"])
-    write_record(
+    record = write_record(
         directory,
         round=name,
         parent=parent["round"],
@@ -98,6 +100,7 @@ def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], direct
         **made,
         **checked,
     )
+    write_card(directory, record, settings.model)
 
 
 def _make(
@@ -212,7 +215,7 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
         save(result.model, tokenizer, directory, getattr(torch, settings.model.dtype))
         digest = model_digest(directory)
         facts = {**record, "digest": digest, "recovered_from": record["digest"]}
-        write_record(
+        recovered = write_record(
             directory,
             **facts,
             recovery={
@@ -223,6 +226,7 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
                 "history": result.history,
             },
         )
+        write_card(directory, recovered, settings.model)
     if RECOVERY.is_dir():
         # Renamed first: a kill must not leave half a checkpoint under the name that is read.
         shutil.rmtree(RECOVERY_DONE, ignore_errors=True)
@@ -252,6 +256,16 @@ def _checkpoint(settings: PipelineSettings, source: str, calibration_set: str) -
     return RECOVERY / sha256_json([source, calibration_set, values])[:16]
 
 
+def read_disagreement(directory: Path) -> dict[str, Any] | None:
+    """Read how far domains disagreed in a round; None of the dense model, which no round made.
+
+    Raises:
+        DamagedArtifactError: it is not JSON.
+    """
+    path = directory / STATISTICS / DISAGREEMENT
+    return dict(read_json(path)) if path.is_file() else None
+
+
 def _target(settings: PipelineSettings, name: str) -> dict[str, Any]:
     return settings.rounds[name].model_dump(mode="json", exclude={"parent"})
 
@@ -274,7 +288,7 @@ def _write_statistics(directory: Path, result: "RoundResult", score: str) -> Non
     )
     rows = {name: scores.domains for name, scores in result.scores.items()}
     write_json(directory / "scores.json", {"score": score, "rows": rows})
-    write_json(directory / "disagreement.json", disagreement(result.scores[score]))
+    write_json(directory / DISAGREEMENT, disagreement(result.scores[score]))
     write_json(
         directory / "kept.json",
         {

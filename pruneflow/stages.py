@@ -16,8 +16,9 @@ from pruneflow.artifacts import (
     write_json,
 )
 from pruneflow.config import DENSE, PipelineSettings, load_settings
-from pruneflow.descent import prune, recover_round
+from pruneflow.descent import prune, read_disagreement, recover_round
 from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.models.card import write_card
 from pruneflow.models.record import read_record, write_record
 from pruneflow.models.structure import sizes_of
 from pruneflow.paths import (
@@ -30,6 +31,7 @@ from pruneflow.paths import (
     DOCUMENTS,
     DOMAINS_FILE,
     EVALUATION,
+    GATES_FILE,
     HELD_OUT,
     LATENCY,
     LM_EVAL,
@@ -73,7 +75,7 @@ def model(settings: PipelineSettings) -> None:
         save(dense, tokenizer, directory, getattr(torch, settings.model.dtype))
         digest = model_digest(directory)
         sizes = sizes_of(dense)
-        write_record(
+        record = write_record(
             directory,
             round=DENSE,
             status="done",
@@ -87,6 +89,7 @@ def model(settings: PipelineSettings) -> None:
             },
             **sizes,
         )
+        write_card(directory, record, settings.model)
 
 
 def questions(settings: PipelineSettings) -> None:
@@ -191,10 +194,14 @@ def latency(settings: PipelineSettings) -> None:
 
 def report(settings: PipelineSettings) -> None:
     """Write what people and gates read: report.html, summary.json, model and data card."""
+    from pruneflow.evaluation.gates import load_gates
     from pruneflow.reporting.data_card import render_data_card
     from pruneflow.reporting.model_card import render_card
-    from pruneflow.reporting.page import render_page
+    from pruneflow.reporting.page import Sources, render_page
     from pruneflow.reporting.summary import build_summary
+    from pruneflow.reporting.verdict import rule
+
+    gates = load_gates(GATES_FILE)
 
     rounds = [read_record(CHECKPOINTS / name) for name in settings.rounds]
     drawn, chosen = verify_manifest(DOCUMENTS), verify_manifest(CALIBRATION_SET)
@@ -208,9 +215,18 @@ def report(settings: PipelineSettings) -> None:
         chosen,
         drawn,
     )
+    sources = Sources(
+        read_record(CHECKPOINTS / DENSE),
+        rounds,
+        read_disagreement(CHECKPOINTS / summary["model"]["delivered"]),
+        drawn,
+        chosen,
+        checked,
+        settings,
+    )
     texts = {
-        PAGE: render_page(summary, rounds, drawn, chosen, checked),
-        CARD: render_card(summary),
+        PAGE: render_page(summary, sources, rule(summary, gates)),
+        CARD: render_card(summary, settings.model),
         DATA_CARD: render_data_card(drawn, chosen, held_out, checked),
     }
     for path, text in texts.items():

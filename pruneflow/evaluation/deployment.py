@@ -39,16 +39,16 @@ def reload_alone(directory: Path, dtype: str, device: str = "cpu") -> dict[str, 
         device: ``cpu``, or ``cuda`` to write once more there and measure its memory too.
 
     Returns:
-        ``ok``; ``reason`` when it is not; ``text`` that follows the prompt, ``prompt_ids`` and
-        ``ids``, and ``memory`` in bytes: ``before`` loading and ``peak`` of the process on the
-        CPU, ``device_peak`` on the GPU (None without one). All but the first two are None when
-        the process failed.
+        ``ok``; ``reason`` when it is not; ``text`` that follows the first prompt, ``prompt_ids``
+        and ``ids``; ``answers``, each ``prompt`` and the ``text`` after it; and ``memory`` in
+        bytes: ``before`` loading and ``peak`` of the process on the CPU, ``device_peak`` on the GPU
+        (None without one). All but the first two are None when the process failed.
     """
     arguments = (str(directory.resolve()), dtype, str(RELOAD_TOKENS), device)
     result = isolated(str(RELOAD.resolve()), *arguments)
     if result.returncode != 0:
         return {
-            **dict.fromkeys(("text", "prompt_ids", "ids", "memory")),
+            **dict.fromkeys(("text", "answers", "prompt_ids", "ids", "memory")),
             "ok": False,
             "reason": _failure(result),
         }

@@ -39,8 +39,9 @@ def measure_latency(
         ``high`` the 95 % interval of the median: ``prefill`` and ``decode`` in tokens per second,
         and ``first_token`` in seconds. ``speedup`` holds the same of the paired ratios (above 1:
         the pruned model is faster). ``bytes`` on disk (see `disk_usage`) and ``memory`` in bytes
-        of each, ``reload`` of the pruned model (``ok``, ``text``, ``reason``), ``warnings`` about
-        its widths and the circumstances.
+        of each, ``reload`` of the pruned model (``ok``, ``text``, ``reason``), ``answers``: each
+        ``prompt`` and how ``dense`` and ``pruned`` continue it (None where the pruned one does not
+        load), ``warnings`` about its widths and the circumstances.
 
     Raises:
         InputError: a directory is no model, the dense one does not reload, or the prompt does not
@@ -68,6 +69,7 @@ def measure_latency(
         "bytes": {"dense": disk_usage(dense), "pruned": disk_usage(pruned)},
         "memory": {name: result["memory"] for name, result in alone.items()},
         "reload": {key: alone["pruned"][key] for key in ("ok", "text", "reason")},
+        "answers": _answers(alone["dense"]["answers"], alone["pruned"]["answers"]),
         "warnings": slow_widths(models["pruned"], settings.width_multiple),
         **_circumstances(models["dense"], settings),
     }
@@ -89,6 +91,17 @@ def _confirm_first_token(model: "PreTrainedModel", alone: dict[str, Any]) -> Non
     if alone["ids"][0] not in likeliest:
         alone["ok"] = False
         alone["reason"] = "it continues with another token than the model in this process"
+
+
+def _answers(
+    dense: list[dict[str, str]], pruned: list[dict[str, str]] | None
+) -> list[dict[str, str | None]]:
+    """Put both models' continuations of the same prompts side by side."""
+    others = [None] * len(dense) if pruned is None else [answer["text"] for answer in pruned]
+    return [
+        {"prompt": answer["prompt"], "dense": answer["text"], "pruned": other}
+        for answer, other in zip(dense, others, strict=True)
+    ]
 
 
 def _time_in_turn(

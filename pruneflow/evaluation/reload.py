@@ -1,4 +1,4 @@
-"""Run alone in a fresh process: load a model with plain transformers and continue a text.
+"""Run alone in a fresh process: load a model with plain transformers and continue some texts.
 
 ``python -I reload.py DIRECTORY DTYPE NEW_TOKENS DEVICE`` prints one line of JSON. This file imports
 nothing of this project, and makes sure that nothing else can: what it loads, any user can load.
@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PROMPT = "The capital of France is"
+# Short beginnings of different kinds of text. The first proves the reload, all show what is left.
+PROMPTS = (
+    "The capital of France is",
+    "Water boils when",
+    "Once upon a time",
+    "def add(a, b):",
+    "Two apples and three more apples are",
+)
 PROJECT = ("pruneflow", "flows", "tasks")
 
 
@@ -37,12 +44,13 @@ def peak_memory() -> int:
 
 
 def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str, Any]:
-    """Load `directory` and greedily continue PROMPT, on the CPU and then on a GPU where asked for.
+    """Load `directory` and greedily continue PROMPTS on the CPU; the first on a GPU, if asked for.
 
     Returns:
-        ``text``, ``prompt_ids`` and ``ids`` of the continuation on the CPU, ``memory`` in bytes
-        (``before`` loading and at its ``peak``; ``device_peak`` on the GPU, None without one), and
-        ``problems``: keys that were missing, left over, or of the wrong shape.
+        ``text``, ``prompt_ids`` and ``ids`` of the first continuation on the CPU; ``answers``: each
+        ``prompt`` and the ``text`` that follows it; ``memory`` in bytes (``before`` loading and at
+        its ``peak``; ``device_peak`` on the GPU, None without one); and ``problems``: keys that
+        were missing, left over, or of the wrong shape.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -64,18 +72,27 @@ def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str
         if loading.get(kind)
     ]
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
-    prompt = tokenizer(PROMPT, return_tensors="pt")
-    output = model.generate(**prompt, max_new_tokens=new_tokens, do_sample=False)
+    prompts = [tokenizer(text, return_tensors="pt") for text in PROMPTS]
+    prompt_ids = prompts[0]["input_ids"][0].tolist()
+    written = [
+        model.generate(**prompt, max_new_tokens=new_tokens, do_sample=False)[
+            0, prompt["input_ids"].shape[1] :
+        ].tolist()
+        for prompt in prompts
+    ]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
     peak, device_peak = peak_memory(), None
     if device == "cuda":
-        model.to(device).generate(**prompt.to(device), max_new_tokens=new_tokens, do_sample=False)
+        first = prompts[0].to(device)
+        model.to(device).generate(**first, max_new_tokens=new_tokens, do_sample=False)
         device_peak = torch.cuda.max_memory_allocated()
-    prompt_ids = prompt["input_ids"][0].tolist()
-    ids = output[0].tolist()[len(prompt_ids) :]
     return {
-        "text": tokenizer.decode(ids, skip_special_tokens=True),
+        "text": texts[0],
+        "answers": [
+            {"prompt": prompt, "text": text} for prompt, text in zip(PROMPTS, texts, strict=True)
+        ],
         "prompt_ids": prompt_ids,
-        "ids": ids,
+        "ids": written[0],
         "memory": {"before": before, "peak": peak, "device_peak": device_peak},
         "problems": problems,
     }

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from pruneflow.reporting.numbers import (
     NOT_MEASURABLE,
+    Figure,
     change,
     count,
     decimal,
@@ -23,6 +24,38 @@ class Row(NamedTuple):
     dense: str
     pruned: str
     change: str
+
+
+class Tile(NamedTuple):
+    """One number of the headline, ready to print."""
+
+    label: str
+    value: str
+    note: str
+
+
+def headline(summary: dict[str, Any]) -> list[Tile]:
+    """Return the numbers that say most: size, perplexity, accuracy, speed, memory."""
+    parameters, speedup = summary["parameters"], summary["latency"]["speedup"]
+    perplexity, peak = summary["perplexity"], of_both(summary["memory"], "peak")
+    retention = summary["mean_retention"]
+    accuracy = share(retention) if retention else Figure(NOT_MEASURABLE, "")
+    return [
+        Tile(
+            "parameters",
+            change(parameters["dense"], parameters["pruned"]),
+            f"{count(parameters['pruned'])} left",
+        ),
+        Tile("perplexity, mean", *ratio(perplexity["mean_ratio"])),
+        Tile("accuracy kept, mean", *accuracy),
+        Tile("prefill speed", *ratio(speedup["prefill"], "median")),
+        Tile("decode speed", *ratio(speedup["decode"], "median")),
+        Tile(
+            "peak memory",
+            change(peak["dense"], peak["pruned"]),
+            f"{megabytes(peak['pruned'])} of {megabytes(peak['dense'])}",
+        ),
+    ]
 
 
 def comparison(summary: dict[str, Any]) -> dict[str, list[Row]]:

@@ -75,6 +75,15 @@ class RoundRow(NamedTuple):
     why: str | None
 
 
+class WidthRow(NamedTuple):
+    """Units left in a layer after one round, least to most."""
+
+    name: str
+    neurons: str
+    heads: str
+    kv_groups: str
+
+
 class Spread(NamedTuple):
     """A median with its interval, and the least and the most."""
 
@@ -162,6 +171,37 @@ def knee_sentence(summary: dict[str, Any]) -> str:
     if summary["knee"] is None:
         return "The descent has no knee: it has too few rounds, or does not get steeper."
     return f"Knee: {summary['knee']}; after this round the descent gets steep."
+
+
+def width_rows(rounds: list[dict[str, Any]], dense: dict[str, Any]) -> list[WidthRow]:
+    """Return a row for the dense model and for each round that left one."""
+    return [
+        WidthRow(
+            record["round"],
+            **{kind: span_of(record["widths"][kind]) for kind in ("neurons", "heads", "kv_groups")},
+        )
+        for record in (dense, *rounds)
+        if record.get("widths")
+    ]
+
+
+def span_of(widths: list[int]) -> str:
+    """Write the widths of layers, as in ``1120`` or ``900 to 1200``."""
+    low, high = min(widths), max(widths)
+    return count(low) if low == high else span(low, high, count)
+
+
+def recovery_sentence(recovery: dict[str, Any]) -> str:
+    """Say how long the pruned model was trained, and what came of it."""
+    looks = {row["step"]: row["validation_loss"] for row in recovery["history"]}
+    best = recovery["best_step"]
+    early = ", when the held-out loss no longer fell" if recovery["stopped_early"] else ""
+    return (
+        f"The pruned model was trained to follow the dense one for {count(recovery['steps'])} "
+        f"steps and {count(recovery['tokens'])} tokens{early}. On held-out text the divergence "
+        f"went from {decimal(looks[0], 3)} to {decimal(looks[best], 3)} nats a token, at step "
+        f"{count(best)}, whose weights were kept."
+    )
 
 
 def speed_rows(latency: dict[str, Any]) -> list[SpeedRow]:

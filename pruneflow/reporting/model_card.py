@@ -1,34 +1,58 @@
 """The model card: a README.md as the Hugging Face hub reads it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from pruneflow.config import ModelSettings
+from pruneflow.models.card import metadata
 from pruneflow.reporting.comparison import comparison
 from pruneflow.reporting.details import task_rows
-from pruneflow.reporting.summary import verdict
 from pruneflow.reporting.templates import render
+from pruneflow.reporting.verdict import verdict
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 
-def render_card(summary: dict[str, Any]) -> str:
+def render_card(summary: dict[str, Any], model: ModelSettings) -> str:
     """Return the model card: hub metadata, how to load, what was measured, limits.
 
-    The licence is the dense model's, which the pipeline does not know, so none is stated.
+    Args:
+        summary: the machine-readable result.
+        model: the dense model, as the settings name it.
     """
-    model = summary["model"]
-    # Only a hub id comes with a revision; everything else has just a name.
-    base = model["source"] if model["revision"] else model["name"]
-    header = {
-        "base_model": base,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["pruned", "structured-pruning", "pruneflow"],
-    }
     return render(
         "model_card.md.jinja",
-        header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(),
+        header=metadata(model, results=_results(summary)),
         summary=summary,
         verdict=verdict(summary),
         sections=comparison(summary),
         accuracy=task_rows(summary),
     )
+
+
+def _results(summary: dict[str, Any]) -> "list[EvalResult]":
+    """What was measured of the pruned model, for the hub's own table."""
+    from huggingface_hub import EvalResult
+
+    perplexities = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out",
+            dataset_name=f"held-out documents: {domain}",
+            metric_type="perplexity",
+            metric_value=round(values["pruned"], 4),
+        )
+        for domain, values in summary["perplexity"]["domains"].items()
+    ]
+    accuracies = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=name,
+            dataset_name=name.upper(),
+            metric_type="accuracy",
+            metric_name=task["metric"],
+            metric_value=round(task["pruned"]["value"], 4),
+        )
+        for name, task in summary["tasks"].items()
+    ]
+    return [*perplexities, *accuracies]

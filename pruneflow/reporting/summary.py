@@ -6,7 +6,7 @@ from importlib import metadata
 from typing import Any
 
 from pruneflow.artifacts import sha256_json
-from pruneflow.config import DENSE, PipelineSettings
+from pruneflow.config import PipelineSettings
 from pruneflow.errors import InputError
 from pruneflow.evaluation.compare import compare
 from pruneflow.evaluation.health import knee
@@ -18,7 +18,7 @@ PACKAGES = {
     "transformers": "transformers",
     "lm_eval": "lm-eval",
 }
-_NOT_SPEED = ("bytes", "memory", "reload", "lm_eval", "warnings")
+_NOT_SPEED = ("bytes", "memory", "reload", "answers", "lm_eval", "warnings")
 ROUND_KEYS = (
     "round",
     "status",
@@ -76,11 +76,13 @@ def build_summary(
         "memory": latency["memory"],
         "disk": {model: kept["total"] for model, kept in latency["bytes"].items()},
         "reload": latency["reload"],
+        "answers": latency["answers"],
         "lm_eval": {key: value for key, value in latency["lm_eval"].items() if key != "correct"},
         "warnings": latency["warnings"],
         "calibration_domains": calibration["mixture"]["counts"],
         "rounds": described,
         "knee": _knee(described),
+        "recovery": evaluation["model"]["recovery"],
         "digests": {
             "dense": baseline["model"]["digest"],
             "pruned": evaluation["model"]["digest"],
@@ -101,30 +103,6 @@ def build_summary(
             **{name: metadata.version(package) for name, package in PACKAGES.items()},
         },
     }
-
-
-def verdict(summary: dict[str, Any]) -> str:
-    """Say in a sentence or two what was gained and what it cost."""
-    perplexity, parameters, model = summary["perplexity"], summary["parameters"], summary["model"]
-    kept = ", ".join(
-        f"{task['retention']['value']:.0%} of {name.upper()} accuracy"
-        for name, task in summary["tasks"].items()
-        if task["measurable"]
-    )
-    sentence = (
-        f"With {parameters['block_ratio']:.1%} of the block weights of "
-        f"{model['name']} removed, perplexity is {perplexity['mean_ratio']['value']:.2f} times "
-        f"the dense model's (at worst {perplexity['worst']['value']:.2f}, on "
-        f"{perplexity['worst']['domain']}), it keeps {kept or 'no measurable accuracy'}, and it "
-        f"decodes {summary['latency']['speedup']['decode']['median']:.2f} times as fast."
-    )
-    if model["delivered"] == model["planned"]:
-        return sentence
-    broken = next((record for record in summary["rounds"] if record["status"] == "unhealthy"), None)
-    why = f" ({broken['round']}: {broken['health']['reason'].removesuffix('.')})" if broken else ""
-    delivered = model["delivered"]
-    what = "the dense model itself" if delivered == DENSE else f"what round {delivered} left"
-    return f"{sentence} It is {what}, for a later round broke a health limit{why}."
 
 
 def _check_rounds(evaluation: dict[str, Any], rounds: list[dict[str, Any]]) -> None:

@@ -1,15 +1,20 @@
 """A whole result as the stages leave it, for the summary, the page and the cards."""
 
 import copy
+import json
 import math
 import re
+from functools import cache
 from html import unescape
+from itertools import combinations
 from typing import Any
 
 from pruneflow.config import HealthSettings, PipelineSettings
+from pruneflow.evaluation.gates import GatesSettings
 from pruneflow.evaluation.health import check_round
-from pruneflow.reporting.page import render_page
+from pruneflow.reporting.page import Sources, render_page
 from pruneflow.reporting.summary import build_summary
+from pruneflow.reporting.verdict import rule
 
 PERPLEXITY = {
     "encyclopaedia": (21.2, 27.9),
@@ -130,7 +135,11 @@ def a_round(number: int, share: float, rise: float, weights: int) -> dict[str, A
         "digest": str(number) * 64,
         "parameters": weights + 28_346_000,
         "block_weights": weights,
-        "widths": {"neurons": [1536 - 160 * number] * 30, "kv_groups": [3] * 30},
+        "widths": {
+            "neurons": [1536 - 160 * number] * 30,
+            "heads": [9] * 30,
+            "kv_groups": [3] * 30,
+        },
         "validation": {"dense": dense, "pruned": pruned},
         "drift": drift,
         "health": health,
@@ -153,6 +162,10 @@ def disk(weights: int) -> dict[str, Any]:
     return {"total": sum(files.values()), "weights": weights, "files": files}
 
 
+DENSE = {
+    "round": "dense",
+    "widths": {"neurons": [1536] * 30, "heads": [9] * 30, "kv_groups": [3] * 30},
+}
 ROUNDS = [
     a_round(1, 0.0701, 0.09, 98_700_000),
     a_round(2, 0.1402, 0.22, 91_300_000),
@@ -170,6 +183,14 @@ LATENCY = {
         "pruned": {"before": 496_000_000, "peak": 868_000_000, "device_peak": None},
     },
     "reload": {"ok": True, "text": " Paris. It is the largest city in France.", "reason": None},
+    "answers": [
+        {
+            "prompt": "The capital of France is",
+            "dense": " Paris. It is known for its art.",
+            "pruned": " Paris. It is the largest city in France.",
+        },
+        {"prompt": "Once upon a time", "dense": ", there was a fox", "pruned": ", a <fox> ran"},
+    ],
     "warnings": [],
     "lm_eval": {
         "ok": True,
@@ -270,6 +291,60 @@ VALIDATION = {
         }
     ],
 }
+DISAGREEMENT = {
+    "domains": list(PERPLEXITY),
+    "kinds": {
+        kind: {
+            "correlations": [
+                {"domains": [a, b], "pooled": 0.5, "within_layers": undefined or 1 / (2 + number)}
+                for number, (a, b) in enumerate(combinations(PERPLEXITY, 2))
+            ],
+            "only_one_domain": {
+                name: {"units": 40 + number, "share": 0.001, "examples": [[3, 17]]}
+                for number, name in enumerate(PERPLEXITY)
+            },
+        }
+        for kind, undefined in (("neurons", None), ("heads", 0.25), ("kv_groups", 0.75))
+    },
+}
+RECOVERY = {
+    "steps": 120,
+    "tokens": 491_520,
+    "best_step": 100,
+    "stopped_early": False,
+    "history": [
+        {"step": 0, "train_loss": None, "validation_loss": 0.61},
+        {"step": 50, "train_loss": 0.52, "validation_loss": 0.44},
+        {"step": 100, "train_loss": 0.43, "validation_loss": 0.402},
+    ],
+}
+GATES = GatesSettings.model_validate(
+    {
+        "run_mode": "enabled",
+        "gates": [
+            {
+                "metric": "block_ratio",
+                "comparison": "at_least",
+                "limit": 0.195,
+                "why": "It must be smaller.",
+            },
+            {
+                "metric": "perplexity_ratio_mean",
+                "comparison": "at_most",
+                "limit": 1.9,
+                "why": "It must stay close.",
+            },
+            {
+                "metric": "perplexity_ratio_mean",
+                "name": "perplexity against production",
+                "against": "production",
+                "comparison": "improves",
+                "limit": 1.05,
+                "why": "Only a better one goes in.",
+            },
+        ],
+    }
+)
 SETTINGS = PipelineSettings.model_validate(
     {
         "model": {
@@ -300,15 +375,31 @@ def summarise(**changes: Any) -> dict[str, Any]:
     return build_summary(**{**copy.deepcopy(parts), **changes})
 
 
+def sources(**changes: Any) -> Sources:
+    parts = Sources(DENSE, ROUNDS, DISAGREEMENT, DOCUMENTS, CALIBRATION, VALIDATION, SETTINGS)
+    return parts._replace(**changes)
+
+
 def page_of(
-    summary: dict[str, Any] | None = None,
-    rounds: list[dict[str, Any]] = ROUNDS,
-    documents: dict[str, Any] = DOCUMENTS,
+    summary: dict[str, Any] | None = None, gates: GatesSettings = GATES, **changes: Any
 ) -> str:
-    return render_page(summary or summarise(), rounds, documents, CALIBRATION, VALIDATION)
+    summary = summary or summarise()
+    return render_page(summary, sources(**changes), rule(summary, gates))
+
+
+@cache
+def the_page() -> str:
+    """The page of a result in which all went well."""
+    return page_of()
+
+
+def charts_of(page: str) -> dict[str, Any]:
+    """The specifications that the page's script draws, by name."""
+    (text,) = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', page)
+    return json.loads(text)
 
 
 def visible(page: str) -> str:
-    """The text a reader sees: no style, no drawings, no tags."""
-    page = re.sub(r"<(style|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
+    """The text a reader sees: no style, no script, no tags."""
+    page = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.DOTALL)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())

@@ -74,6 +74,8 @@ def test_a_complete_model_reloads_and_writes(tiny_model_directory):
     result = reload.reload(str(tiny_model_directory), "float32", 5, "cpu")
     assert result["problems"] == []
     assert len(result["ids"]) == 5
+    assert [answer["prompt"] for answer in result["answers"]] == list(reload.PROMPTS)
+    assert result["answers"][0]["text"] == result["text"]
     assert result["memory"]["peak"] >= result["memory"]["before"] > 0
     assert result["memory"]["device_peak"] is None
     model = AutoModelForCausalLM.from_pretrained(tiny_model_directory, dtype=torch.float32)

@@ -13,6 +13,8 @@ from pruneflow.paths import RECOVERY
 from pruneflow.plan import descent
 from pruneflow.pruning.settings import Target
 
+MODELS = ("dense", "pruned")
+
 # A random model's likeliest token is hardly likelier than the next: another one after every round.
 NO_LIMITS = {
     "max_kl": None,
@@ -88,6 +90,26 @@ def test_every_round_is_a_complete_model_and_the_last_is_delivered(descended):
         parent = name
     assert model_digest(stages.MODEL) == read_record(stages.CHECKPOINTS / "r3")["digest"]
     assert sorted(path.suffix for path in stages.MODEL.iterdir()).count(".safetensors") == 1
+
+
+def test_every_directory_has_a_card_that_the_hub_can_read(descended):
+    from huggingface_hub import ModelCard
+
+    settings = descended()
+    _descend(settings)
+    for name in ("dense", "r1", "r3"):
+        directory = stages.CHECKPOINTS / name
+        card, record = ModelCard.load(directory / "README.md"), read_record(directory)
+        assert card.data.library_name == "transformers"
+        assert card.data.get("base_model") == (None if name == "dense" else settings.model.name)
+        assert f"Model digest `{record['digest']}`" in card.text
+        assert f"{record['parameters']:,} parameters" in card.text
+        if name != "dense":
+            assert record["health"]["reason"] in card.text
+            prose = [record["validation"][model]["prose"]["perplexity"] for model in MODELS]
+            assert "| prose | {:.2f} | {:.2f} |".format(*prose) in card.text
+    delivered = (stages.MODEL / "README.md").read_bytes()
+    assert delivered == (stages.CHECKPOINTS / "r3/README.md").read_bytes()
 
 
 def test_a_round_done_again_gives_the_same_bytes(descended):

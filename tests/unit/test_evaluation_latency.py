@@ -73,6 +73,16 @@ def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tmp_path)
     assert not bad["ok"]
 
 
+def test_answers_of_both_models_stand_side_by_side_and_one_that_does_not_load_has_none():
+    dense = [{"prompt": "One", "text": " two"}, {"prompt": "A", "text": " B"}]
+    pruned = [{"prompt": "One", "text": " one"}, {"prompt": "A", "text": " A"}]
+    assert latency._answers(dense, pruned) == [
+        {"prompt": "One", "dense": " two", "pruned": " one"},
+        {"prompt": "A", "dense": " B", "pruned": " A"},
+    ]
+    assert [answer["pruned"] for answer in latency._answers(dense, None)] == [None, None]
+
+
 def test_a_prompt_beyond_the_context_is_refused(tmp_path):
     model = LlamaForCausalLM.from_pretrained(save(tmp_path / "model", 24))
     settings = LatencySettings(prompt_tokens=63, new_tokens=2)

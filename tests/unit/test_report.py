@@ -13,14 +13,20 @@ from report_example import (
     DOCUMENTS,
     PERPLEXITY,
     PRUNED,
+    RECOVERY,
     ROUNDS,
+    SETTINGS,
     VALIDATION,
+    charts_of,
     page_of,
     summarise,
+    the_page,
     visible,
 )
 
 from pruneflow.errors import InputError
+from pruneflow.reporting.chart_style import library
+from pruneflow.reporting.charts import WIDEST, retention_chart
 from pruneflow.reporting.comparison import comparison
 from pruneflow.reporting.model_card import render_card
 from pruneflow.reporting.numbers import (
@@ -36,7 +42,6 @@ from pruneflow.reporting.numbers import (
     signed,
     times,
 )
-from pruneflow.reporting.page import render_page
 from pruneflow.reporting.table import result_table
 
 
@@ -161,30 +166,90 @@ def test_page_shows_every_number_of_the_summary():
     assert absent == []
 
 
-def test_page_is_self_contained():
-    page = page_of()
-    assert not re.search(r"https?://|@import|<script|<link(?! rel=\"icon\" href=\"data:)", page)
-    assert not re.findall(r"url\((?!#)[^)]*\)", page)
-    assert not re.findall(r"(?:src|href)=\"(?!#|data:)[^\"]*\"", page)
+def test_page_is_self_contained_and_small():
+    page = the_page()
+    assert len(page.encode()) < 1_500_000
+    own = page.replace(library(), "")
+    assert len(own) < len(page)
+    assert not re.search(r"https?://|@import|<script src|<link(?! rel=\"icon\" href=\"data:)", own)
+    assert not re.findall(r"url\((?!#)[^)]*\)", own)
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:)[^\"]*\"", own)
 
 
-def test_charts_have_text_alternatives_and_ids_of_their_own():
-    page = page_of()
-    labels = re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
-    assert len(labels) == page.count("<svg") == 4
-    assert "code \u00d7\u202f1.72 (1." in labels[0]
-    assert "piqa 93.4\u202f% (8" in labels[1]
-    assert "r1 knee at 7.0" in labels[2]
-    assert "r3 1056 neurons a layer" in labels[3]
-    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
-        own = set(re.findall(r' id="([pm][0-9a-f]{8,})"', svg))
-        assert own, "no generated ids: the check below would be void"
-        assert all(page.count(f'id="{name}"') == 1 for name in own)
-        assert "#01020" not in svg
+def test_every_chart_has_a_text_alternative():
+    summary = summarise(evaluation={**PRUNED, "model": {**PRUNED["model"], "recovery": RECOVERY}})
+    page = page_of(summary)
+    labels = dict(
+        re.findall(r'id="chart-(\w+)" role="img" aria-label="([^"]+)"', page),
+    )
+    specs = charts_of(page)
+    assert set(labels) == set(specs)
+    assert len(specs) == 9
+    assert "code \u00d7\u202f1.72 (1." in labels["ratio"]
+    assert "code 4.61 and 7.93" in labels["perplexity"]
+    assert "piqa 93.4\u202f% (8" in labels["retention"]
+    assert "r1 knee at 7.0" in labels["descent"]
+    assert "r3 KL, nats 0.324 of at most 2.00" in labels["health"]
+    assert "r3 1\u202f056 neurons a layer" in labels["removed"]
+    assert "lowest 0.03 (dialogue with technical) and highest 0.50" in labels["agreement"]
+    assert labels["recovery"].endswith("step 0 0.6100, step 50 0.4400, step 100 0.4020")
+    assert "decode \u00d7\u202f1.19 (1.15" in labels["speedup"]
+
+
+def test_charts_take_their_colours_from_the_page():
+    colours = set(re.findall(r"#[0-9a-fA-F]{3,8}|var\(--\w+\)", json.dumps(charts_of(the_page()))))
+    assert {"var(--accent)", "var(--ink)"} <= colours
+    assert all(colour.startswith("var") for colour in colours)
+
+
+def test_an_interval_that_would_hide_the_others_is_cut_off_and_told_in_full():
+    tasks = copy.deepcopy(summarise()["tasks"])
+    tasks["siqa"]["retention"]["high"] = 5.0
+    drawn = retention_chart(tasks).spec["layer"][1]["data"]["values"]
+    piqa, siqa = drawn
+    assert siqa["high"] == WIDEST and "500.0" in siqa["kept"]
+    assert piqa["high"] == pytest.approx(100 * tasks["piqa"]["retention"]["high"])
+
+
+def test_page_shows_what_was_removed_of_every_layer_and_kind():
+    cells = charts_of(the_page())["removed"]["data"]["values"]
+    assert len(cells) == 3 * 3 * 30
+    last = [cell for cell in cells if cell["row"] == "neurons, r3"]
+    assert {cell["left"] for cell in last} == {"1056 of 1536 neurons"}
+    assert last[0]["share"] == pytest.approx(100 * 480 / 1536)
+    assert {cell["share"] for cell in cells if "KV" in cell["row"]} == {0}
+
+
+def test_page_shows_how_domains_agree():
+    text = visible(the_page())
+    rho = [1 / (2 + number) for number in range(7)]  # encyclopaedia with each of the others
+    assert f"encyclopaedia {decimal(sum(rho) / 7)} 0.25 0.75 40" in text
+    assert "encyclopaedia \u2013 0.50 0.33 0.25" in text
+    assert "How far domains agree" not in visible(page_of(disagreement=None))
+
+
+def test_page_shows_both_models_answers():
+    text = visible(the_page())
+    assert "Once upon a time \u2026 , there was a fox , a <fox> ran" in text
+
+
+def test_page_shows_the_recovery_only_where_there_was_one():
+    assert "Recovery" not in visible(the_page()).replace("recovery:", "")
+    model = {**PRUNED["model"], "recovery": RECOVERY}
+    text = visible(page_of(summarise(evaluation={**PRUNED, "model": model})))
+    assert "120 steps and 491 520 tokens." in text.replace("\u202f", " ")
+    assert "from 0.610 to 0.402 nats a token, at step 100" in text
+
+
+def test_page_says_how_to_make_it_again():
+    text = visible(the_page())
+    for words in ("dvc repro", "pruneflow run", "score: mask_fisher", "final_round: r3"):
+        assert words in text
+    assert "webhook" not in text and "tracking_uri" not in text
 
 
 def test_page_is_the_same_every_time():
-    assert page_of() == page_of()
+    assert page_of() == the_page()
 
 
 def test_page_escapes_names():
@@ -196,20 +261,28 @@ def test_page_escapes_names():
     domains[evil] = domains.pop("law")
     documents["domains"]["news"]["licences"] = [evil]
     page = page_of(summary, documents=documents)
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
+    assert evil in json.dumps(charts_of(page))
 
 
 def test_card_has_hub_metadata_and_the_comparison():
     import yaml
 
     summary = summarise()
-    card = render_card(summary)
+    card = render_card(summary, SETTINGS.model)
     _, header, body = card.split("---\n", 2)
     metadata = yaml.safe_load(header)
     assert metadata["base_model"] == "SmolLM2-135M-Instruct"
     assert "pruned" in metadata["tags"]
     assert "license" not in metadata
+    (results,) = metadata["model-index"]
+    measured = [
+        (each["dataset"]["type"], each["metrics"][0]["value"])
+        for each in results["results"]
+        if each["metrics"][0]["type"] == "accuracy"
+    ]
+    assert measured == [("piqa", 0.635), ("siqa", 0.47)]
     for rows in comparison(summary).values():
         for row in rows:
             assert f"| {row.measure} | {row.dense} | {row.pruned} | {row.change} |" in body
@@ -218,9 +291,9 @@ def test_card_has_hub_metadata_and_the_comparison():
 def test_card_names_a_hub_id_as_base_model():
     import yaml
 
-    summary = summarise()
-    summary["model"].update(source="HuggingFaceTB/SmolLM2-135M", revision="abc123")
-    header = render_card(summary).split("---\n", 2)[1]
+    source = {"source": "HuggingFaceTB/SmolLM2-135M", "revision": "abc123"}
+    model = SETTINGS.model.model_copy(update=source)
+    header = render_card(summarise(), model).split("---\n", 2)[1]
     assert yaml.safe_load(header)["base_model"] == "HuggingFaceTB/SmolLM2-135M"
 
 
@@ -253,7 +326,7 @@ def test_no_row_of_the_table_is_broken_on_80_columns():
 
 
 def test_page_shows_what_was_checked_and_how_rounds_weighed_domains():
-    page = page_of()
+    page = the_page()
     text = visible(page)
     assert "All hold (expectations: 2, other checks: 1)." in text
     (folded,) = re.findall(r"<details><summary>What was checked.*?</details>", page, re.DOTALL)
@@ -262,9 +335,7 @@ def test_page_shows_what_was_checked_and_how_rounds_weighed_domains():
     assert "element count 5\u202f360; unexpected count 0" in folded
     weighed = text[text.index("Domain weights by round") :]
     assert "1.07 (22)" in weighed and "1.20 (42)" in weighed
-    assert "Not all hold" in visible(
-        render_page(summarise(), ROUNDS, DOCUMENTS, CALIBRATION, {**VALIDATION, "success": False})
-    )
+    assert "Not all hold" in visible(page_of(validation={**VALIDATION, "success": False}))
 
 
 def test_page_has_no_weights_where_no_round_ran():

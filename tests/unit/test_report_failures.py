@@ -8,10 +8,12 @@ from report_example import (
     LATENCY,
     PRUNED,
     ROUNDS,
+    SETTINGS,
     a_round,
     delivering,
     page_of,
     summarise,
+    the_page,
     visible,
 )
 
@@ -19,7 +21,7 @@ from pruneflow.evaluation.gates import GatesSettings, decide
 from pruneflow.reporting.comparison import comparison
 from pruneflow.reporting.model_card import render_card
 from pruneflow.reporting.numbers import points
-from pruneflow.reporting.summary import verdict
+from pruneflow.reporting.verdict import verdict
 
 NBSP = "\u00a0"
 SKIPPED = {
@@ -34,7 +36,7 @@ SKIPPED = {
 
 
 def test_page_names_nothing_of_this_where_all_went_well():
-    text = visible(page_of())
+    text = visible(the_page())
     for words in ("Warning", "GPU memory", "unhealthy", "not measurable:", "fails", "Does not"):
         assert words not in text
 
@@ -44,7 +46,7 @@ def test_summary_and_page_survive_a_descent_that_ended_early():
     summary = summarise(rounds=rounds, evaluation=delivering(2, PRUNED))
     assert summary["model"]["delivered"] == "r2"
     assert summary["rounds"][2]["mean_ratio"] is None
-    assert "skipped" in visible(page_of(summary, rounds))
+    assert "skipped" in visible(page_of(summary, rounds=rounds))
 
 
 def test_a_task_the_dense_model_cannot_do_is_shown_and_fails_its_gate():
@@ -63,7 +65,7 @@ def test_a_task_the_dense_model_cannot_do_is_shown_and_fails_its_gate():
     assert row.endswith(
         f"{points(siqa['difference']).note.replace(NBSP, ' ')} \u2013 \u2013 33.3 % "
     )
-    card = render_card(summary).replace("\u202f", " ").replace(NBSP, " ")
+    card = render_card(summary, SETTINGS.model).replace("\u202f", " ").replace(NBSP, " ")
     assert "| siqa (acc_norm) | 0.0 % | 47.0 % | not measurable |" in card
     assert f"{why}, 33.3 % |" in card
     assert "siqa not measurable" in page_of(summary)  # the chart's text alternative
@@ -84,7 +86,9 @@ def test_no_mean_is_shown_where_no_task_is_measurable():
     text = visible(page_of(summary))
     assert "Accuracy kept, mean over 0 of 2 tasks not measurable" in text
     assert "mean over 0 of 2 tasks \u2013 \u2013 not measurable" in text
-    assert "| mean over 0 of 2 tasks |  |  | not measurable |" in render_card(summary)
+    assert "| mean over 0 of 2 tasks |  |  | not measurable |" in render_card(
+        summary, SETTINGS.model
+    )
     gate = {"metric": "mean_retention", "comparison": "at_least", "limit": 0.1, "why": "Know."}
     decision = decide(summary, GatesSettings(run_mode="enabled", gates=[gate]))
     assert not decision["accepted"] and "was not measured" in decision["reasons"][0]
@@ -96,7 +100,7 @@ def test_an_unhealthy_round_is_shown_with_all_its_reasons_and_what_is_delivered(
     rounds = [*ROUNDS[:2], broken, skipped]
     summary = summarise(rounds=rounds, evaluation=delivering(2, PRUNED))
     assert broken["status"] == "unhealthy" and len(broken["health"]["reasons"]) == 6
-    page = page_of(summary, rounds)
+    page = page_of(summary, rounds=rounds)
     text = visible(page)
     for reason in broken["health"]["reasons"]:
         assert reason in text
@@ -126,7 +130,7 @@ def test_a_round_that_gives_nan_is_shown_with_dashes():
     broken |= {"validation": {}, "drift": None}
     rounds = [*ROUNDS[:2], broken]
     summary = summarise(rounds=rounds, evaluation=delivering(2, PRUNED))
-    text, dashes = visible(page_of(summary, rounds)), " ".join(["\u2013"] * 7)
+    text, dashes = visible(page_of(summary, rounds=rounds)), " ".join(["\u2013"] * 7)
     assert f"112 926 000 {dashes} {reason} Kept for study" in text
     assert "The descent has no knee" in text
 
@@ -149,7 +153,7 @@ def test_page_and_card_say_when_the_lm_eval_command_fails():
     assert "lm_eval fails on the directory: KeyError: 'piqa <1>'" in text
     assert "lm_eval runs" not in text
     assert "lm_eval \\ --model hf \\ --model_args" in text
-    card = render_card(summary)
+    card = render_card(summary, SETTINGS.model)
     assert "lm-eval's own command failed on the directory (KeyError: 'piqa <1>')" in card
     assert failed["command"] in card
 
@@ -157,7 +161,7 @@ def test_page_and_card_say_when_the_lm_eval_command_fails():
 def test_page_and_card_show_warnings_about_widths():
     warnings = ["MLP width 1056 is no multiple of 64: set it to <64>", "attention width 12 is odd"]
     summary = summarise(latency={**LATENCY, "warnings": warnings})
-    text, card = visible(page_of(summary)), render_card(summary)
+    text, card = visible(page_of(summary)), render_card(summary, SETTINGS.model)
     for warning in warnings:
         assert f"Warning : {warning}" in text
         assert f"Warning: {warning}." in card

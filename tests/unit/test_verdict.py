@@ -1,0 +1,59 @@
+"""The report opens with what was gained and what the gates against the dense model say."""
+
+from report_example import GATES, page_of, summarise, visible
+
+from pruneflow.evaluation.gates import GatesSettings
+from pruneflow.reporting.verdict import rule, verdict
+
+WORSE = {"metric": "block_ratio", "comparison": "at_least", "limit": 0.5, "why": "Much smaller."}
+
+
+def with_gates(*gates, run_mode="enabled"):
+    return GatesSettings.model_validate({"run_mode": run_mode, "gates": list(gates)})
+
+
+def test_verdict_says_how_much_smaller_how_much_faster_and_what_was_kept():
+    assert verdict(summarise()).startswith(
+        "SmolLM2-135M-Instruct is 16.0% smaller (20.3% of its block weights are gone) and decodes "
+        "1.19 times as fast; perplexity is 1.41 times"
+    )
+    assert "and it keeps 93% of PIQA and 95% of SIQA accuracy." in verdict(summarise())
+
+
+def test_a_model_that_passes_is_accepted_and_what_depends_on_production_is_left_to_the_run():
+    ruling = rule(summarise(), GATES)
+    assert ruling.word == "accepted"
+    assert ruling.sentence == (
+        "Accepted by 2 gates against the dense model. 1 gate more, against the model in "
+        "production: pruneflow run decides and writes data/reports/decision.json."
+    )
+    assert [gate.result for gate in ruling.gates] == ["passed", "passed", "open"]
+
+
+def test_a_refusal_says_which_gate_refuses_and_why():
+    gates = with_gates(*GATES.model_dump(exclude_none=True)["gates"], WORSE)
+    ruling = rule(summarise(), gates)
+    assert (ruling.word, ruling.sentence) == (
+        "refused",
+        "Refused by 1 of 3 gates against the dense model.",
+    )
+    (reason,) = ruling.reasons
+    assert "block_ratio is 0.203" in reason and "below the limit 0.5. Much smaller." in reason
+    text = visible(page_of(gates=gates))
+    assert text.index(ruling.sentence) < text.index(reason) < text.index("Dense against pruned", 99)
+    assert "block ratio at least 0.5 0.2033 refused Much smaller." in text
+
+
+def test_gates_that_only_record_or_are_off_are_said_to_be_so():
+    ruling = rule(summarise(), with_gates(WORSE, run_mode="dry_run"))
+    assert ruling.word == "refused" and ruling.sentence.endswith("(run_mode dry_run).")
+    ruling = rule(summarise(), with_gates(WORSE, run_mode="disabled"))
+    assert ruling.word == "undecided" and "the gates are disabled" in ruling.sentence
+    assert "the gates are disabled" in visible(
+        page_of(gates=with_gates(WORSE, run_mode="disabled"))
+    )
+
+
+def test_nothing_is_decided_where_every_gate_compares_with_production():
+    ruling = rule(summarise(), with_gates(GATES.gates[2].model_dump()))
+    assert ruling.word == "undecided" and ruling.sentence.startswith("Not decided yet. 1 gate more")
