@@ -77,7 +77,7 @@ format: setup  ## Format the code
 
 docs: setup  ## Build the documentation into build/docs; a warning or broken link is an error
 	$(BIN)/python -m docs.generate
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going -d build/doctrees docs build/docs
 	@echo "build/docs/index.html"
 
 lock:  ## Resolve requirements.lock and requirements-data.lock anew from pyproject.toml

@@ -13,5 +13,6 @@ html_title = "pruneflow"
 html_static_path = ["static"]
 html_css_files = ["tables.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}

@@ -121,7 +121,7 @@ def _part(field: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _table(model: dict[str, Any], schema: dict[str, Any], prefix: str) -> Iterator[str]:
-    yield "| setting | type | default | |"
+    yield "| setting | type | default | meaning |"
     yield "|---|---|---|---|"
     for key, field in model["properties"].items():
         default = "required" if key in model.get("required", []) else _default(field)
