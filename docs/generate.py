@@ -26,9 +26,9 @@ NOTE = "<!-- Written by `make docs` from the code: change it there. -->\n\n"
 SETTINGS = """# Every setting
 
 What each file of `configs/` may hold. An unknown key, and a value of another type or out of range,
-is refused in one line that names it.
-`configs/pipeline.yaml` must hold every key, since DVC reads it too; `pruneflow configure PROFILE`
-writes it whole, and `pruneflow plan` its rounds.
+is refused in one line that names it. `configs/pipeline.yaml` must hold every key, since DVC reads
+it too; `pruneflow configure PROFILE` writes it whole, and `pruneflow plan` its rounds. Other pages
+write `calibration.weights` for `weights` in the section `calibration`.
 """
 GATES = """# Gates and metrics
 
@@ -76,7 +76,8 @@ def _all_settings() -> Iterator[str]:
     yield "A mapping of domain names to lists of sources; `kind` says which of these a source is.\n"
     yield "### every kind\n"
     yield from _fields(Source)
-    yield "### kinds that read records (package, files, hub)\n"
+    records = [name for name, (source, _) in KINDS.items() if issubclass(source, RecordFormat)]
+    yield f"### kinds that read records: {', '.join(records)}\n"
     yield from _fields(RecordFormat)
     shared = {"kind", *Source.model_fields, *RecordFormat.model_fields}
     for name, (source, _) in KINDS.items():
@@ -90,7 +91,7 @@ def _all_settings() -> Iterator[str]:
 def _fields(model: type[BaseModel], without: Collection[str] = ()) -> Iterator[str]:
     schema = model.model_json_schema()
     fields = {key: field for key, field in schema["properties"].items() if key not in without}
-    yield from _table({**schema, "properties": fields}, schema, "")
+    yield from _table({**schema, "properties": fields}, schema)
 
 
 def _models(model: type[BaseModel]) -> Iterator[str]:
@@ -99,12 +100,12 @@ def _models(model: type[BaseModel]) -> Iterator[str]:
     sections = {key: part for key, field in schema["properties"].items() if (part := _part(field))}
     plain = {key: field for key, field in schema["properties"].items() if key not in sections}
     if plain:
-        yield from _table({**schema, "properties": plain}, schema, "")
+        yield from _table({**schema, "properties": plain}, schema)
     for key, (reference, many) in sections.items():
         section = schema["$defs"][reference]
-        yield f"### {key}\n"
+        yield f"### {key}{many}\n"
         yield f"{inspect.cleandoc(section['description'])}\n"
-        yield from _table(section, schema, f"{key}{many}.")
+        yield from _table(section, schema)
 
 
 def _part(field: dict[str, Any]) -> tuple[str, str] | None:
@@ -120,21 +121,23 @@ def _part(field: dict[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _table(model: dict[str, Any], schema: dict[str, Any], prefix: str) -> Iterator[str]:
-    yield "| setting | type | default | meaning |"
-    yield "|---|---|---|---|"
+def _table(model: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
+    """Two columns, which a phone has room for."""
+    yield "| setting | meaning, type, default |"
+    yield "|---|---|"
     for key, field in model["properties"].items():
         default = "required" if key in model.get("required", []) else _default(field)
-        said = _escaped(" ".join(field.get("description", "").split()))
-        yield f"| `{prefix}{key}` | {_escaped(_kind(field, schema))} | {default} | {said} |"
+        said = " ".join(field.get("description", "").split())
+        meaning = _escaped(f"{said} <br>{_kind(field, schema)}; {default}")
+        yield f"| `{key}` | {meaning} |"
     yield ""
 
 
 def _default(field: dict[str, Any]) -> str:
     if "default" not in field:  # made by a factory
-        return "empty"
+        return "empty by default"
     value = field["default"]
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return f"default `{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -142,7 +145,7 @@ def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
     if "$ref" in field:
         return _kind(schema["$defs"][field["$ref"].rpartition("/")[2]], schema)
     if "anyOf" in field:
-        return "; or ".join(_kind(each, schema) for each in field["anyOf"])
+        return ", or ".join(_kind(each, schema) for each in field["anyOf"])
     if "enum" in field:
         return ", ".join(f"`{each}`" for each in field["enum"])
     if "const" in field:
