@@ -21,7 +21,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PREFECT_PORT ?= 4200
 export MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo services test test-fast test-team postgresql chromium lint format lock clean
+.PHONY: help setup demo services test test-fast test-team postgresql chromium lint format docs lock \
+        clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -80,6 +81,11 @@ lint: setup  ## Linter, formatter check, types, spelling
 format: setup  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## Build the documentation into build/docs; a warning or broken link is an error
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
 
 lock:  ## Resolve requirements.lock and requirements-data.lock anew from pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -191,7 +191,7 @@ class PipelineSettings(Settings):
     recovery: RecoverySettings = RecoverySettings()
     health: HealthSettings = HealthSettings()
     rounds: dict[RoundName, RoundSettings] = Field(min_length=1)
-    final_round: RoundName
+    final_round: RoundName = Field(description="The last of rounds, whose model is delivered.")
     evaluation: EvaluationSettings = EvaluationSettings()
     latency: LatencySettings = LatencySettings()
     registry: RegistrySettings = RegistrySettings()

@@ -1,22 +1,17 @@
 """The settings of pruning: how small, by which score, in which layout, with which refit."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from pruneflow.pruning.scores import SCORES
 from pruneflow.schema import Count, Settings, Share
 
 Unit = Literal["neurons", "heads", "kv_groups"]
-ScoreName = Literal[
-    "mask_fisher",
-    "first_order",
-    "wanda_sp",
-    "flap",
-    "weight_gradient",
-    "obs",
-    "magnitude",
-    "random",
-]
+if TYPE_CHECKING:
+    ScoreName = str
+else:
+    ScoreName = Literal[*SCORES]  # a score that is registered can be named: there is no second list
 
 
 class Target(Settings):

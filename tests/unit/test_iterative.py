@@ -194,8 +194,8 @@ def test_the_front_door_loads_prunes_saves_and_measures(
     assert measured[0] == measured[1]
 
 
-def test_the_readme_example_runs(tiny_model_directory, tmp_path, monkeypatch):
-    text = (ROOT / "README.md").read_text()
+def test_the_example_of_the_documentation_runs(tiny_model_directory, tmp_path, monkeypatch):
+    text = (ROOT / "docs/how-to/library.md").read_text()
     example = text.split("```python\n")[1].split("```")[0]
     for large, small in (
         ("sequences=96, sequence_length=128", "sequences=8, sequence_length=32"),
@@ -207,7 +207,7 @@ def test_the_readme_example_runs(tiny_model_directory, tmp_path, monkeypatch):
     tiny_model_directory.rename(tmp_path / "my-model")
     monkeypatch.chdir(tmp_path)
     documents = [f"{n} and {n + 1} make {2 * n + 1}, and so on. " * 2 for n in range(60)]
-    exec(compile(example, "README.md", "exec"), {"prose": documents, "code": documents[::-1]})
+    exec(compile(example, "library.md", "exec"), {"prose": documents, "code": documents[::-1]})
     smaller, _ = load_model(tmp_path / "my-smaller-model", device="cpu")
     assert layers_of(smaller)[0].neurons < 40
 

@@ -1,0 +1,160 @@
+"""Every command of README and tutorial is run: here, or by the test that is named for it.
+
+Here run those that are quick where stages are toys: in a toy workspace with the project's own
+configs, and in this process, for imports would take longer than the commands.
+"""
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from flows import cli
+from pruneflow.config import load_settings
+from tasks import promotion
+from tests.markdown import NOT_MERGED_YET, ROOT, commands
+from tests.pipeline.commands import repro
+from tests.pipeline.conftest import Workspace
+from tests.pipeline.test_registry import Registry, empty_store, store
+
+__all__ = ["empty_store", "store"]
+
+PAGES = (ROOT / "docs/tutorial.md", ROOT / "README.md")
+
+SETTINGS = [
+    "source .venv/bin/activate",
+    "pruneflow plan --ratio 0.1 --rounds 2",
+    "pruneflow configure demo",
+    "pruneflow plan --ratio 0.3 --rounds 6 --schedule geometric",
+]
+MOVES = [
+    "pruneflow status",
+    "pruneflow promote [VERSION]",
+    "pruneflow rollback",
+    "pruneflow restore VERSION",
+]
+STAGES = "dvc repro"
+THESE_TESTS = "make test"  # is what runs this
+
+# What takes longer: the test that runs it, and how one sees that it does.
+ELSEWHERE = {
+    "make demo": ("pipeline/test_golden_run.py::test_the_main_job_on_real_weights", '"demo"'),
+    "make services": (
+        "pipeline/test_services.py::"
+        "test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together",
+        "honcho",
+    ),
+    "pruneflow run": (
+        "pipeline/test_golden_run.py::test_the_main_job_on_real_weights",
+        'pruneflow("run")',
+    ),
+    "pruneflow serve": (
+        "pipeline/test_serving.py::test_production_is_served_and_the_next_promotion_after_a_restart",
+        '"serve"',
+    ),
+    "pruneflow sweep": (
+        "pipeline/test_sweep_run.py::"
+        "test_the_command_shows_the_table_and_exits_0_where_a_recipe_finished",
+        'pruneflow("sweep"',
+    ),
+    "pruneflow gc": (
+        "pipeline/test_housekeeping.py::test_a_person_on_a_terminal_is_asked",
+        '"gc"',
+    ),
+    "pruneflow data refresh": (
+        "unit/test_cli.py::test_refresh_pins_every_source_and_says_what_changed",
+        '"data", "refresh"',
+    ),
+    "pruneflow data diff HEAD": (
+        "pipeline/test_data_versioning.py::"
+        "test_the_data_is_pulled_bit_for_bit_and_a_diff_says_exactly_what_changed",
+        '"data", "diff", "HEAD"',
+    ),
+}
+
+
+def test_every_documented_command_is_run_somewhere() -> None:
+    waiting = tuple(f"pruneflow {name}" for name in NOT_MERGED_YET)
+    documented = {command for page in PAGES for command in commands(page)}
+    shown = {command for command in documented if not command.startswith(waiting)}
+    assert shown == {*SETTINGS, *MOVES, STAGES, THESE_TESTS, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("command", ELSEWHERE)
+def test_the_test_that_is_named_for_a_command_is_there_and_runs_it(command: str) -> None:
+    (place, name), sign = ELSEWHERE[command][0].split("::"), ELSEWHERE[command][1]
+    text = (ROOT / "tests" / place).read_text()
+    functions = [node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    assert name in functions
+    assert sign in text
+
+
+def test_targets_of_the_makefile_are_what_is_run_without_make() -> None:
+    assert recipe("demo") == ["$(BIN)/pruneflow configure demo", "$(BIN)/pruneflow run"]
+    assert recipe("services") == ["@exec $(BIN)/honcho start"]
+    fast, slow = recipe("test-fast")[0], recipe("test")[0]
+    assert '-m "not slow and not team"' in fast and "-m slow" in slow
+
+
+def recipe(target: str) -> list[str]:
+    """What a target of the Makefile runs."""
+    text = (ROOT / "Makefile").read_text()
+    found = re.search(rf"^{target}:(?! export).*\n((?:\t.*\n)+)", text, re.MULTILINE)
+    assert found is not None, f"there is no target {target}"
+    return [line.strip() for line in found[1].splitlines()]
+
+
+def run_here(command: str, version: str = "") -> None:
+    """Run a command in the current directory; it must end with exit code 0."""
+    program, *arguments = shlex.split(command)
+    if program == "source":
+        activate = Path(sys.prefix, "bin/activate")
+        lines = f"source {activate} && command -v pruneflow"
+        subprocess.run(["bash", "-c", lines], check=True, capture_output=True)
+        return
+    arguments = [version if "VERSION" in each else each for each in arguments]
+    with (
+        patch.dict(os.environ),
+        patch.object(sys, "argv", ["pruneflow", *arguments]),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    assert not ended.value.code, command
+
+
+@pytest.mark.slow
+def test_commands_about_settings_run_as_they_stand(workspace: Workspace) -> None:
+    shutil.copytree(ROOT / "configs/profiles", "configs/profiles")
+    for command in SETTINGS:
+        run_here(command)
+    settings = load_settings()
+    assert settings.model.name == "SmolLM2-135M-Instruct"
+    assert list(settings.rounds) == ["r1", "r2", "r3", "r4", "r5", "r6"]
+
+
+@pytest.mark.slow
+def test_a_second_dvc_repro_does_nothing(workspace: Workspace) -> None:
+    assert set(repro()) == {"calibration", "round@r1", "round@r2", "select", "report"}
+    assert repro() == []
+
+
+@pytest.mark.slow
+def test_commands_about_versions_run_as_they_stand(
+    store: Registry, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.set(registry={"name": store.settings.name})
+    promotion.promote(store.settings, store.register("one"))
+    store.register("two")
+    in_production = []
+    for command in MOVES:
+        run_here(command, version="2")
+        in_production.append(store.aliases()["production"])
+    assert in_production == ["1", "2", "1", "2"]
+    assert "version 1" in capsys.readouterr().out

@@ -1,0 +1,106 @@
+"""The documentation builds without a warning, follows the code, and sends nobody astray."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from docs.generate import FOLDER, pages
+from flows.cli import app
+from tests.markdown import NOT_MERGED_YET, PAGES, ROOT, anchors, blocks, commands, links, quoted
+
+PICTURES = 1_000_000  # bytes of all of them
+PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|\.\.\.|…")
+
+
+def by_path(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    sphinx = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
+    done = subprocess.run(
+        [*sphinx, "-d", str(tmp_path / "doctrees"), "docs", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "neuron_multiple" in (tmp_path / "site/reference/settings.html").read_text()
+
+
+@pytest.mark.parametrize("name", pages())
+def test_generated_references_are_those_of_the_code(name: str) -> None:
+    assert (FOLDER / name).read_text(encoding="utf-8") == pages()[name], "run `make docs`"
+
+
+def test_the_readme_is_short_and_has_one_picture() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert text.count("![") == 1
+
+
+def test_pictures_are_small_and_all_shown() -> None:
+    pictures = set((ROOT / "docs/images").iterdir())
+    shown = {(page.parent / link).resolve() for page in PAGES for link in links(page)}
+    assert pictures <= shown
+    assert sum(picture.stat().st_size for picture in pictures) < PICTURES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+    for link in links(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{by_path(page)} links to {link}"
+        assert target.is_relative_to(ROOT), f"{by_path(page)} links to {link}, outside the project"
+        if anchor:
+            assert anchor in anchors(target), f"{by_path(page)} links to {link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_every_block_of_code_names_its_language(page: Path) -> None:
+    assert all(language for language, _ in blocks(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_commands_and_options_exist(page: Path) -> None:
+    shown = commands(page) + [part for code in quoted(page) for part in code.split("&&")]
+    for command in shown:
+        words = shlex.split(command, comments=True)
+        if words[:1] == ["pruneflow"]:
+            check_pruneflow(words[1:], command)
+        elif words[:1] == ["make"]:
+            check_make(words[1:], command)
+
+
+def check_pruneflow(words: list[str], command: str) -> None:
+    """Follow the words through the commands of the command line."""
+    at: Any = get_command(app)
+    for word in words:
+        if hasattr(at, "commands"):
+            if PLACEHOLDER.fullmatch(word) or word in NOT_MERGED_YET:
+                return
+            assert word in at.commands, f"{command}: there is no command {word}"
+            at = at.commands[word]
+        elif word.lstrip("[").startswith("--"):
+            options = {"--help", *(name for each in at.params for name in each.opts)}
+            assert word.strip("[]") in options, f"{command}: there is no option {word}"
+
+
+def check_make(words: list[str], command: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert words and words[0] in targets, f"{command}: there is no such target"
+
+
+def test_make_help_lists_every_command_of_the_makefile() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = {line.split()[0] for line in done.stdout.splitlines()}
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    assert listed == set(phony[1].split()) - {"postgresql"}  # a step of test-team, not a command
