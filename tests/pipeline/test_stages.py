@@ -106,6 +106,7 @@ def test_ending_the_runner_ends_dvc_the_stage_and_its_children(
     assert wait_until(lambda: not any(alive(pid) for pid in pids), 20)
     assert runner.returncode == 130
     assert "Traceback" not in errors
+    assert "interrupted: run it again to continue where it stopped" in errors
     with run_lock():
         pass
 
