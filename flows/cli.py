@@ -15,10 +15,11 @@ import typer
 
 from flows.data_cli import app as data_app
 from flows.housekeeping_cli import app as housekeeping_app
+from flows.inspection_cli import app as inspection_app
 from flows.options import AsJson, examples, one_of, print_json, profiles, schedules, stages
 from flows.registry_cli import app as registry_app
 from flows.running import run_flow, run_sweep, set_environment
-from pruneflow.errors import InputError, PruneflowError, report
+from pruneflow.errors import PruneflowError, report
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(inspection_app)
 app.add_typer(registry_app)
 app.add_typer(housekeeping_app)
 app.add_typer(data_app, name="data")
@@ -199,11 +201,12 @@ def preflight() -> "PipelineSettings":
     from pruneflow.evaluation.gates import load_gates
     from pruneflow.models.loading import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
+    from pruneflow.workspace import check_writable
     from tasks.tracking import connect, is_server
 
     settings = _settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
-    _check_writable(Path("data"))
+    check_writable(Path("data"))
     load_gates(GATES_FILE)
     check_source(settings.model)
     if is_server(settings.registry):
@@ -279,19 +282,6 @@ def _settings() -> "PipelineSettings":
     from pruneflow.config import load_settings
 
     return load_settings()
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror})") from None
-    places = [folder]
-    if os.access(folder, os.R_OK):
-        places += [path for path in folder.iterdir() if path.is_dir()]
-    for place in places:
-        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-            raise InputError(f"{place} cannot be written: make it writable")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> Any:

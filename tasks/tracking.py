@@ -113,6 +113,23 @@ def has_store(settings: RegistrySettings) -> bool:
     return file is None or file.exists()
 
 
+def schema_version(settings: RegistrySettings) -> str | None:
+    """Return the revision of the store's tables; None for a server, which minds its own.
+
+    `connect` has refused tables that are of another MLflow.
+
+    Raises:
+        InputError: the store cannot be read.
+    """
+    if is_server(settings):
+        return None
+    import mlflow
+    from sqlalchemy import create_engine, text
+
+    with store_errors(settings), create_engine(mlflow.get_tracking_uri()).connect() as connection:
+        return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar())
+
+
 def log_run(
     settings: PipelineSettings,
     summary: Mapping[str, Any],
