@@ -4,10 +4,11 @@ import shutil
 import sys
 import textwrap
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from flows.options import AsJson, examples, print_json
+from flows.options import AsJson, examples, models, one_of, print_json
 from flows.running import set_environment
 from pruneflow.workspace import check_workspace
 
@@ -43,6 +44,45 @@ def doctor(as_json: AsJson = False) -> None:
         print(f"{problems} problems to mend, {warnings} warnings")
     if problems:
         raise typer.Exit(UNFIT)
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A version's number or alias, a round, dense, or model (the delivered one).",
+        autocompletion=one_of(models),
+    ),
+]
+
+
+@app.command(
+    epilog=examples(
+        "pruneflow compare previous production",
+        "pruneflow compare r1 r3",
+        "pruneflow compare 2 model --json",
+    )
+)
+def compare(a: Model, b: Model, as_json: AsJson = False) -> None:
+    """Put two versions, or two rounds, side by side.
+
+    Shown are size, perplexity, accuracy, speed, health, the settings that differ and the digests,
+    and what was not measured for one of them.
+    """
+    check_workspace()
+    from pruneflow.config import load_settings
+    from pruneflow.evaluation.side_by_side import side_by_side
+    from pruneflow.reporting.side_table import side_table
+    from tasks.sides import find_side
+
+    settings = load_settings()
+    sides = [find_side(name, settings) for name in (a, b)]
+    found = side_by_side(*sides, settings.evaluation)
+    if as_json:
+        print_json(found)
+        return
+    from rich.console import Console
+
+    Console().print(side_table(found))
 
 
 def _print_line(line: str) -> None:
