@@ -172,16 +172,23 @@ def _remote() -> Iterator[Said]:
 
 
 def _store() -> Iterator[Said]:
-    from tasks.tracking import connect, has_store, schema_version
+    from tasks.tracking import connect, has_store, is_server, store_errors
 
     settings = load_settings().registry
+    said = f"MLflow's store {settings.tracking_uri}"
     if not has_store(settings):
-        yield OK, f"MLflow's store {settings.tracking_uri} is made by the first run"
+        yield OK, f"{said} is made by the first run"
         return
-    connect(settings)
-    schema = schema_version(settings)
-    said = f", schema {schema}" if schema else ""
-    yield OK, f"MLflow's store {settings.tracking_uri} answers{said}"
+    connect(settings)  # it refuses tables that are of another MLflow
+    if is_server(settings):
+        yield OK, f"{said} answers"
+        return
+    import mlflow
+    from sqlalchemy import create_engine, text
+
+    with store_errors(settings), create_engine(mlflow.get_tracking_uri()).connect() as tables:
+        schema = tables.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    yield OK, f"{said} answers, schema {schema}"
 
 
 def _prefect() -> Iterator[Said]:

@@ -74,12 +74,13 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
         StoreBusyError: it is locked for the moment.
         InputError: it cannot be used, or refuses.
     """
+    from alembic.util.exc import CommandError  # tables of a newer MLflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
         code = getattr(error, "error_code", None)
         if code in _REFUSALS:
             raise InputError(
@@ -111,23 +112,6 @@ def has_store(settings: RegistrySettings) -> bool:
     """Whether there is a store to ask: a file is made by the first run, a server is just there."""
     file = store_file(settings)
     return file is None or file.exists()
-
-
-def schema_version(settings: RegistrySettings) -> str | None:
-    """Return the revision of the store's tables; None for a server, which minds its own.
-
-    `connect` has refused tables that are of another MLflow.
-
-    Raises:
-        InputError: the store cannot be read.
-    """
-    if is_server(settings):
-        return None
-    import mlflow
-    from sqlalchemy import create_engine, text
-
-    with store_errors(settings), create_engine(mlflow.get_tracking_uri()).connect() as connection:
-        return str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar())
 
 
 def log_run(

@@ -92,22 +92,22 @@ def _compared(
 
 
 def _perplexity(a: Side, b: Side, compared: dict[str, Any] | None) -> dict[str, Any]:
-    both = [_of(side, "perplexity", lambda found: found["perplexity"]) for side in (a, b)]
+    first, second = (_of(side, "perplexity", lambda found: found["perplexity"]) for side in (a, b))
     ratios = compared["perplexity"]["domains"] if compared else {}
     rows = {
-        domain: {**_pair(*both, domain), "ratio": (ratios.get(domain) or {}).get("ratio")}
-        for domain in _names(*both)
+        domain: {**_pair(first, second, domain), "ratio": (ratios.get(domain) or {}).get("ratio")}
+        for domain in _names(first, second)
     }
     mean = compared["perplexity"]["mean_ratio"] if compared else None
     return {"domains": rows, "mean_ratio": mean}
 
 
 def _tasks(a: Side, b: Side, compared: dict[str, Any] | None) -> dict[str, Any]:
-    both = [_of(side, "tasks", lambda found: found[found["metric"]]) for side in (a, b)]
+    first, second = (_of(side, "tasks", lambda found: found[found["metric"]]) for side in (a, b))
     facts = compared["tasks"] if compared else {}
     return {
-        task: {**_pair(*both, task), "retention": (facts.get(task) or {}).get("retention")}
-        for task in _names(*both)
+        task: {**_pair(first, second, task), "retention": (facts.get(task) or {}).get("retention")}
+        for task in _names(first, second)
     }
 
 
