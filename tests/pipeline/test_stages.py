@@ -1,6 +1,7 @@
 """The walk of DVC's graph, and one DVC stage as a child process."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import TOKEN, run_lock
-from tasks.stages import StageError, reproduce, stage_order
+from tasks.stages import StageError, reproduce, run_child, stage_order
 from tests.pipeline.conftest import Workspace
 from tests.servers import wait_until
 
@@ -89,6 +90,35 @@ def test_a_stage_is_part_of_the_run_that_hands_it_the_token(workspace: Workspace
         reproduce("calibration", print, environment)
         assert workspace.do("toy.py", "calibration").returncode == WorkspaceBusyError.exit_code
     assert workspace.executed() == ["calibration"]
+
+
+class Terminal(io.StringIO):
+    """What is shown on a terminal, with what moves its cursor."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+# A bar is under way when a line is said; both go through pipes of their own.
+BAR = """
+import sys, time
+sys.stderr.write("\\rbar: 50%")
+sys.stderr.flush()
+time.sleep(1)
+print("a line", flush=True)
+time.sleep(1)
+sys.stderr.write("\\rbar: 100%\\n")
+"""
+
+
+def test_on_a_terminal_a_line_takes_the_place_of_a_bar_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    code, _ = run_child([sys.executable, "-c", BAR], lambda line: terminal.write(f"{line}\n"), {})
+    assert code == 0
+    assert terminal.getvalue() == "\rbar: 50%\r\x1b[Ka line\n\rbar: 100%\n"
 
 
 @pytest.mark.slow
