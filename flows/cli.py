@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `pruneflow --help` 
 import os
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,25 +15,27 @@ import typer
 
 from flows.data_cli import app as data_app
 from flows.housekeeping_cli import app as housekeeping_app
+from flows.inspection_cli import app as inspection_app
+from flows.options import AsJson, examples, one_of, print_json, profiles, schedules, stages
 from flows.registry_cli import app as registry_app
 from flows.running import run_flow, run_sweep, set_environment
-from pruneflow.errors import InputError, PruneflowError, report
+from pruneflow.errors import PruneflowError, report
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
     from pruneflow.config import PipelineSettings, RegistrySettings
     from pruneflow.evaluation.pareto import Row
 
-REFUSED = 1
+REFUSED, INTERRUPTED = 1, 130
 
 app = typer.Typer(
     name="pruneflow",
     help="Prune a language model in rounds, measure what it kept, and register what passes.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(inspection_app)
 app.add_typer(registry_app)
 app.add_typer(housekeeping_app)
 app.add_typer(data_app, name="data")
@@ -45,19 +48,22 @@ def main() -> None:
         app()
     except PruneflowError as error:
         sys.exit(report(error))
-    except KeyboardInterrupt:
-        print("interrupted: run again to continue where it stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:  # what typer makes of Ctrl-C, without a word
+        if end.code == INTERRUPTED:
+            print("interrupted: run it again to continue where it stopped", file=sys.stderr)
+        raise
 
 
-@app.command()
+@app.command(epilog=examples("pruneflow configure demo", "pruneflow configure hub"))
 def configure(
-    profile: Annotated[str, typer.Argument(help="A name in configs/profiles/, e.g. demo.")],
+    profile: Annotated[
+        str,
+        typer.Argument(
+            help="A name in configs/profiles/, e.g. demo.", autocompletion=one_of(profiles)
+        ),
+    ],
 ) -> None:
-    """Write configs/pipeline.yaml whole, from a profile and the defaults.
-
-    Example: pruneflow configure demo
-    """
+    """Write configs/pipeline.yaml from a profile and the defaults."""
     _enter_workspace()
     from pruneflow import plan as planning
 
@@ -67,7 +73,13 @@ def configure(
     print(f"configs/pipeline.yaml is the profile {profile}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "pruneflow plan --ratio 0.2 --rounds 3",
+        "pruneflow plan --ratio 0.3 --rounds 6 --schedule geometric",
+        "pruneflow plan --parameters 100000000 --rounds 4 --json",
+    )
+)
 def plan(
     rounds: Annotated[int, typer.Option(help="In how many rounds.")],
     ratio: Annotated[
@@ -80,12 +92,17 @@ def plan(
         int | None, typer.Option("--bytes", help="Or: bytes of weights to be left.")
     ] = None,
     schedule: Annotated[
-        str, typer.Option(help="linear (equal steps) or geometric (equal shares of what is left).")
+        str,
+        typer.Option(
+            help="linear (equal steps) or geometric (equal shares of what is left).",
+            autocompletion=one_of(schedules),
+        ),
     ] = "linear",
+    as_json: AsJson = False,
 ) -> None:
     """Write the rounds of configs/pipeline.yaml.
 
-    Example: pruneflow plan --ratio 0.3 --rounds 6 --schedule geometric
+    Give the goal as one of --ratio, --parameters and --bytes.
     """
     _enter_workspace()
     from pruneflow import plan as planning
@@ -95,17 +112,20 @@ def plan(
     asked = {"ratio": ratio, "parameters": parameters, "bytes": size}
     goal = check(Target, {key: value for key, value in asked.items() if value is not None}, "plan")
     settings = planning.plan(goal, rounds, schedule)
+    if as_json:
+        print_json(settings.model_dump(mode="json", include={"rounds", "final_round"}))
+        return
     for name, planned in settings.rounds.items():
         print(f"{name}  to {planned}, from {planned.parent}")
 
 
-@app.command()
-def run() -> None:
-    """Prune, measure, decide and register, as configs/ says; only what changed is done again.
+@app.command(epilog=examples("pruneflow run", "pruneflow configure demo && pruneflow run --json"))
+def run(as_json: AsJson = False) -> None:
+    """Prune, measure, decide and register, as configs/ says.
 
-    Exit code: 0 accepted, 1 refused by the gates, 2 bad input.
+    Only what changed since the last run is done again. Progress goes to stderr.
 
-    Example: pruneflow configure demo && pruneflow run
+    Exit code: 0 accepted, 1 refused by the gates, 2 bad input, 130 interrupted.
     """
     _enter_workspace()
     from pruneflow.workspace import run_lock
@@ -115,21 +135,25 @@ def run() -> None:
         os.environ.update(environment)
         set_environment()
         outcome = run_flow()
-    _print_outcome(outcome, settings)
+    if as_json:
+        print_json(asdict(outcome))
+    else:
+        _print_outcome(outcome, settings)
     if outcome.version is None:
         raise typer.Exit(REFUSED)
 
 
-@app.command()
+@app.command(epilog=examples("pruneflow sweep", "pruneflow sweep --workers 1 --json"))
 def sweep(
     workers: Annotated[int, typer.Option(help="Recipes at work at the same time.", min=1)] = 2,
+    as_json: AsJson = False,
 ) -> None:
-    """Run the recipes of configs/sweep.yaml side by side, and compare what each of them keeps.
+    """Run the recipes of configs/sweep.yaml, and compare them.
 
     What a recipe has in common with another or with the last run is made once; a second sweep does
-    only what changed. Exit code: 0 if at least one recipe finished, 1 if none did, 2 bad input.
+    only what changed. Progress goes to stderr.
 
-    Example: pruneflow sweep --workers 2
+    Exit code: 0 if at least one recipe finished, 1 if none did, 2 bad input, 130 interrupted.
     """
     _enter_workspace()
     from pruneflow.sweep import load_recipes
@@ -141,21 +165,29 @@ def sweep(
         os.environ.update(environment)
         set_environment()
         rows = run_sweep(workers)
-    _print_sweep(rows)
+    if as_json:
+        print_json({"recipes": rows})
+    else:
+        _print_sweep(rows)
 
 
-@app.command()
+@app.command(epilog=examples("pruneflow stage documents", "pruneflow stage round@r1"))
 def stage(
-    name: Annotated[str, typer.Argument(help="As in dvc.yaml, e.g. documents or round@r1.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="As in dvc.yaml, e.g. documents or round@r1.", autocompletion=one_of(stages)
+        ),
+    ],
 ) -> None:
-    """Run one stage now, whether or not anything changed (what dvc.yaml calls).
+    """Run one stage now, whether or not anything changed.
 
-    Example: pruneflow stage documents
+    It is what dvc.yaml calls; dvc.lock does not hear of it.
     """
     _enter_workspace()
-    from pruneflow import stages
+    from pruneflow.stages import run_stage_by_name
 
-    stages.run_stage_by_name(name)
+    run_stage_by_name(name)
 
 
 def preflight() -> "PipelineSettings":
@@ -169,11 +201,12 @@ def preflight() -> "PipelineSettings":
     from pruneflow.evaluation.gates import load_gates
     from pruneflow.models.loading import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
+    from pruneflow.workspace import check_writable
     from tasks.tracking import connect, is_server
 
     settings = _settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
-    _check_writable(Path("data"))
+    check_writable(Path("data"))
     load_gates(GATES_FILE)
     check_source(settings.model)
     if is_server(settings.registry):
@@ -249,19 +282,6 @@ def _settings() -> "PipelineSettings":
     from pruneflow.config import load_settings
 
     return load_settings()
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror})") from None
-    places = [folder]
-    if os.access(folder, os.R_OK):
-        places += [path for path in folder.iterdir() if path.is_dir()]
-    for place in places:
-        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-            raise InputError(f"{place} cannot be written: make it writable")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> Any:

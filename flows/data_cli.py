@@ -1,59 +1,59 @@
 """The commands about calibration data: `pruneflow data refresh | diff`."""
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.options import AsJson, examples, print_json
 from pruneflow.workspace import check_workspace
 
 if TYPE_CHECKING:
     from pruneflow.calibration.sources import LockChange
 
 app = typer.Typer(
-    help="Pin the sources of calibration text, and see what changed in it.",
+    help="Pin the sources of text, and see what changed in it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
-
-@app.command()
+@app.command(epilog=examples("pruneflow data refresh", "pruneflow data refresh --json"))
 def refresh(as_json: AsJson = False) -> None:
-    """Write data/sources.lock anew: the sha256 or revision of every source, and Python's version.
+    """Pin every source anew in data/sources.lock.
 
-    Hub datasets need a network: without one their earlier revisions stay, and the others are
-    listed as unresolved.
-
-    Example: pruneflow data refresh
+    Pinned are the sha256 or the revision of every source, and Python's version. Hub datasets need
+    a network: without one their earlier revisions stay, and the others are listed as unresolved.
     """
     check_workspace()
     from pruneflow import paths
     from pruneflow.calibration.sources import refresh_lock
 
     change = refresh_lock(paths.DOMAINS_FILE, paths.SOURCES_LOCK, paths.LM_EVAL)
-    print(json.dumps(asdict(change), indent=2) if as_json else _lock_text(change))
+    if as_json:
+        print_json(asdict(change))
+    else:
+        print(_lock_text(change))
 
 
-@app.command()
+@app.command(epilog=examples("pruneflow data diff HEAD", "pruneflow data diff HEAD~1 --json"))
 def diff(
     revision: Annotated[str, typer.Argument(help="A git commit, branch or tag, e.g. HEAD~1.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show how the calibration data differs from that of an earlier commit.
+    """Show how the calibration data differs from a commit's.
 
     Documents added and removed by domain and source, tokens of the calibration set by domain,
     and licences gained and lost. The commit must hold the dvc.lock of a run.
-
-    Example: pruneflow data diff HEAD~1
     """
     check_workspace()
     from tasks.data import changes_since
 
     changes = changes_since(revision)
-    print(json.dumps(changes, indent=2) if as_json else "\n".join(_diff_lines(changes)))
+    if as_json:
+        print_json(changes)
+    else:
+        print("\n".join(_diff_lines(changes)))
 
 
 def _lock_text(change: "LockChange") -> str:

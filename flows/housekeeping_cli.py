@@ -1,11 +1,11 @@
 """The command that frees space: `pruneflow gc`."""
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.options import AsJson, examples, print_json
 from pruneflow.workspace import check_workspace
 
 if TYPE_CHECKING:
@@ -26,21 +26,21 @@ _HEADINGS = {
 }
 
 
-@app.command()
+@app.command(
+    epilog=examples("pruneflow gc", "pruneflow gc --keep-versions 2 --json", "pruneflow gc --yes")
+)
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable; never asks.")] = False,
     keep_versions: Annotated[
         int, typer.Option(min=0, help="Versions without an alias to keep, the newest.")
     ] = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Show what no alias, lock or run needs, and how much it is; remove it when told so.
+    """Show what nothing needs any more, and remove it when told so.
 
     Registered versions without an alias go with their model files: `pruneflow restore` cannot bring
     them back. What the present dvc.lock or that of any commit names stays, and so does everything
-    in DVC's remote. Without a terminal and without --yes it only shows.
-
-    Example: pruneflow gc --keep-versions 2
+    in DVC's remote. Without --yes it asks; without a terminal, or with --json, it only shows.
     """
     check_workspace()
     from pruneflow.config import load_settings
@@ -60,7 +60,7 @@ def gc(
             with housekeeping.survey(settings, keep_versions) as now:
                 housekeeping.remove(thing for thing in now.found if thing in seen.found)
     if as_json:
-        print(json.dumps(_facts(seen, removed), indent=2))
+        print_json(_facts(seen, removed))
     elif seen.found:
         print("removed" if removed else "nothing was removed: `pruneflow gc --yes` does it")
 

@@ -1,14 +1,16 @@
 """The commands about registered models: `pruneflow status | promote | rollback | ...`."""
 
-import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.options import AsJson, examples, one_of, print_json, versions
 from pruneflow.workspace import check_workspace
 
 if TYPE_CHECKING:
     from pruneflow.config import RegistrySettings
+    from tasks.promotion import Move
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -18,25 +20,20 @@ ApprovedBy = Annotated[
 Because = Annotated[str | None, typer.Option("--because", help="Why; kept in the history too.")]
 
 
-@app.command()
-def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-) -> None:
-    """Show which version is in production, and from which data; the candidate and the previous.
-
-    Example: pruneflow status --json
-    """
+@app.command(epilog=examples("pruneflow status", "pruneflow status --json"))
+def status(as_json: AsJson = False) -> None:
+    """Show which version is in production, and what it came from."""
     settings = _settings()
     from tasks import promotion, registry
 
     promotion.make_whole(settings)
-    versions = registry.status(settings)
-    moves = promotion.history(settings) if any(versions.values()) else []
+    known = registry.status(settings)
+    moves = promotion.history(settings) if any(known.values()) else []
     if as_json:
-        print(json.dumps({"model": settings.name, **versions, "history": moves}, indent=2))
+        print_json({"model": settings.name, **known, "history": moves})
         return
     print(f"model       {settings.name}")
-    for alias, version in versions.items():
+    for alias, version in known.items():
         print(f"{alias:<12}{_version_line(version)}")
         if alias == registry.PRODUCTION and version is not None:
             print(f"  model digest      {version.get('model_digest', 'unknown')}")
@@ -50,68 +47,86 @@ def status(
         print(f"by {move['by']}{why}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "pruneflow promote",
+        'pruneflow promote 3 --approved-by ada --because "law is no worse"',
+    )
+)
 def promote(
     version: Annotated[
-        str | None, typer.Argument(help="Which version; the candidate when left out.")
+        str | None,
+        typer.Argument(
+            help="Which version; the candidate when left out.", autocompletion=one_of(versions)
+        ),
     ] = None,
     approved_by: ApprovedBy = None,
     because: Because = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Put a version into production; the one in use is kept as `previous`.
+    """Put a version into production, the candidate by default.
 
-    It must have been accepted by its own gates, and it must load and write, before the alias moves
-    and after; else the alias is moved back. Safe to repeat.
-
-    Example: pruneflow promote 3 --approved-by ada --because "smaller, and law is no worse"
+    The one in use is kept as `previous`. The version must have been accepted by its own gates, and
+    it must load and write, before the alias moves and after; else the alias is moved back. Safe to
+    repeat.
     """
     settings = _settings()
     from tasks import promotion
 
     approval = promotion.Approval(approved_by, because)
-    print(promotion.promote(settings, version, approval).sentence(settings.name))
+    _print_move(promotion.promote(settings, version, approval), settings, as_json)
 
 
-@app.command()
-def rollback(approved_by: ApprovedBy = None, because: Because = None) -> None:
-    """Put the previous version back into production; a second rollback undoes the first.
+@app.command(
+    epilog=examples(
+        "pruneflow rollback", 'pruneflow rollback --because "answers in French got worse"'
+    )
+)
+def rollback(
+    approved_by: ApprovedBy = None, because: Because = None, as_json: AsJson = False
+) -> None:
+    """Put the previous version back into production.
 
-    Example: pruneflow rollback --because "answers in French got worse"
+    A second rollback undoes the first.
     """
     settings = _settings()
     from tasks import promotion
 
     approval = promotion.Approval(approved_by, because)
-    print(promotion.rollback(settings, approval).sentence(settings.name))
+    _print_move(promotion.rollback(settings, approval), settings, as_json)
 
 
-@app.command()
+@app.command(
+    epilog=examples("pruneflow restore 1", 'pruneflow restore 1 --because "as before June"')
+)
 def restore(
-    version: Annotated[str, typer.Argument(help="A version that was in production before.")],
+    version: Annotated[
+        str,
+        typer.Argument(
+            help="A version that was in production before.", autocompletion=one_of(versions)
+        ),
+    ],
     approved_by: ApprovedBy = None,
     because: Because = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Put any version back into production that was there before, however long ago.
-
-    Example: pruneflow restore 1
-    """
+    """Put back any version that was in production before."""
     settings = _settings()
     from tasks import promotion
 
     approval = promotion.Approval(approved_by, because)
-    print(promotion.restore(settings, version, approval).sentence(settings.name))
+    _print_move(promotion.restore(settings, version, approval), settings, as_json)
 
 
-@app.command()
+@app.command(epilog=examples("pruneflow serve", "pruneflow serve --port 8080"))
 def serve(
     port: Annotated[int, typer.Option(help="On 127.0.0.1.", min=1, max=65535)] = 5001,
 ) -> None:
-    """Serve the version in production over HTTP, by MLflow's own server, until it is ended.
+    """Serve the version in production over HTTP.
 
-    What is promoted meanwhile is served after a restart. GET /ping says whether it is up; POST
-    /invocations takes {"inputs": ["a prompt"], "params": {"max_new_tokens": 32}}.
-
-    Example: pruneflow serve --port 5001
+    MLflow's own server does it, until it is ended. What is promoted meanwhile is served after a
+    restart. GET /ping says whether it is up; POST /invocations takes
+    {"inputs": ["a prompt"], "params": {"max_new_tokens": 32}}.
     """
     settings = _settings()
     from tasks import serving
@@ -124,6 +139,13 @@ def _settings() -> "RegistrySettings":
     from pruneflow.config import load_settings
 
     return load_settings().registry
+
+
+def _print_move(move: "Move", settings: "RegistrySettings", as_json: bool) -> None:
+    if as_json:
+        print_json({"model": settings.name, **asdict(move)})
+    else:
+        print(move.sentence(settings.name))
 
 
 def _version_line(version: dict[str, str] | None) -> str:

@@ -6,6 +6,9 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+LOG_SECONDS = 5.0  # between two lines of a log
+_LOG_LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} gone, {remaining} left"
+
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items, showing on stderr how many are done and how long the rest will take.
@@ -22,9 +25,9 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
         items,
         desc=label,
         total=total,
-        mininterval=0.1 if live else 5.0,
+        mininterval=0.1 if live else LOG_SECONDS,
         maxinterval=10.0,
+        bar_format=None if live else _LOG_LINE,
         dynamic_ncols=live,
-        ascii=not live,
         leave=True,
     )

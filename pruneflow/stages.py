@@ -35,8 +35,10 @@ from pruneflow.paths import (
     HELD_OUT,
     LATENCY,
     LM_EVAL,
+    METRICS,
     MODEL,
     PAGE,
+    PLOTS,
     SOURCES_LOCK,
     SUMMARY,
     VALIDATION,
@@ -193,16 +195,16 @@ def latency(settings: PipelineSettings) -> None:
 
 
 def report(settings: PipelineSettings) -> None:
-    """Write what people and gates read: report.html, summary.json, model and data card."""
+    """Write what people, gates and DVC read: report.html, summary.json, cards and plots."""
     from pruneflow.evaluation.gates import load_gates
     from pruneflow.reporting.data_card import render_data_card
     from pruneflow.reporting.model_card import render_card
     from pruneflow.reporting.page import Sources, render_page
+    from pruneflow.reporting.series import headline, series
     from pruneflow.reporting.summary import build_summary
     from pruneflow.reporting.verdict import rule
 
     gates = load_gates(GATES_FILE)
-
     rounds = [read_record(CHECKPOINTS / name) for name in settings.rounds]
     drawn, chosen = verify_manifest(DOCUMENTS), verify_manifest(CALIBRATION_SET)
     held_out, checked = verify_manifest(HELD_OUT), read_json(VALIDATION)
@@ -232,6 +234,10 @@ def report(settings: PipelineSettings) -> None:
     for path, text in texts.items():
         with staged_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    with staged_directory(PLOTS) as directory:
+        for name, points in series(summary, rounds).items():
+            write_json(directory / f"{name}.json", points)
+    write_json(METRICS, headline(summary))
     write_json(SUMMARY, summary)
 
 

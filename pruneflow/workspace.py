@@ -53,6 +53,24 @@ def check_workspace() -> None:
         raise InputError(f"{Path.cwd()} has no dvc.yaml: run this in the project folder")
 
 
+def check_writable(folder: Path) -> None:
+    """Make sure that a folder, made when it is not there, and the folders in it can be written.
+
+    Raises:
+        InputError: one of them cannot.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror})") from None
+    places = [folder]
+    if os.access(folder, os.R_OK):
+        places += [path for path in folder.iterdir() if path.is_dir()]
+    for place in places:
+        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+            raise InputError(f"{place} cannot be written: make it writable")
+
+
 @contextmanager
 def run_lock() -> Iterator[dict[str, str]]:
     """Hold the workspace for a run; yields the environment that its stages need.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CANDIDATE, PRODUCTION, PREVIOUS = "candidate", "production", "previous"
+ALIASES = (PRODUCTION, CANDIDATE, PREVIOUS)
 SERVED_MODEL = Path("mlflow/served_model.py")
 DECISION_ARTIFACT = "reports/decision.json"
 DECISION_RUN = "decision_run"  # tag of a version: the MLflow run that its gates were decided in
@@ -100,7 +101,7 @@ def register(
 
 def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
     """Return, for each alias, the version it stands for and the version's tags; None if unset."""
-    empty: dict[str, dict[str, str] | None] = dict.fromkeys((PRODUCTION, CANDIDATE, PREVIOUS))
+    empty: dict[str, dict[str, str] | None] = dict.fromkeys(ALIASES)
     if not has_store(settings):
         return empty
     client = connect(settings)
@@ -149,6 +150,30 @@ def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: 
 def read_artifact_of(version: "ModelVersion", path: str) -> Any:
     """Read a JSON file of the run that a version's gates were decided in, as `read_artifact`."""
     return _artifact(str(version.tags.get(DECISION_RUN, version.run_id)), path)
+
+
+def find_version(settings: RegistrySettings, name: str) -> "ModelVersion":
+    """Return the version of a number or an alias.
+
+    Raises:
+        InputError: there is no such version, or nothing has that alias.
+    """
+    if not has_store(settings):
+        raise InputError(f"{settings.name} has no version yet: `pruneflow run` makes one")
+    client = connect(settings)
+    with store_errors(settings):
+        number = version_of_alias(client, settings.name, name) if name in ALIASES else name
+        if number is None:
+            raise InputError(f"{settings.name} has no {name} version: see `pruneflow status`")
+        return chosen_version(client, settings.name, number)
+
+
+def parameters_of(settings: RegistrySettings, version: "ModelVersion") -> dict[str, str]:
+    """Return the settings that a version's gates were decided with, as MLflow keeps them."""
+    client = connect(settings)
+    with store_errors(settings):
+        run = client.get_run(str(version.tags.get(DECISION_RUN, version.run_id)))
+        return {str(key): str(value) for key, value in run.data.params.items()}
 
 
 def files_digest(directory: Path) -> str:

@@ -217,12 +217,20 @@ def run_child(
             assert child.stdout is not None
             for line in child.stdout:
                 if hear(line.rstrip("\n")):
+                    _clear_line()
                     log(line.rstrip())
             code = child.wait()
         except BaseException:  # Ctrl-C, a cancelled flow, a time limit
             _end_group(child)
             raise
     return code, said
+
+
+def _clear_line() -> None:
+    """Take away a bar that stands on the terminal's last line: it is drawn again below."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
 
 
 def _end_group(child: "subprocess.Popen[str]") -> None:

@@ -74,12 +74,13 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
         StoreBusyError: it is locked for the moment.
         InputError: it cannot be used, or refuses.
     """
+    from alembic.util.exc import CommandError  # tables of a newer MLflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
         code = getattr(error, "error_code", None)
         if code in _REFUSALS:
             raise InputError(

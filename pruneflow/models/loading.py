@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,23 +70,51 @@ def resolve_device(compute: ComputeSettings) -> str:
 
 
 def resolve_dtype(compute: ComputeSettings, directory: Path) -> str:
-    """`bfloat16` or `float32`, for the model in `directory`.
-
-    Without instructions for it (AVX-512 BF16, AMX) a processor computes in bfloat16 ten times
-    slower than in float32.
-    """
-    import torch
-
+    """`bfloat16` or `float32`, for the model in `directory`."""
     if compute.dtype != "auto":
         return compute.dtype
     config = read_json(directory / "config.json")
     if config.get("dtype", config.get("torch_dtype")) != "bfloat16":
         return "float32"
-    if resolve_device(compute) == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bfloat16" if native else "float32"
+    return "bfloat16" if computes_bfloat16(resolve_device(compute)) else "float32"
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether a device has instructions for bfloat16.
+
+    Without them (AVX-512 BF16, AMX) a processor computes in it ten times slower than in float32.
+    """
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def source_parameters(settings: ModelSettings) -> int | None:
+    """Count the weights of `model.source` without loading them; None for what is on the hub.
+
+    Raises:
+        InputError: as `check_source`, or the files cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    location, gguf = _locate(settings)
+    try:
+        if gguf is not None:
+            from gguf import GGUFReader
+
+            return sum(int(each.n_elements) for each in GGUFReader(Path(location) / gguf).tensors)
+        if not Path(location).is_dir():
+            return None
+        total = 0
+        for file in Path(location).glob("*.safetensors"):
+            with safe_open(file, framework="numpy") as tensors:
+                shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
+                total += sum(math.prod(shape) for shape in shapes)
+        return total
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"model.source: {settings.source} cannot be read ({error})") from None
 
 
 def load_model(

@@ -29,9 +29,10 @@ def contents(folder: Path) -> dict[str, str]:
 def test_an_accepted_run_is_pushed_and_a_second_clone_has_nothing_to_do(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    done = workspace.pruneflow("run")
+    done = workspace.pruneflow("run", "--json")
     assert done.returncode == 0, done.stderr
-    assert "not pushed" not in done.stdout
+    outcome = json.loads(done.stdout)  # nothing else may be there
+    assert outcome["in_production"] and outcome["not_pushed"] is None
     git(workspace.folder, "add", "-A")
     git(workspace.folder, "commit", "-qm", "a run")
 

@@ -1,6 +1,7 @@
 """The walk of DVC's graph, and one DVC stage as a child process."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import TOKEN, run_lock
-from tasks.stages import StageError, reproduce, stage_order
+from tasks.stages import StageError, reproduce, run_child, stage_order
 from tests.pipeline.conftest import Workspace
 from tests.servers import wait_until
 
@@ -91,6 +92,35 @@ def test_a_stage_is_part_of_the_run_that_hands_it_the_token(workspace: Workspace
     assert workspace.executed() == ["calibration"]
 
 
+class Terminal(io.StringIO):
+    """What is shown on a terminal, with what moves its cursor."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+# A bar is under way when a line is said; both go through pipes of their own.
+BAR = """
+import sys, time
+sys.stderr.write("\\rbar: 50%")
+sys.stderr.flush()
+time.sleep(1)
+print("a line", flush=True)
+time.sleep(1)
+sys.stderr.write("\\rbar: 100%\\n")
+"""
+
+
+def test_on_a_terminal_a_line_takes_the_place_of_a_bar_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    code, _ = run_child([sys.executable, "-c", BAR], lambda line: terminal.write(f"{line}\n"), {})
+    assert code == 0
+    assert terminal.getvalue() == "\rbar: 50%\r\x1b[Ka line\n\rbar: 100%\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_ending_the_runner_ends_dvc_the_stage_and_its_children(
@@ -106,6 +136,7 @@ def test_ending_the_runner_ends_dvc_the_stage_and_its_children(
     assert wait_until(lambda: not any(alive(pid) for pid in pids), 20)
     assert runner.returncode == 130
     assert "Traceback" not in errors
+    assert "interrupted: run it again to continue where it stopped" in errors
     with run_lock():
         pass
 

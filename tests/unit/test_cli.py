@@ -1,17 +1,26 @@
 """The command line answers at once and says what is wrong in one line."""
 
 import json
+import shlex
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from typer.main import get_command
+from typer.testing import CliRunner
 
-from flows.cli import app
-from flows.data_cli import app as data_app
-from flows.housekeeping_cli import app as housekeeping_app
+from flows import options
+from flows.cli import app, main
+from pruneflow.plan import configure
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -43,16 +52,118 @@ def test_help_of_the_command_line_imports_nothing_heavy() -> None:
     assert not heavy & set(done.stdout.split())
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        command.callback
-        for each in (app, data_app, housekeeping_app)
-        for command in each.registered_commands
-    ],
-)
-def test_every_command_shows_an_example(command) -> None:
-    assert "Example: pruneflow " in (command.__doc__ or "")
+def commands(group: Any, path: str = "") -> dict[str, Any]:
+    """Every command by what one types for it."""
+    found = {}
+    for name, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        found |= commands(command, f"{path}{name} ") if inner else {f"{path}{name}": command}
+    return found
+
+
+COMMANDS = commands(get_command(app))
+
+
+def examples_of(command: Any) -> list[str]:
+    title, *lines = (command.epilog or "").removeprefix("\b\n").splitlines()
+    assert title == "Examples:"
+    return [part.strip() for line in lines for part in line.split("&&")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_that_parse(name: str) -> None:
+    examples = examples_of(COMMANDS[name])
+    assert any(example.startswith(f"pruneflow {name}") for example in examples)
+    for example in examples:
+        program, *words = shlex.split(example)
+        command = get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        assert program == "pruneflow"
+        command.make_context(program, words)  # raises for what it does not know
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_a_terminal_of_80_columns(name: str) -> None:
+    words = [*name.split(), "--help"]
+    shown = CliRunner().invoke(app, words, terminal_width=80, prog_name="pruneflow").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "..." not in shown.partition("Commands:")[2], "a summary is cut off"
+
+
+def test_what_a_script_reads_has_json() -> None:
+    with_json = {
+        name
+        for name, command in COMMANDS.items()
+        if any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert COMMANDS.keys() - with_json == {"configure", "stage", "serve"}
+
+
+@pytest.fixture
+def termination() -> Iterator[None]:
+    """`main` changes what SIGTERM does: put that back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(
+    termination: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.cli._enter_workspace", interrupt)
+    monkeypatch.setattr("sys.argv", ["pruneflow", "run"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == ("interrupted: run it again to continue where it stopped\n")
+
+
+@pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """We are in a project folder that is configured, with nothing run yet."""
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    configure("demo")
+
+
+def test_the_plan_is_told_as_json(configured: None) -> None:
+    words = ["plan", "--ratio", "0.3", "--rounds", "2", "--json"]
+    said = json.loads(CliRunner().invoke(app, words).stdout)
+    assert said["final_round"] == "r2"
+    assert said["rounds"]["r2"]["ratio"] == 0.3 and said["rounds"]["r2"]["parent"] == "r1"
+
+
+def test_the_shell_completes_profiles_stages_and_what_can_be_compared(configured: None) -> None:
+    assert options.one_of(options.profiles)("de") == ["demo"]
+    assert options.one_of(options.stages)("round") == ["round@r1", "round@r2", "round@r3"]
+    assert "r3" in options.models()
+    Path("configs/pipeline.yaml").write_text("model: [")
+    assert options.one_of(options.models)("") == []
+
+
+def test_the_shell_completes_versions_from_the_store(configured: None) -> None:
+    assert options.versions() == []
+    name = yaml.safe_load(Path("configs/pipeline.yaml").read_text())["registry"]["name"]
+    Path("mlflow").mkdir()
+    with closing(sqlite3.connect("mlflow/mlflow.db")) as store:
+        store.execute("CREATE TABLE model_versions (name TEXT, version INTEGER)")
+        store.executemany(
+            "INSERT INTO model_versions VALUES (?, ?)", [(name, 1), (name, 12), ("other", 7)]
+        )
+        store.commit()
+    assert options.one_of(options.versions)("1") == ["12", "1"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_gets_its_completion_script(shell: str) -> None:
+    shown = CliRunner().invoke(app, ["--show-completion", shell], prog_name="pruneflow")
+    assert shown.exit_code == 0
+    assert "_PRUNEFLOW_COMPLETE" in shown.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pruneflow.artifacts import read_json, sha256_file, write_json
 from pruneflow.calibration.packages import Lock, Reading, load_lock, read_locked
 from pruneflow.calibration.sources import (
     LockChange,
+    compare_lock,
     load_domains,
     read_source,
     refresh_lock,
@@ -112,6 +113,18 @@ def test_a_refresh_says_what_changed_and_what_is_gone(root, monkeypatch):
         removed=["hub:org/two", f"{PACKAGE}/data/a.txt"],
         unresolved=[],
     )
+
+
+def test_a_comparison_says_what_a_refresh_would_change_and_writes_nothing(root, monkeypatch):
+    hub(monkeypatch, one="1" * 40)
+    refresh(root)
+    places = root / "domains.yaml", root / "data/sources.lock", root / "lm_eval"
+    assert compare_lock(*places) == LockChange([], [], [], ["org/two"])
+    before = (root / "data/sources.lock").read_bytes()
+    (root / "site" / ROWS).write_text('{"text": "other"}\n')
+    hub(monkeypatch, one="3" * 40)
+    assert compare_lock(*places).changed == [ROWS], "the hub was asked"
+    assert (root / "data/sources.lock").read_bytes() == before
 
 
 def test_without_a_network_earlier_pins_stay_and_the_others_are_listed(root, monkeypatch, caplog):

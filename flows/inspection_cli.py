@@ -1,0 +1,99 @@
+"""The commands that look and change nothing: `pruneflow doctor | compare`."""
+
+import shutil
+import sys
+import textwrap
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flows.options import AsJson, examples, models, one_of, print_json
+from flows.running import set_environment
+from pruneflow.workspace import check_workspace
+
+app = typer.Typer(rich_markup_mode=None)
+
+UNFIT = 2
+_INDENT = 20
+
+
+@app.command(epilog=examples("pruneflow doctor", "pruneflow doctor --json"))
+def doctor(as_json: AsJson = False) -> None:
+    """Say whether a run can succeed here, and what to mend.
+
+    Looked at are versions, settings, sources, stores, processor, memory, disk and git. Each line
+    says ok, warning or problem, and how to mend it.
+
+    Exit code: 0 a run can start, 2 a problem must be mended first.
+    """
+    check_workspace()
+    set_environment()
+    from tasks.doctor import PROBLEM, WARNING, examine
+
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        if not as_json:
+            _print_line(f"{finding.status:<9}{finding.check:<{_INDENT - 9}}{finding.says}")
+    problems = sum(finding.status == PROBLEM for finding in findings)
+    if as_json:
+        print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
+    else:
+        warnings = sum(finding.status == WARNING for finding in findings)
+        print(f"{problems} problems to mend, {warnings} warnings")
+    if problems:
+        raise typer.Exit(UNFIT)
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A version's number or alias, a round, dense, or model (the delivered one).",
+        autocompletion=one_of(models),
+    ),
+]
+
+
+@app.command(
+    epilog=examples(
+        "pruneflow compare previous production",
+        "pruneflow compare r1 r3",
+        "pruneflow compare 2 model --json",
+    )
+)
+def compare(a: Model, b: Model, as_json: AsJson = False) -> None:
+    """Put two versions, or two rounds, side by side.
+
+    Shown are size, perplexity, accuracy, speed, health, the settings that differ and the digests,
+    and what was not measured for one of them.
+    """
+    check_workspace()
+    from pruneflow.config import load_settings
+    from pruneflow.evaluation.side_by_side import side_by_side
+    from pruneflow.reporting.side_table import side_table
+    from tasks.sides import find_side
+
+    settings = load_settings()
+    sides = [find_side(name, settings) for name in (a, b)]
+    found = side_by_side(*sides, settings.evaluation)
+    if as_json:
+        print_json(found)
+        return
+    from rich.console import Console
+
+    Console().print(side_table(found))
+
+
+def _print_line(line: str) -> None:
+    """Print a line, folded on a terminal and whole in a log."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * _INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    print(line, flush=True)

@@ -1,0 +1,88 @@
+"""What the commands share: `--json`, examples in their help, and completion in the shell.
+
+Completion answers on every press of a key, so it reads files and asks no server.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ALIASES = ("production", "candidate", "previous")
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help, each example on a line of its own."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def print_json(value: Any) -> None:
+    """Print what a script reads."""
+    print(json.dumps(value, indent=2))
+
+
+def one_of(known: Callable[[], list[str]]) -> Callable[[str], list[str]]:
+    """Return a completion: those of the known names that begin as what is typed does."""
+
+    def complete(incomplete: str) -> list[str]:
+        try:
+            return [name for name in known() if name.startswith(incomplete)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, sqlite3.Error):
+            return []  # nothing is said about a broken file while somebody types
+
+    return complete
+
+
+def profiles() -> list[str]:
+    """Names of the profiles in configs/profiles."""
+    return sorted(path.stem for path in Path("configs/profiles").glob("*.yaml"))
+
+
+def stages() -> list[str]:
+    """Stages of dvc.yaml, a round each for its `foreach`."""
+    names: list[str] = []
+    for name, stage in _yaml("dvc.yaml")["stages"].items():
+        names += [f"{name}@{key}" for key in _rounds()] if "foreach" in stage else [name]
+    return names
+
+
+def versions() -> list[str]:
+    """Numbers of the versions in a local store, the newest first."""
+    registry = _yaml("configs/pipeline.yaml")["registry"]
+    place, prefix = str(registry["tracking_uri"]), "sqlite:///"
+    file = Path(place.removeprefix(prefix))
+    if not place.startswith(prefix) or not file.is_file():
+        return []
+    query = "SELECT version FROM model_versions WHERE name = ? ORDER BY version DESC"
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as store:
+        return [str(number) for (number,) in store.execute(query, [registry["name"]])]
+
+
+def models() -> list[str]:
+    """Whatever `pruneflow compare` takes."""
+    return [*ALIASES, "model", "dense", *_rounds(), *versions()]
+
+
+def schedules() -> list[str]:
+    """Ways of planning rounds."""
+    return ["linear", "geometric"]
+
+
+def _rounds() -> list[str]:
+    return list(_yaml("configs/pipeline.yaml")["rounds"])
+
+
+def _yaml(file: str) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        values: Mapping[str, Any] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(file) from error
+    return values

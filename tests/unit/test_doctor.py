@@ -1,0 +1,213 @@
+"""The doctor finds what would stop a run, says how to mend it, and goes on to the next thing."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+from pruneflow import footprint
+from pruneflow.config import load_settings
+from pruneflow.errors import InputError
+from pruneflow.plan import configure
+from tasks import doctor, sharing, versions
+from tasks.doctor import CHECKS, OK, PROBLEM, WARNING, Finding, examine
+
+REPOSITORY = Path(__file__).parents[2]
+PROJECT = """
+[project]
+requires-python = ">=3.11"
+dependencies = ["typer>=0.1", "rich>=9000", "not-there-at-all>=1"]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """We are in a project folder that is configured, with nothing run yet."""
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    (tmp_path / "data").mkdir()
+    shutil.copy(REPOSITORY / "data/sources.lock", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    configure("demo")
+    return tmp_path
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Leave some of the checks."""
+
+    def choose(*names: str) -> None:
+        monkeypatch.setattr(doctor, "CHECKS", {name: CHECKS[name] for name in names})
+
+    return choose
+
+
+def found(name: str) -> list[tuple[str, str]]:
+    return list(CHECKS[name]())
+
+
+def test_a_sound_project_has_nothing_to_mend(project: Path, only: Callable[..., None]) -> None:
+    only("folder", "settings", "gates", "domains", "sweep", "model", "sources")
+    findings = list(examine())
+    assert [finding.check for finding in findings] == list(doctor.CHECKS)
+    assert {finding.status for finding in findings} == {OK}, findings
+
+
+def test_what_is_broken_is_told_once_and_does_not_hide_the_rest(
+    project: Path, only: Callable[..., None]
+) -> None:
+    only("settings", "domains", "gates", "model")
+    Path("configs/pipeline.yaml").write_text("models: {source: x}\n")
+    settings, domains, gates, model = examine()
+    assert settings.status == PROBLEM and "unknown key models" in settings.says
+    assert domains.status == model.status == WARNING and "not looked at" in domains.says
+    assert gates.status == OK
+
+
+@pytest.mark.parametrize(
+    ("file", "check", "status"),
+    [
+        ("configs/gates.yaml", "gates", PROBLEM),
+        ("configs/domains.yaml", "domains", PROBLEM),
+        ("configs/sweep.yaml", "sweep", WARNING),
+    ],
+)
+def test_each_file_of_settings_is_read(
+    file: str, check: str, status: str, project: Path, only: Callable[..., None]
+) -> None:
+    only(check)
+    Path(file).write_text("wrong: {really: true}\n")
+    (finding,) = examine()
+    assert finding.status == status and file in finding.says
+
+
+def test_packages_are_compared_with_the_project_and_the_lock(project: Path) -> None:
+    Path("pyproject.toml").write_text(PROJECT)
+    typer = versions.metadata.version("typer")
+    Path("requirements.lock").write_text(
+        f"typer=={typer} ; python_version >= '3' \\\n    --hash=sha256:00\n"
+        "typer==0.0.1 ; python_version < '3'\n"
+    )
+    compared = versions.compare_packages()
+    assert compared.installed["typer"] == typer
+    assert [line.split()[0] for line in compared.wrong] == ["rich", "not-there-at-all"]
+    assert compared.unlocked == []
+
+    Path("requirements.lock").write_text("typer==0.0.1\n")
+    assert versions.compare_packages().unlocked == [
+        f"typer is {typer}, and requirements.lock has ==0.0.1"
+    ]
+
+
+def test_another_python_than_the_project_needs_is_a_problem(
+    project: Path, only: Callable[..., None]
+) -> None:
+    only("python")
+    Path("pyproject.toml").write_text(PROJECT.replace(">=3.11", ">=4"))
+    (finding,) = examine()
+    assert finding.status == PROBLEM and "make setup" in finding.says
+
+
+def test_the_project_s_own_lock_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert versions.compare_packages().installed["torch"]
+
+
+def test_changed_and_unpinned_sources_must_be_mended(project: Path) -> None:
+    lock = json.loads(Path("data/sources.lock").read_text())
+    first = sorted(lock["files"])[0]
+    lock["files"][first] = "0" * 64
+    lock["python"] = "2.7.18"
+    Path("data/sources.lock").write_text(json.dumps(lock))
+    (python, another), (files, differ) = found("sources")
+    assert (python, files) == (WARNING, PROBLEM)
+    assert "another Python" in another and first in differ and "data refresh" in differ
+
+
+def test_disk_is_measured_against_the_model_and_its_rounds(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "source_parameters", lambda model: 10**9)
+    settings = load_settings()
+    needed = footprint.footprint(settings, "float32")
+    assert needed is not None
+    # Two bytes a weight; dense, three rounds, delivered, being written, registered.
+    assert needed.disk_least == 6 * 2 * 10**9
+    assert needed.disk_most == 15 * 2 * 10**9
+    assert needed.memory > 8 * 10**9
+    for free, status in ((11, PROBLEM), (20, WARNING), (31, OK)):
+        usage = shutil._ntuple_diskusage(10**12, 0, free * 10**9)  # type: ignore[attr-defined]
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        ((said, _),) = found("disk")
+        assert said == status
+
+
+def test_weights_are_counted_without_loading_them(
+    tiny_model_directory: Path, project: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from pruneflow.config import ModelSettings
+    from pruneflow.models.loading import source_parameters
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
+    counted = source_parameters(ModelSettings(source=str(tiny_model_directory)))
+    assert counted == sum(parameter.numel() for parameter in model.parameters())
+    hub = ModelSettings(source="someone/something", revision="0" * 40)
+    assert source_parameters(hub) is None
+
+
+def test_a_remote_that_cannot_be_written_is_said_before_a_run(project: Path) -> None:
+    from dvc.repo import Repo
+
+    Repo.init(str(project), no_scm=True).close()
+    config = project / ".dvc/config"
+    config.write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    problem, _ = sharing.probe_remote()
+    assert problem is not None and "dvc remote add" in problem
+    ((status, said),) = found("remote")
+    assert status == WARNING and "registry.push" in said
+
+    (project / "occupied").write_text("a file")
+    remote = "    remote = store\n['remote \"store\"']\n    url = ../{}\n"
+    start = config.read_text()
+    config.write_text(start + remote.format("occupied"))
+    problem, _ = sharing.probe_remote()
+    assert problem is not None and "occupied" in problem
+    config.write_text(start + remote.format("store"))
+    assert sharing.probe_remote()[0] is None
+    assert not (project / "store").exists(), "looking made a folder"
+
+
+@pytest.mark.parametrize(("status", "code"), [(OK, 0), (WARNING, 0), (PROBLEM, 2)])
+def test_only_a_problem_makes_the_command_fail(
+    status: doctor.Status, code: int, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> Iterator[doctor.Said]:
+        yield status, "what is so: how to mend it"
+
+    monkeypatch.setattr(doctor, "CHECKS", {"thing": look})
+    shown = CliRunner().invoke(app, ["doctor"])
+    assert shown.exit_code == code
+    assert shown.stdout.splitlines()[0].split(maxsplit=2) == [
+        status,
+        "thing",
+        "what is so: how to mend it",
+    ]
+    told: dict[str, Any] = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    assert told["ok"] == (code == 0)
+    assert Finding(**told["findings"][0]).says == "what is so: how to mend it"
+
+
+def test_errors_of_the_checks_are_lines(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> Iterator[doctor.Said]:
+        raise InputError("the thing is broken: mend it")
+        yield
+
+    monkeypatch.setattr(doctor, "CHECKS", {"thing": look})
+    assert list(examine()) == [Finding("thing", PROBLEM, "the thing is broken: mend it")]
