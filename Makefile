@@ -21,8 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PREFECT_PORT ?= 4200
 export MLFLOW_PORT ?= 5000
 
-.PHONY: help setup demo services test test-fast test-team postgresql chromium lint format docs lock \
-        clean
+.PHONY: help setup demo services test test-fast test-team lint format docs lock clean postgresql chromium
 .DEFAULT_GOAL := help
 
 help:  ## Show this list

@@ -16,10 +16,6 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 
-# Commands that another branch adds. Once both are merged, delete this and what names it: the
-# commands are then looked up like all others, and need an entry in test_documented_commands.py.
-NOT_MERGED_YET = ("doctor", "compare")
-
 
 def tokens(path: Path) -> Iterator[Token]:
     """Yield the tokens of a page, those within lines too."""
