@@ -161,7 +161,8 @@ def test_the_shell_completes_versions_from_the_store(configured: None) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_shell_gets_its_completion_script(shell: str) -> None:
-    shown = CliRunner().invoke(app, ["--show-completion", shell], prog_name="pruneflow")
+    asked = {"_PRUNEFLOW_COMPLETE": f"source_{shell}"}  # without a shell to detect
+    shown = CliRunner(env=asked).invoke(app, [], prog_name="pruneflow")
     assert shown.exit_code == 0
     assert "_PRUNEFLOW_COMPLETE" in shown.stdout
 
