@@ -141,6 +141,7 @@ def main() -> None:
         write_json(given.out, result)
         idle = [run(folder, environment, "-m", "dvc", "repro")[0] for _ in range(given.repeats)]
         result["nothing_to_do"] = {"seconds": idle, "median": statistics.median(idle)}
+        write_json(given.out, result)
         result["rounds"] = rounds(folder, environment, list(settings.rounds))
         write_json(given.out, result)
     print(json.dumps(result, indent=2))
