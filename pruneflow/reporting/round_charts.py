@@ -197,11 +197,7 @@ def removed_chart(rounds: list[dict[str, Any]], dense: dict[str, Any]) -> Chart 
                 scale=alt.Scale(padding=0.06),
             ),
             y=alt.Y("row:N", sort=None, title=None, scale=alt.Scale(padding=0.06)),
-            opacity=alt.Opacity(
-                "share:Q",
-                scale=alt.Scale(domain=[0, most], range=_SHADES),
-                legend=_scale_of(most, "removed, per cent", ".0f"),
-            ),
+            opacity=_shade("share:Q", most, "removed, per cent", ".0f"),
             tooltip=[alt.Tooltip("row:N", title="kind, round"), "layer:O", "removed:N", "left:N"],
         )
     )
@@ -248,11 +244,7 @@ def agreement_chart(disagreement: dict[str, Any]) -> Chart | None:
                 scale=alt.Scale(padding=0.06),
             ),
             y=alt.Y("domain:N", sort=domains, title=None, scale=alt.Scale(padding=0.06)),
-            opacity=alt.Opacity(
-                "value:Q",
-                scale=alt.Scale(domain=[0, most], range=_SHADES),
-                legend=_scale_of(most, "rank correlation", ".2f"),
-            ),
+            opacity=_shade("value:Q", most, "rank correlation", ".2f"),
             tooltip=["domain:N", "with:N", "correlation:N"],
         )
     )
@@ -303,12 +295,16 @@ def recovery_chart(recovery: dict[str, Any] | None) -> Chart | None:
     return finish(chart, 240, f"Divergence from the dense model on held-out text: {said}")
 
 
-def _scale_of(most: float, title: str, written: str) -> "alt.Legend":
-    """The legend of a heat map: three shades, which a phone has room for."""
+def _shade(field: str, most: float, title: str, written: str) -> "alt.Opacity":
+    """The darker, the more; the legend has three shades, which a phone has room for."""
     import altair as alt
 
     shown = [0, most / 2, most]
-    return alt.Legend(title=title, values=shown, format=written, symbolType="square")
+    return alt.Opacity(
+        field,
+        scale=alt.Scale(domain=[0, most], range=_SHADES),
+        legend=alt.Legend(title=title, values=shown, format=written, symbolType="square"),
+    )
 
 
 def _remarks(record: dict[str, Any], knee: str | None) -> list[str]:

@@ -79,6 +79,12 @@ def test_commands_and_options_exist(page: Path) -> None:
             check_make(words[1:], command)
 
 
+@pytest.mark.parametrize("command", ["prune", "data differ", "run --fast", "plan --ratios 0.1"])
+def test_a_command_or_option_that_is_not_there_would_be_found(command: str) -> None:
+    with pytest.raises(AssertionError, match="there is no"):
+        check_pruneflow(command.split(), command)
+
+
 def check_pruneflow(words: list[str], command: str) -> None:
     """Follow the words through the commands of the command line."""
     at: Any = get_command(app)
