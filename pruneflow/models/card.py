@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pruneflow.artifacts import staged_file
 from pruneflow.config import DENSE, ModelSettings
+from pruneflow.templating import templates
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -53,26 +54,21 @@ def write_card(directory: Path, record: dict[str, Any], model: ModelSettings) ->
         record: its ``round.json``.
         model: the dense model.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     validation = record.get("validation") or {}
-    text = environment.get_template(_TEMPLATE).render(
-        header=metadata(model, pruned=record["round"] != DENSE),
-        model=model,
-        record=record,
-        dense=record["round"] == DENSE,
-        losses=[
-            (domain, loss["perplexity"], validation["pruned"][domain]["perplexity"])
-            for domain, loss in validation.get("dense", {}).items()
-        ],
-        trust=any(directory.glob("*.py")),
+    text = (
+        templates(Path(__file__).parent)
+        .get_template(_TEMPLATE)
+        .render(
+            header=metadata(model, pruned=record["round"] != DENSE),
+            model=model,
+            record=record,
+            dense=record["round"] == DENSE,
+            losses=[
+                (domain, loss["perplexity"], validation["pruned"][domain]["perplexity"])
+                for domain, loss in validation.get("dense", {}).items()
+            ],
+            trust=any(directory.glob("*.py")),
+        )
     )
     with staged_file(directory / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")

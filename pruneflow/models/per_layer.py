@@ -13,6 +13,7 @@ from pruneflow.errors import DamagedArtifactError
 from pruneflow.models.families import PRUNED, ModelType, Widths, configured_widths, family_of
 from pruneflow.models.structure import Layer, layers_of, matrix, widths_of
 from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_attributes
+from pruneflow.templating import templates
 
 if TYPE_CHECKING:
     import torch
@@ -166,8 +167,6 @@ def _fill(model: Any, directory: Path, dtype: "torch.dtype") -> None:
 
 def _model_file(layer: Layer, **names: Any) -> str:
     """The text of the file that builds such a model with transformers alone."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     family = layer.family
     linears = []
     for name in family.mlp_producers:
@@ -185,25 +184,21 @@ def _model_file(layer: Layer, **names: Any) -> str:
         "num_key_value_groups": "heads // groups",
         "split_size": "heads * head_dim",
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(TEMPLATE).render(
-        model_type=PRUNED + family.model_type,
-        layers=family.layers,
-        neurons_field=family.neurons_field,
-        heads_field=family.heads_field,
-        groups_field=family.groups_field,
-        reads_config=family.reads_config,
-        attention=family.attention_consumer.rpartition(".")[0],
-        head_dim="head_dim" if hasattr(layer.attention, "head_dim") else "head_size",
-        linears=linears,
-        attributes=[(name, sources[name]) for name in head_attributes(layer)],
-        conv1d=not hasattr(layer.mlp_consumer, "out_features"),
-        **names,
+    return (
+        templates(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(
+            model_type=PRUNED + family.model_type,
+            layers=family.layers,
+            neurons_field=family.neurons_field,
+            heads_field=family.heads_field,
+            groups_field=family.groups_field,
+            reads_config=family.reads_config,
+            attention=family.attention_consumer.rpartition(".")[0],
+            head_dim="head_dim" if hasattr(layer.attention, "head_dim") else "head_size",
+            linears=linears,
+            attributes=[(name, sources[name]) for name in head_attributes(layer)],
+            conv1d=not hasattr(layer.mlp_consumer, "out_features"),
+            **names,
+        )
     )

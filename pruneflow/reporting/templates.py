@@ -3,21 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from pruneflow.templating import templates
+
 
 def render(name: str, **values: Any) -> str:
     """Fill a template; HTML is escaped in ``*.html.jinja``, and a missing value is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     from pruneflow.reporting import numbers
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=name.endswith(".html.jinja"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(Path(__file__).parent, autoescape=name.endswith(".html.jinja"))
     for function in (
         numbers.count,
         numbers.decimal,
