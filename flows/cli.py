@@ -202,7 +202,7 @@ def preflight() -> "PipelineSettings":
     from pruneflow.models.loading import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
     from pruneflow.workspace import check_writable
-    from tasks.tracking import connect, is_server
+    from tasks.store import connect, is_server
 
     settings = _settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
@@ -248,7 +248,7 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
 
 
 def _mlflow_page(settings: "RegistrySettings") -> str:
-    from tasks.tracking import is_server
+    from tasks.store import is_server
 
     if is_server(settings):
         return settings.tracking_uri

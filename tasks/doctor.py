@@ -172,7 +172,7 @@ def _remote() -> Iterator[Said]:
 
 
 def _store() -> Iterator[Said]:
-    from tasks.tracking import connect, has_store, is_server, store_errors
+    from tasks.store import connect, has_store, is_server, store_errors
 
     settings = load_settings().registry
     said = f"MLflow's store {settings.tracking_uri}"

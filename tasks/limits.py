@@ -39,12 +39,13 @@ def check_server() -> None:
     Raises:
         InputError: it is not, or it does not.
     """
+    from prefect.client.orchestration import get_client
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
     if url is not None:
-        with _server_errors(str(url)):
-            _make_limit()
+        with _server_errors(str(url)), get_client(sync_client=True) as client:
+            client.read_global_concurrency_limits(limit=1)  # changes nothing, and needs a login
 
 
 def _take_turn(url: str, stack: ExitStack) -> None:

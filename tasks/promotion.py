@@ -23,7 +23,7 @@ from tasks import registry
 from tasks.limits import registry_held
 from tasks.registry import DECISION_ARTIFACT, PREVIOUS, PRODUCTION
 from tasks.smoke import SmokeError, smoke_test
-from tasks.tracking import connect, has_store, store_errors
+from tasks.store import connect, has_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

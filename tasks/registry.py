@@ -18,7 +18,7 @@ from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import DamagedArtifactError, InputError
 from tasks.limits import registry_held
-from tasks.tracking import FOLDER_SCHEMES, connect, has_store, store_errors
+from tasks.store import FOLDER_SCHEMES, connect, has_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

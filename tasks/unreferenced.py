@@ -12,7 +12,7 @@ from pruneflow.config import RegistrySettings
 from tasks import promotion
 from tasks.registry import DECISION_RUN
 from tasks.removable import Kind, Removable
-from tasks.tracking import connect, has_store, store_errors
+from tasks.store import connect, has_store, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

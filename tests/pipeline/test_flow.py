@@ -11,7 +11,7 @@ from pruneflow.config import load_settings
 from pruneflow.paths import DECISION
 from tasks import registry
 from tasks.promotion import history
-from tasks.tracking import connect
+from tasks.store import connect
 from tests.pipeline.conftest import Workspace
 
 pytestmark = pytest.mark.slow
@@ -40,10 +40,16 @@ def test_the_flow_runs_registers_promotes_and_then_has_nothing_to_do(
     run = client.get_run(outcome.run_id)
     assert run.data.params["rounds.r2.ratio"] == "0.2"
     assert run.data.metrics["perplexity/domains/law/pruned"] == 12
-    assert [point.value for point in client.get_metric_history(run.info.run_id, "round/ratio")] == [
-        0.1,
-        0.2,
-    ]
+
+    def by_step(metric: str) -> list[tuple[int, float]]:
+        history = client.get_metric_history(outcome.run_id, metric)
+        return [(point.step, point.value) for point in history]
+
+    assert by_step("round/ratio") == [(1, 0.1), (2, 0.2)]
+    # The dense model is step 0.
+    law = by_step("round/validation/pruned/law/perplexity")
+    assert law == [(0, 10), (1, 12), (2, 12)]
+    assert by_step("round/block_weights") == [(0, 50)]
     (dataset,) = run.inputs.dataset_inputs
     manifest = read_json(Path("data/calibration/set/manifest.json"))
     assert manifest["digest"].startswith(dataset.dataset.digest)

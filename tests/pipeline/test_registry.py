@@ -11,7 +11,7 @@ from pruneflow.artifacts import sha256_json
 from pruneflow.config import RegistrySettings
 from pruneflow.errors import InputError
 from tasks import promotion, registry
-from tasks.tracking import connect, experiment
+from tasks.store import connect, experiment
 from tests.pipeline.conftest import Workspace
 
 SETTINGS = RegistrySettings()

@@ -15,7 +15,7 @@ from flows.sweep import sweep
 from pruneflow.artifacts import read_json, sha256_file
 from pruneflow.config import load_settings
 from pruneflow.paths import DVC_LOCK, SUMMARY, SWEEP, SWEEP_TABLE
-from tasks.tracking import connect
+from tasks.store import connect
 from tests.pipeline.conftest import DVC, TOY, Workspace
 from tests.servers import wait_until
 

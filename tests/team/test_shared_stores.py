@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tasks import registry
-from tasks.tracking import connect
+from tasks.store import connect
 from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry
 from tests.servers import free_port
