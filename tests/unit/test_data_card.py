@@ -5,9 +5,9 @@ import re
 from typing import Any
 
 import pytest
-from report_example import CALIBRATION, DOCUMENTS, HELD_OUT, VALIDATION
 
 from pruneflow.reporting.data_card import render_data_card
+from tests.unit.data_example import CALIBRATION, DOCUMENTS, HELD_OUT, VALIDATION
 
 
 def data_card(documents: dict[str, Any] = DOCUMENTS) -> tuple[dict[str, Any], str]:

@@ -1,10 +1,10 @@
 """How much of each health limit a round used up."""
 
 import pytest
-from report_example import ROUNDS
 
 from pruneflow.config import HealthSettings
 from pruneflow.reporting.health_limits import limits_sentence, uses
+from tests.unit.report_example import ROUNDS
 
 HEALTH = {
     "worst_ratio": 2.5,

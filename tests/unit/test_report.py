@@ -8,21 +8,6 @@ import re
 from typing import Any
 
 import pytest
-from report_example import (
-    CALIBRATION,
-    DOCUMENTS,
-    PERPLEXITY,
-    PRUNED,
-    RECOVERY,
-    ROUNDS,
-    SETTINGS,
-    VALIDATION,
-    charts_of,
-    page_of,
-    summarise,
-    the_page,
-    visible,
-)
 
 from pruneflow.errors import InputError
 from pruneflow.reporting.chart_style import library
@@ -43,6 +28,21 @@ from pruneflow.reporting.numbers import (
     times,
 )
 from pruneflow.reporting.table import result_table
+from tests.unit.report_example import (
+    CALIBRATION,
+    DOCUMENTS,
+    PERPLEXITY,
+    PRUNED,
+    RECOVERY,
+    ROUNDS,
+    SETTINGS,
+    VALIDATION,
+    charts_of,
+    page_of,
+    summarise,
+    the_page,
+    visible,
+)
 
 
 def test_summary_measures_ratios_by_hand():

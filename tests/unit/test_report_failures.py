@@ -3,7 +3,12 @@
 import copy
 import re
 
-from report_example import (
+from pruneflow.evaluation.gates import GatesSettings, decide
+from pruneflow.reporting.comparison import comparison
+from pruneflow.reporting.model_card import render_card
+from pruneflow.reporting.numbers import points
+from pruneflow.reporting.verdict import verdict
+from tests.unit.report_example import (
     BASELINE,
     LATENCY,
     PRUNED,
@@ -16,12 +21,6 @@ from report_example import (
     the_page,
     visible,
 )
-
-from pruneflow.evaluation.gates import GatesSettings, decide
-from pruneflow.reporting.comparison import comparison
-from pruneflow.reporting.model_card import render_card
-from pruneflow.reporting.numbers import points
-from pruneflow.reporting.verdict import verdict
 
 NBSP = "\u00a0"
 SKIPPED = {
