@@ -59,9 +59,12 @@ def save_model(
 ) -> None:
     """Write a model directory that plain transformers loads (see docs/method.md, layouts).
 
+    Its ``README.md`` is a model card; the pipeline's has what was measured as well.
+
     Raises:
         InputError: the directory exists.
     """
+    from pruneflow.models.card import write_library_card
     from pruneflow.models.export import save
 
     directory = Path(directory)
@@ -69,6 +72,7 @@ def save_model(
         raise InputError(f"{directory} exists already: give another directory, or delete it")
     with staged_directory(directory) as folder:
         save(model, tokenizer, folder, model.dtype)
+        write_library_card(folder, directory.name, model)
 
 
 def evaluate(

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from pruneflow.artifacts import staged_file
 from pruneflow.config import DENSE, ModelSettings
+from pruneflow.models.structure import layers_of, widths_of
 from pruneflow.templating import templates
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+    from transformers import PreTrainedModel
 
 CARD = "README.md"
 _TEMPLATE = "model_card.md.jinja"
-_TAGS = ["pruned", "structured-pruning", "pruneflow"]
+_LIBRARY_TEMPLATE = "library_card.md.jinja"
+_OURS = ["pruneflow"]
+_TAGS = ["pruned", "structured-pruning", *_OURS]
+# What the hub needs to know of any of them to offer a way to load it.
+_LOADED: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
 
 
 def metadata(
@@ -37,9 +43,8 @@ def metadata(
     base = model.source if model.revision else model.name
     data = ModelCardData(
         base_model=base if pruned else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=_TAGS if pruned else ["pruneflow"],
+        **_LOADED,
+        tags=_TAGS if pruned else _OURS,
         model_name=f"{model.name}-pruned" if results else None,
         eval_results=results,
     )
@@ -55,20 +60,44 @@ def write_card(directory: Path, record: dict[str, Any], model: ModelSettings) ->
         model: the dense model.
     """
     validation = record.get("validation") or {}
-    text = (
-        templates(Path(__file__).parent)
-        .get_template(_TEMPLATE)
-        .render(
-            header=metadata(model, pruned=record["round"] != DENSE),
-            model=model,
-            record=record,
-            dense=record["round"] == DENSE,
-            losses=[
-                (domain, loss["perplexity"], validation["pruned"][domain]["perplexity"])
-                for domain, loss in validation.get("dense", {}).items()
-            ],
-            trust=any(directory.glob("*.py")),
-        )
+    _write(
+        directory,
+        _TEMPLATE,
+        header=metadata(model, pruned=record["round"] != DENSE),
+        model=model,
+        record=record,
+        dense=record["round"] == DENSE,
+        losses=[
+            (domain, loss["perplexity"], validation["pruned"][domain]["perplexity"])
+            for domain, loss in validation.get("dense", {}).items()
+        ],
     )
+
+
+def write_library_card(directory: Path, name: str, model: "PreTrainedModel") -> None:
+    """Write the card of a model that the library saves: what it is, for nobody measured it.
+
+    Args:
+        directory: holds the model.
+        name: what to call it.
+        model: the model that is in the directory.
+    """
+    from huggingface_hub import ModelCardData
+
+    _write(
+        directory,
+        _LIBRARY_TEMPLATE,
+        header=ModelCardData(**_LOADED, tags=_OURS).to_yaml().strip(),
+        name=name,
+        family=model.config.model_type,
+        parameters=model.num_parameters(),
+        widths=[widths_of(layer) for layer in layers_of(model)],
+    )
+
+
+def _write(directory: Path, template: str, **values: Any) -> None:
+    """Render a card into a directory, which decides how its model is loaded."""
+    rendered = templates(Path(__file__).parent).get_template(template)
+    text = rendered.render(trust=any(directory.glob("*.py")), **values)
     with staged_file(directory / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from pruneflow import CalibrationSet, Recipe, evaluate, load_model, prune, save_model
 from pruneflow.errors import DamagedArtifactError, InputError
@@ -188,6 +189,11 @@ def test_the_front_door_loads_prunes_saves_and_measures(
     save_model(result.model, tokenizer, tmp_path / "smaller")
     with pytest.raises(InputError, match="exists already"):
         save_model(result.model, tokenizer, tmp_path / "smaller")
+    card = ModelCard.load(tmp_path / "smaller/README.md")
+    assert card.data.library_name == "transformers"
+    assert f"{result.model.num_parameters():,} parameters" in card.text
+    neurons = [layer.neurons for layer in layers_of(result.model)]
+    assert f"| neurons | {min(neurons)} | {max(neurons)} |" in card.text
     again, _ = load_model(tmp_path / "smaller", dtype="float32", device="cpu")
     assert layers_of(again)[0].neurons < 40
     measured = [evaluate(network, chosen)["numbers"]["nll"] for network in (result.model, again)]
