@@ -125,7 +125,8 @@ def run(as_json: AsJson = False) -> None:
 
     Only what changed since the last run is done again. Progress goes to stderr.
 
-    Exit code: 0 accepted, 1 refused by the gates, 2 bad input, 130 interrupted.
+    Exit code: 0 accepted, or let pass by gates that are not enabled; 1 refused by the gates, or
+    failed; 2 bad input; 130 interrupted.
     """
     _enter_workspace()
     from pruneflow.workspace import run_lock
@@ -194,7 +195,7 @@ def preflight() -> "PipelineSettings":
     """Check all that can be checked in a moment, before Prefect starts.
 
     Raises:
-        InputError: a setting, the model, a domain, the data folder or MLflow's server cannot be
+        InputError: a setting, the model, a domain, the data folder or MLflow's store cannot be
             used.
     """
     from pruneflow.calibration.sources import known_domains
@@ -202,14 +203,14 @@ def preflight() -> "PipelineSettings":
     from pruneflow.models.loading import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
     from pruneflow.workspace import check_writable
-    from tasks.store import connect, is_server
+    from tasks.store import connect, has_store
 
     settings = _settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
     check_writable(Path("data"))
     load_gates(GATES_FILE)
     check_source(settings.model)
-    if is_server(settings.registry):
+    if has_store(settings.registry):
         connect(settings.registry)  # not after hours of pruning
     return settings
 
@@ -229,6 +230,11 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
         print("refused     nothing is registered, production stays as it is")
     elif outcome.in_production and not outcome.new:
         print(f"nothing new version {outcome.version} of {name} is in production already")
+    elif outcome.accepted and not outcome.new:
+        print(
+            f"nothing new version {outcome.version} of {name} is a candidate already: "
+            f"{_program('pruneflow')} promote"
+        )
     elif outcome.in_production:
         print(f"accepted    version {outcome.version} of {name} is in production")
     elif outcome.accepted:

@@ -68,3 +68,12 @@ def _in_production() -> str | None:
     except PruneflowError:
         return None
     return None if version is None else version["version"]
+
+
+# What a flow is decorated with for its ends to be told.
+TOLD: dict[str, Any] = {
+    "on_completion": [notify],
+    "on_failure": [notify],
+    "on_crashed": [notify],
+    "on_cancellation": [notify],
+}

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.notification import REFUSED, notify
+from flows.notification import REFUSED, TOLD
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
 from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError, StoreBusyError
@@ -81,26 +81,22 @@ class StepFailed(PruneflowError):
         self.state = state
 
 
-@flow(
-    name="pipeline",
-    validate_parameters=False,
-    on_completion=[notify],
-    on_failure=[notify],
-    on_crashed=[notify],
-    on_cancellation=[notify],
-)
+@flow(name="pipeline", validate_parameters=False, **TOLD)
 def pipeline() -> State:
     """Prune, evaluate, decide, track and register, as configs/ says.
 
     Returns:
-        A Completed state holding an `Outcome`, named ``Accepted``, ``NothingNew`` (accepted, and
-        already in production), ``Refused`` or ``LetPass`` (refused by gates that are not enabled);
-        or a Failed state whose message is one line for the user, named ``BadInput`` for bad input.
+        A Completed state holding an `Outcome`, named ``Accepted``, ``NothingNew`` (accepted, and a
+        version already that nothing moved), ``Refused`` or ``LetPass`` (refused by gates that are
+        not enabled); or a Failed state whose message is one line for the user, named ``BadInput``
+        for bad input.
     """
     try:
         check_workspace()
         settings, gates = load_settings(), load_gates(GATES_FILE)
         with run_lock() as environment, only_run():
+            # Whether the store can be used shows now, not after hours of pruning.
+            _step("registry", lambda: promotion.make_whole(settings.registry))
             _run_stages(environment, gates)
             outcome = _conclude(settings, gates)
     except StepFailed as error:
@@ -111,8 +107,9 @@ def pipeline() -> State:
         return Completed(name=REFUSED, message="; ".join(outcome.reasons), data=outcome)
     if not outcome.accepted:
         return Completed(name="LetPass", message="; ".join(outcome.reasons), data=outcome)
-    if outcome.in_production and not outcome.new:
-        message = f"version {outcome.version} is in production already"
+    if not outcome.new:
+        place = "in production" if outcome.in_production else "a candidate"
+        message = f"version {outcome.version} is {place} already"
         return Completed(name="NothingNew", message=message, data=outcome)
     return Completed(name="Accepted", data=outcome)
 
@@ -182,19 +179,14 @@ def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
     logger.info(f"version {number} of {name} is the candidate")
     if not accepted:
         return Outcome(accepted, reasons, summary, run_id, number)
-    in_production, moved = False, False
+    in_production, moved = registered.in_production, False
     if settings.registry.promotion == "auto":
-        if promotion.was_rolled_back(settings.registry, number):
+        move = _step("promotion", lambda: promotion.promote_accepted(settings.registry, number))
+        if move is None:
             logger.info(
                 f"version {number} was rolled back before: only `pruneflow promote` puts it back"
             )
         else:
-            move = _step(
-                "promotion",
-                lambda: promotion.promote(
-                    settings.registry, number, promotion.GATES, by_hand=False
-                ),
-            )
             logger.info(move.sentence(name))
             in_production, moved = True, move.changed
     problem = _step("push", lambda: push(logger.info)) if settings.registry.push else None

@@ -6,6 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows.notification import TOLD
 from pruneflow.config import RegistrySettings, load_settings
 from pruneflow.errors import PruneflowError
 from pruneflow.workspace import check_workspace
@@ -13,24 +14,25 @@ from tasks.promotion import Approval, Move, promote, rollback
 from tasks.stages import failed
 
 
-@flow(name="promotion")
+@flow(name="promotion", **TOLD)
 def promotion(
-    version: str | None = None, approved_by: str | None = None, because: str | None = None
+    version: int | str | None = None, approved_by: str | None = None, because: str | None = None
 ) -> State:
     """Put a version into production; the candidate when none is named.
 
     Args:
-        version: its number.
+        version: its number, which `prefect deployment run -p version=3` gives as an integer.
         approved_by: who approves; needed where ``registry.promotion`` is manual.
         because: why, for the model's history.
 
     Returns:
         A Completed state holding a `Move`; or a Failed state with one line.
     """
-    return _move(lambda settings: promote(settings, version, Approval(approved_by, because)))
+    number = None if version is None else str(version)
+    return _move(lambda settings: promote(settings, number, Approval(approved_by, because)))
 
 
-@flow(name="rollback")
+@flow(name="rollback", **TOLD)
 def roll_back(approved_by: str | None = None, because: str | None = None) -> State:
     """Put the previous version back into production.
 

@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect_dask import DaskTaskRunner
 
+from flows.notification import TOLD
 from pruneflow.artifacts import read_json, write_json
 from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError
@@ -26,7 +27,7 @@ from tasks.stages import failed
 from tasks.tracking import log_sweep
 
 
-@flow(name="sweep", validate_parameters=False)
+@flow(name="sweep", validate_parameters=False, **TOLD)
 def sweep(workers: int = 2) -> State:
     """Run every recipe of configs/sweep.yaml, and compare them.
 

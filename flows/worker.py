@@ -11,6 +11,7 @@ import time
 
 from pruneflow.errors import InputError, PruneflowError, report
 from tasks.limits import check_server
+from tasks.schedules import check_crons, switch_as_before, switches
 
 POOL = "pruneflow"
 WAIT_SECONDS = 120.0
@@ -20,12 +21,14 @@ def main() -> None:
     """Wait, deploy, work.
 
     Raises:
-        InputError: no server answers, or it refuses a deployment.
+        InputError: a cron cannot be understood, no server answers, or it refuses a deployment.
     """
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise InputError("PREFECT_API_URL is not set: start services with `make services`")
+    check_crons()
     _wait_for_server()
+    before = switches()
     for step in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["deploy", "--all"],
@@ -38,6 +41,7 @@ def main() -> None:
                 f"`prefect {' '.join(step)}` failed ({lines[-1] if lines else 'no reason given'}): "
                 "mend prefect.yaml"
             )
+    switch_as_before(before)
     print(f"the deployments of prefect.yaml are at {url.removesuffix('/api')}", flush=True)
     worker = ["-m", "prefect", "worker", "start", "--pool", POOL]
     os.execv(sys.executable, [sys.executable, *worker])

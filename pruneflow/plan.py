@@ -7,6 +7,7 @@ from pruneflow.artifacts import staged_file
 from pruneflow.config import (
     DENSE,
     PIPELINE_FILE,
+    ModelSettings,
     PipelineSettings,
     load_settings,
     parse_settings,
@@ -67,7 +68,7 @@ def plan(goal: Target, rounds: int, schedule: str) -> PipelineSettings:
     """
     settings = load_settings()
     values = settings.model_dump(mode="json")
-    values["rounds"] = descent(goal, rounds, schedule, dense_size(goal))
+    values["rounds"] = descent(goal, rounds, schedule, dense_size(goal, settings.model))
     values["final_round"] = list(values["rounds"])[-1]
     settings = parse_settings(values, PIPELINE_FILE)
     write_settings(settings)
@@ -86,11 +87,11 @@ def descent(
     }
 
 
-def dense_size(goal: Target) -> int | None:
+def dense_size(goal: Target, model: ModelSettings) -> int | None:
     """What the dense model has of what the goal counts: parameters, or bytes of weights.
 
     Raises:
-        InputError: the dense model is needed and not there.
+        InputError: the dense model is needed and not there, or it is of another source.
     """
     if goal.ratio is not None:
         return None
@@ -102,7 +103,13 @@ def dense_size(goal: Target) -> int | None:
         )
     from pruneflow.models.loading import weight_bytes
 
-    return int(read_record(directory)["parameters"]) if goal.parameters else weight_bytes(directory)
+    record = read_record(directory)
+    if (record.get("source"), record.get("revision")) != (model.source, model.revision):
+        raise InputError(
+            f"a goal in parameters or bytes needs the dense model, and {directory} is not of "
+            f"{model.source}: run `dvc repro model` first, or give --ratio"
+        )
+    return int(record["parameters"]) if goal.parameters else weight_bytes(directory)
 
 
 def _profiles() -> list[Path]:

@@ -80,6 +80,8 @@ def model(settings: PipelineSettings) -> None:
         record = write_record(
             directory,
             round=DENSE,
+            source=settings.model.source,
+            revision=settings.model.revision,
             status="done",
             delivered=DENSE,
             delivered_digest=digest,

@@ -84,7 +84,7 @@ def _expand(recipe: RecipeSettings, settings: PipelineSettings, where: Path) -> 
         goal = Target(**(recipe.target or final.model_dump(exclude={"parent"})))
         rounds = recipe.rounds or len(settings.rounds)
         schedule = recipe.schedule or "linear"
-        values["rounds"] = descent(goal, rounds, schedule, dense_size(goal))
+        values["rounds"] = descent(goal, rounds, schedule, dense_size(goal, settings.model))
         values["final_round"] = list(values["rounds"])[-1]
     return parse_settings(values, where)
 

@@ -151,13 +151,18 @@ def clear_error(folder: Path = Path()) -> None:
 
 
 @contextmanager
-def registry_lock(wait: float = 60.0) -> Iterator[None]:
+def registry_lock(store: Path | None = None, wait: float = 60.0) -> Iterator[None]:
     """Hold the registry's aliases while they are moved.
+
+    Args:
+        store: the file of the registry, if it is one: whoever uses it takes turns with us. None:
+            only this workspace does.
+        wait: in seconds, for others.
 
     Raises:
         WorkspaceBusyError: another promotion or rollback holds them for longer than `wait` seconds.
     """
-    lock = _lock("registry")
+    lock = _lock("registry") if store is None else FileLock(f"{store}.lock", thread_local=False)
     _acquire(lock, "registry", wait)
     try:
         yield

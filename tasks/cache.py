@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pruneflow.errors import InputError
-from pruneflow.paths import DVC_LOCK
+from pruneflow.paths import DVC_LOCK, SWEEP
 from tasks.removable import Removable
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def known_paths(repo: "Repo") -> tuple[set[Path], set[Path]]:
 
 
 def unused_entries(repo: "Repo") -> list[Removable]:
-    """Find the entries that neither the present dvc.lock nor one of any commit names.
+    """Find the entries that neither dvc.lock, here, of a sweep's recipe, or of any commit, names.
 
     Raises:
         CacheUncertainError: what is needed cannot be told, or others may need it.
@@ -63,7 +63,7 @@ def unused_entries(repo: "Repo") -> list[Removable]:
         )
     if not DVC_LOCK.is_file():
         raise CacheUncertainError(f"there is no {DVC_LOCK} to say what DVC's cache is needed for")
-    needed = _needed(repo)
+    needed = _needed(repo) | _of_recipes(cache)
     unused = sorted(set(cache.all()) - needed, key=lambda oid: (not oid.endswith(".dir"), oid))
     # A folder's list goes before its files: without them it would name what is not there.
     return [*_unused_runs(repo, needed), *(_entry(Path(cache.oid_to_path(oid))) for oid in unused)]
@@ -89,6 +89,32 @@ def _needed(repo: "Repo") -> set[str]:
         raise CacheUncertainError(
             f"what DVC's cache is needed for cannot be told ({place}: {_line(error)})"
         ) from None
+    return needed
+
+
+def _of_recipes(cache: Any) -> set[str]:
+    """The hashes that the locks of a sweep's recipes name: docs/how-to/sweep.md takes one over."""
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree, TreeError
+    from dvc_objects.errors import ObjectFormatError
+
+    needed: set[str] = set()
+    for path in sorted(SWEEP.glob(f"*/{DVC_LOCK}")):
+        try:
+            lock: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            stages = lock["stages"].values()
+            named = {str(out["md5"]) for stage in stages for out in stage.get("outs", [])}
+        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+            continue  # of a recipe that was killed: its next run begins anew
+        needed |= named
+        for digest in named:
+            if not digest.endswith(".dir") or not cache.exists(digest):
+                continue
+            try:
+                tree = Tree.load(cache, HashInfo("md5", digest))
+            except (TreeError, ObjectFormatError):
+                continue
+            needed |= {str(found.value) for _, _, found in tree}
     return needed
 
 

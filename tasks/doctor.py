@@ -204,6 +204,12 @@ def _prefect() -> Iterator[Said]:
         yield OK, f"the Prefect server at {url} answers"
 
 
+def _schedules() -> Iterator[Said]:
+    from tasks.schedules import PREFECT_FILE, check_crons
+
+    yield OK, f"{PREFECT_FILE}: {check_crons()} schedules"
+
+
 def _processor() -> Iterator[Said]:
     import torch
 
@@ -304,6 +310,7 @@ CHECKS: dict[str, Callable[[], Iterator[Said]]] = {
     "remote": _remote,
     "mlflow": _store,
     "prefect": _prefect,
+    "schedules": _schedules,
     "processor": _processor,
     "memory": _memory,
     "disk": _disk,

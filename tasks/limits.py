@@ -1,11 +1,13 @@
-"""One at a time: in a workspace by a file lock, over many by a limit of their Prefect server."""
+"""One at a time: on a host by a file lock, over many by a limit of their Prefect server."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from pruneflow.config import RegistrySettings
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import registry_lock
+from tasks.store import store_file
 
 REGISTRY_LIMIT = "pruneflow-registry"
 WAIT_SECONDS = 600.0
@@ -13,12 +15,12 @@ LEASE_SECONDS = 60.0  # the least that Prefect's servers grant
 
 
 @contextmanager
-def registry_held() -> Iterator[None]:
+def registry_held(settings: RegistrySettings) -> Iterator[None]:
     """Hold the registry: nobody else registers a version or moves an alias meanwhile.
 
-    Workspaces that share a Prefect server (PREFECT_API_URL) take turns by its global concurrency
-    limit `pruneflow-registry`, made on first use. Its lease runs out soon after the holder is
-    killed.
+    All who use a file as MLflow's store take turns by a lock beside it. Workspaces that share a
+    Prefect server (PREFECT_API_URL) take turns by its global concurrency limit
+    `pruneflow-registry`, made on first use. Its lease runs out soon after the holder is killed.
 
     Raises:
         WorkspaceBusyError: somebody else holds it for longer than WAIT_SECONDS.
@@ -27,7 +29,7 @@ def registry_held() -> Iterator[None]:
     from prefect.settings import get_current_settings
 
     url = get_current_settings().api.url
-    with registry_lock(WAIT_SECONDS), ExitStack() as stack:
+    with registry_lock(store_file(settings), WAIT_SECONDS), ExitStack() as stack:
         if url is not None:
             _take_turn(str(url), stack)
         yield

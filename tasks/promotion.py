@@ -68,10 +68,7 @@ class Move:
 
 
 def promote(
-    settings: RegistrySettings,
-    version: str | None = None,
-    approval: Approval = NOBODY,
-    by_hand: bool = True,
+    settings: RegistrySettings, version: str | None = None, approval: Approval = NOBODY
 ) -> Move:
     """Put a version into production; the one in use becomes ``previous``. Safe to repeat.
 
@@ -79,7 +76,6 @@ def promote(
         settings: the registry and the registered model's name.
         version: which one; the candidate when None.
         approval: who wants it and why.
-        by_hand: a person asks for it, so the code it came from must have been committed.
 
     Raises:
         InputError: nobody approves where ``registry.promotion`` is manual, there is no such
@@ -91,19 +87,37 @@ def promote(
         chosen = moves.version(version)
         number = str(chosen.version)  # the store hands out numbers, aliases take text
         if moves.production == number:
-            return Move(number, moves.previous, changed=False)
+            return moves.none()
         if settings.promotion == "manual" and not approval.by:
             raise InputError(
                 f"version {number} needs approval (registry.promotion is manual): "
                 f"`pruneflow promote {number} --approved-by NAME`"
             )
         check_accepted(chosen, moves.production)
-        if by_hand and chosen.tags.get("git_dirty") == "true":
+        if chosen.tags.get("git_dirty") == "true":
             raise InputError(
                 f"version {number} was made by code that is not committed: commit it, "
                 "then `pruneflow run` and promote again"
             )
         return moves.make("promotion", number, approval)
+
+
+def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
+    """Put the version that a run has just made into production, whether its code is committed.
+
+    Returns:
+        None when somebody took it out of production before: only a person puts it back.
+
+    Raises:
+        InputError: as `promote`.
+    """
+    with _moving(settings) as moves:
+        if moves.production == version:
+            return moves.none()
+        if _was_rolled_back(moves.history(), version):
+            return None
+        check_accepted(moves.version(version), moves.production)
+        return moves.make("promotion", version, GATES)
 
 
 def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
@@ -134,7 +148,7 @@ def restore(settings: RegistrySettings, version: str, approval: Approval = NOBOD
     with _moving(settings) as moves:
         number = str(moves.version(version).version)
         if moves.production == number:
-            return Move(number, moves.previous, changed=False)
+            return moves.none()
         if all(entry["version"] != number for entry in moves.history()):
             raise InputError(
                 f"version {number} of {settings.name} never was in production: "
@@ -145,7 +159,11 @@ def restore(settings: RegistrySettings, version: str, approval: Approval = NOBOD
 
 def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
     """Whether somebody took this version out of production: only a person puts it back."""
-    for entry in reversed(history(settings)):
+    return _was_rolled_back(history(settings), version)
+
+
+def _was_rolled_back(moves: list[dict[str, Any]], version: str) -> bool:
+    for entry in reversed(moves):
         if entry["version"] == version:
             return False
         if entry["former"] == version:
@@ -179,7 +197,7 @@ def make_whole(settings: RegistrySettings) -> None:
 @contextmanager
 def held(settings: RegistrySettings) -> Iterator[None]:
     """Hold the registry with its aliases where they belong: no move is half done."""
-    with registry_held():
+    with registry_held(settings):
         if has_store(settings):
             client = connect(settings)
             with store_errors(settings):
@@ -239,6 +257,11 @@ class _Moves:
     def history(self) -> list[dict[str, Any]]:
         return _history(_tags(self._client, self._name))
 
+    def none(self) -> Move:
+        """What is asked for is in production already."""
+        assert self.production is not None
+        return Move(self.production, self.previous, changed=False)
+
     def make(self, kind: Kind, number: str, approval: Approval) -> Move:
         """Move production to a version, once it is seen to work, and back if it does not."""
         chosen = self.version(number)
@@ -261,9 +284,14 @@ class _Moves:
             self._client.set_registered_model_alias(self._name, alias, target)
         try:
             self._smoke(f"models:/{self._name}@{PRODUCTION}", "the aliases were moved back")
-        except SmokeError:
+        except BaseException:  # Ctrl-C among them: nobody saw it pass
             self._undo_what_was_killed()
             raise
+        if _tags(self._client, self._name).get(_PENDING) != note:
+            raise InputError(
+                f"another workspace undid this move of {self._name} meanwhile: workspaces that "
+                "share MLflow's server take turns only by one PREFECT_API_URL (mlflow/README.md)"
+            )
         place = f"{_HISTORY}{len(self.history()) + 1:06d}"
         self._client.set_registered_model_tag(self._name, place, json.dumps(entry, sort_keys=True))
         self._client.delete_registered_model_tag(self._name, _PENDING)
@@ -294,7 +322,7 @@ class _Moves:
 @contextmanager
 def _moving(settings: RegistrySettings) -> Iterator[_Moves]:
     client = connect(settings)
-    with registry_held(), store_errors(settings):
+    with registry_held(settings), store_errors(settings):
         yield _Moves(client, settings)
 
 

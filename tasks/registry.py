@@ -67,10 +67,11 @@ class Lineage:
 
 
 class Registered(NamedTuple):
-    """A version, and whether this registration made it."""
+    """A version, whether this registration made it, and whether it is in production."""
 
     version: str
     new: bool
+    in_production: bool
 
 
 def register(
@@ -89,14 +90,15 @@ def register(
         needs: pip requirements of the served model.
     """
     client = connect(settings)
-    with registry_held(), store_errors(settings):
+    with registry_held(settings), store_errors(settings):
         known = _by_digest(client, settings.name, lineage.model_digest)
         found = known or _new_version(client, settings, checkpoint, run_id, lineage, needs)
         # A known model that is accepted again stands on its newest decision and code.
         for key, value in {**lineage.tags(), DECISION_RUN: run_id}.items():
             client.set_model_version_tag(settings.name, found, key, value)
         client.set_registered_model_alias(settings.name, CANDIDATE, found)
-        return Registered(found, known is None)
+        in_production = version_of_alias(client, settings.name, PRODUCTION) == found
+        return Registered(found, known is None, in_production)
 
 
 def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:

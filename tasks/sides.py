@@ -122,7 +122,7 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
 
 def _as_round(record: dict[str, Any], digest: str) -> dict[str, Any]:
     """Health and validation text, where the model is as the round left it, not recovered since."""
-    if record.get("digest") != digest or not record.get("health"):
+    if record.get("digest") != digest or "recovered_from" in record or not record.get("health"):
         return {}
     health = {key: record["health"].get(key) for key in HEALTH}
     return {"health": health, "validation": _perplexities(record, "pruned")}

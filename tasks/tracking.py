@@ -1,11 +1,12 @@
 """What MLflow keeps of a run or a sweep: settings, measures, reports and records."""
 
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruneflow.artifacts import read_json
 from pruneflow.config import NotifySettings, PipelineSettings, RegistrySettings
@@ -15,8 +16,12 @@ from pruneflow.reporting.sweep_table import sweep_rows
 from tasks.notification import mask
 from tasks.store import connect, experiment, store_errors
 
+if TYPE_CHECKING:
+    from mlflow import ActiveRun, MlflowClient
+
 _BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
+_WORKSPACE = "workspace"  # tag of a run: whose it is
 _SWEEP_LINES = "sweep/table.json"
 
 
@@ -41,9 +46,7 @@ def log_run(
     metrics = numbers(summary)
     with (
         store_errors(settings.registry),
-        mlflow.start_run(
-            experiment_id=experiment(client, settings.registry), run_name=_run_name(settings)
-        ) as run,
+        _run(client, settings.registry, _run_name(settings)) as run,
     ):
         for batch in _batches(parameters):
             mlflow.log_params(batch)
@@ -80,7 +83,7 @@ def log_sweep(
     lines = sweep_rows(rows)
     with (
         store_errors(settings),
-        mlflow.start_run(experiment_id=experiment(client, settings), run_name="sweep") as parent,
+        _run(client, settings, "sweep") as parent,
     ):
         failures = sum(row["error"] is not None for row in rows)
         mlflow.log_metrics({"recipes": len(rows), "recipes_failed": failures})
@@ -89,7 +92,9 @@ def log_sweep(
         mlflow.log_artifact(str(SWEEP_FILE), "sweep")
         for row in rows:
             name = row["recipe"]
-            mlflow.start_run(experiment_id=parent.info.experiment_id, run_name=name, nested=True)
+            mlflow.start_run(
+                experiment_id=parent.info.experiment_id, run_name=name, nested=True, tags=_here()
+            )
             try:
                 for batch in _batches(
                     flatten(recipes[name].model_dump(mode="json", exclude={"notify"}))
@@ -142,6 +147,21 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 def round_records(settings: PipelineSettings) -> list[dict[str, Any]]:
     """Return the records of the rounds, in their order."""
     return [read_json(CHECKPOINTS / name / "round.json") for name in settings.rounds]
+
+
+def _run(client: "MlflowClient", settings: RegistrySettings, name: str) -> "ActiveRun":
+    """Start a run of this workspace, of which no other is at work: one that says so was killed."""
+    import mlflow
+
+    place = experiment(client, settings)
+    for left in client.search_runs([place], "attributes.status = 'RUNNING'"):
+        if left.data.tags.get(_WORKSPACE) == _here()[_WORKSPACE]:
+            client.set_terminated(left.info.run_id, "KILLED")
+    return mlflow.start_run(experiment_id=place, run_name=name, tags=_here())
+
+
+def _here() -> dict[str, str]:
+    return {_WORKSPACE: f"{socket.gethostname()}:{Path.cwd()}"}
 
 
 def _steps(settings: PipelineSettings, summary: Mapping[str, Any]) -> list[dict[str, Any]]:

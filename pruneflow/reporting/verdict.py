@@ -25,7 +25,7 @@ class Ruling(NamedTuple):
     """What the gates against the dense model come to.
 
     Attributes:
-        word: ``accepted``, ``refused``, or ``undecided`` where no gate could judge.
+        word: ``accepted``, ``refused``, or ``undecided`` where no gate judged or some are left.
         sentence: the same in a sentence, with what is left to the run.
         reasons: a sentence for each gate that refuses.
         gates: every gate of configs/gates.yaml.
@@ -82,8 +82,10 @@ def rule(summary: dict[str, Any], gates: GatesSettings) -> Ruling:
     if reasons:
         sentence = f"Refused by {len(reasons)} of {_gates(len(alone))} against the dense model."
         return Ruling("refused", f"{sentence}{mode}", reasons, rows)
-    sentence = f"Accepted by {_gates(len(alone))} against the dense model.{rest}{mode}"
-    return Ruling("accepted", sentence, [], rows)
+    if left:
+        sentence = f"Passes {_gates(len(alone))} against the dense model.{rest}{mode}"
+        return Ruling("undecided", sentence, [], rows)
+    return Ruling("accepted", f"Accepted by {_gates(len(alone))}.{mode}", [], rows)
 
 
 def _left_sentence(left: list[GateSettings]) -> str:

@@ -46,7 +46,8 @@ def test_a_store_that_is_locked_or_of_a_newer_schema(
     store.register("a")
     with closing(sqlite3.connect("mlflow/mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        refused(workspace.pruneflow("promote"), "mlflow.db is locked")
+        for command in ("promote", "run"):
+            refused(workspace.pruneflow(command), "mlflow.db is locked")
         other.execute("ROLLBACK")
     assert store.aliases() == {"candidate": "1"}
     shutil.copy("mlflow/mlflow.db", "newer.db")
@@ -54,13 +55,15 @@ def test_a_store_that_is_locked_or_of_a_newer_schema(
         newer.execute("UPDATE alembic_version SET version_num = 'feedfacecafe'")
         newer.commit()
     workspace.set(registry={"tracking_uri": "sqlite:///newer.db"})
-    refused(workspace.pruneflow("status"), "newer.db cannot be used", "schema")
+    for command in ("status", "run"):  # not after hours of pruning
+        refused(workspace.pruneflow(command), "newer.db cannot be used", "schema")
+    assert workspace.executed() == []
 
 
 def test_names_versions_and_aliases_that_cannot_be(workspace: Workspace) -> None:
     settings = Path("configs/pipeline.yaml").read_text()
-    for name in ("a/b", "a:b"):
-        Path("configs/pipeline.yaml").write_text(settings.replace("toy-pruned", name))
+    for name in ("a/b", "a:b", "..", "it's"):
+        Path("configs/pipeline.yaml").write_text(settings.replace("toy-pruned", f'"{name}"'))
         refused(workspace.pruneflow("status"), "configs/pipeline.yaml: registry.name")
     Path("configs/pipeline.yaml").write_text(settings)
     client = connect(RegistrySettings(name="toy-pruned"))

@@ -11,7 +11,7 @@ from pruneflow.config import load_settings
 from pruneflow.paths import DECISION
 from tasks import registry
 from tasks.promotion import history
-from tasks.store import connect
+from tasks.store import connect, experiment
 from tests.pipeline.conftest import Workspace
 
 pytestmark = pytest.mark.slow
@@ -108,7 +108,23 @@ def test_with_manual_promotion_an_accepted_model_waits_as_candidate(
     assert production() == "1"
     (move,) = history(load_settings().registry)
     assert (move["by"], move["why"]) == ("ada", "it is small")
+    state = pipeline(return_state=True)
+    assert (state.name, state.message) == ("NothingNew", "version 1 is in production already")
     assert roll_back(return_state=True).name == "BadInput"
+
+
+def test_a_run_that_was_killed_does_not_stay_running_in_mlflow(
+    workspace: Workspace, server: None
+) -> None:
+    pipeline()
+    settings = load_settings().registry
+    client = connect(settings)
+    (run,) = client.search_runs([experiment(client, settings)])
+    killed = client.create_run(run.info.experiment_id, tags=run.data.tags)
+    others = client.create_run(run.info.experiment_id, tags={"workspace": "elsewhere"})
+    pipeline()
+    left = [client.get_run(each.info.run_id).info.status for each in (killed, others)]
+    assert left == ["KILLED", "RUNNING"]
 
 
 def test_gates_that_are_off_let_a_candidate_pass_but_nothing_into_production(

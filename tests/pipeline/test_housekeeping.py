@@ -16,7 +16,7 @@ from dvc.repo import Repo
 from pruneflow.artifacts import write_json
 from pruneflow.config import load_settings
 from pruneflow.errors import InputError, WorkspaceBusyError
-from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY
+from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY, SWEEP
 from pruneflow.workspace import run_lock
 from tasks import housekeeping, removable
 from tasks.removable import Removable
@@ -93,6 +93,19 @@ def replanned(workspace: Workspace, replanned_once: Path) -> Workspace:
     assert repro(workspace) == ["select", "report"]
     shutil.copytree(workspace.folder, replanned_once)
     return workspace
+
+
+@pytest.mark.slow
+def test_what_a_recipe_of_a_sweep_names_stays(replanned: Workspace) -> None:
+    recipe = SWEEP / "as_it_was"
+    recipe.mkdir(parents=True)
+    shutil.copy("dvc.lock", recipe)  # it names what the longer plan made, too
+    named = named_by(Path("dvc.lock").read_text())
+    collect()
+    assert cached() >= named > named_by(Path("dvc.lock").read_text(), without="round@r3")
+    shutil.rmtree(recipe)
+    collect()
+    assert cached() == named_by(Path("dvc.lock").read_text(), without="round@r3")
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_code_that_is_not_committed_reaches_production_only_by_a_run(store: Regi
     store.register("a", dirty="true")
     with pytest.raises(InputError, match="not committed"):
         promotion.promote(SETTINGS)
-    promotion.promote(SETTINGS, by_hand=False)
+    promotion.promote_accepted(SETTINGS, "1")
     assert store.aliases()["production"] == "1"
 
 

@@ -41,6 +41,19 @@ with get_client(sync_client=True) as client:
 """
 
 
+SCHEDULE = """
+import sys
+from prefect.client.orchestration import get_client
+with get_client(sync_client=True) as client:
+    deployment = client.read_deployment_by_name("pipeline/weekly")
+    (schedule,) = deployment.schedules
+    if sys.argv[1:] == ["on"]:
+        client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+    else:
+        print(schedule.active)
+"""
+
+
 @pytest.fixture
 def services(workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
     """The services of a toy workspace; its environment talks to them from here on."""
@@ -55,29 +68,42 @@ def services(workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
             "PREFECT_API_URL": f"http://127.0.0.1:{ports['PREFECT_PORT']}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PRUNEFLOW_WORKSPACE": str(workspace.folder),
+            # The place of a run that died is free again after this long, five minutes else.
+            "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "30",
         }
     )
-    log = (workspace.folder / "services.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "honcho", "start"],
-        env={**workspace.environment, "PYTHONUNBUFFERED": "1"},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(workspace)
     try:
-        said = workspace.folder / "services.log"
-        assert wait_until(lambda: "Worker 'ProcessWorker" in said.read_text()), said.read_text()
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(timeout=30)
         finally:
-            for child in psutil.process_iter(["environ"]):
-                if (child.info["environ"] or {}).get("PREFECT_PORT") == ports["PREFECT_PORT"]:
-                    child.kill()
+            kill_all(workspace)
+
+
+def start(workspace: Workspace) -> "subprocess.Popen[str]":
+    said = workspace.folder / "services.log"
+    with said.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "honcho", "start"],
+            env={**workspace.environment, "PYTHONUNBUFFERED": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    assert wait_until(lambda: "Worker 'ProcessWorker" in said.read_text()), said.read_text()
+    return process
+
+
+def kill_all(workspace: Workspace) -> None:
+    """Kill the services, and all that they started, as a power cut does."""
+    port = workspace.environment["PREFECT_PORT"]
+    for child in psutil.process_iter(["environ"]):
+        if (child.info["environ"] or {}).get("PREFECT_PORT") == port:
+            child.kill()
 
 
 def flow_run(workspace: Workspace, deployment: str, wait: float = 300.0) -> dict[str, str]:
@@ -125,6 +151,11 @@ def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
     rolled_back = flow_run(workspace, "rollback/rollback")
     assert rolled_back["state"] == "Completed", rolled_back
     assert "version 1 of" in rolled_back["message"]
+    command = "deployment run promotion/promotion -p version=2 -p approved_by=ada --watch"
+    done = workspace.do("-m", "prefect", *command.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    status = json.loads(workspace.pruneflow("status", "--json").stdout)
+    assert status["production"]["version"] == "2"
 
     started = time.monotonic()
     services.send_signal(signal.SIGINT)
@@ -133,3 +164,27 @@ def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
     for port in (workspace.environment["PREFECT_PORT"], workspace.environment["MLFLOW_PORT"]):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(port))) != 0
+
+
+def test_services_that_start_again_free_what_the_dead_held_and_leave_schedules_on(
+    workspace: Workspace, services: "subprocess.Popen[str]"
+) -> None:
+    assert workspace.do("-c", SCHEDULE).stdout.strip() == "False"
+    assert workspace.do("-c", SCHEDULE, "on").returncode == 0
+    Path("slow-r1").touch()
+    killed = flow_run(workspace, "pipeline/weekly", wait=0)
+    assert wait_until(lambda: Path("pids.json").exists())
+    kill_all(workspace)
+    services.wait()
+    Path("slow-r1").unlink()
+
+    again = start(workspace)
+    try:
+        assert workspace.do("-c", SCHEDULE).stdout.strip() == "True"
+        # The deployment lets one run at work at a time, and the dead one had its place.
+        run = flow_run(workspace, "pipeline/weekly", wait=250)
+        assert run["state"] == "Accepted", run
+        assert workspace.do("-c", STATE, killed["id"]).stdout.strip() == "Crashed"
+    finally:
+        again.send_signal(signal.SIGTERM)
+        again.wait(timeout=60)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from pruneflow.config import load_settings, parse_settings, write_settings
 from pruneflow.errors import InputError
+from pruneflow.models.record import write_record
 from pruneflow.plan import configure, descent, load_profile, plan
 from pruneflow.pruning.settings import Target
 from tests.conftest import ROOT
@@ -159,6 +161,19 @@ def test_a_plan_changes_the_rounds_and_nothing_else(project):
     assert list(after.rounds) == ["r1", "r2", "r3", "r4", "r5", "r6"]
     assert (after.final_round, after.rounds["r6"].ratio) == ("r6", 0.3)
     assert after.model_copy(update={"rounds": before.rounds, "final_round": "r3"}) == before
+
+
+def test_a_goal_in_parameters_is_counted_on_the_model_of_the_settings(project):
+    dense = Path("data/checkpoints/dense")
+    dense.mkdir(parents=True)
+    facts = {"round": "dense", "status": "done", "delivered": "dense", "delivered_digest": "d"}
+    source = load_settings().model.source
+    facts |= {"dense": {}, "parameters": 1000, "source": source, "revision": None}
+    write_record(dense, **facts)
+    assert plan(Target(parameters=800), 2, "linear").rounds["r1"].parameters == 900
+    write_record(dense, **{**facts, "source": "/models/another"})
+    with pytest.raises(InputError, match=f"is not of {re.escape(source)}: run `dvc repro model`"):
+        plan(Target(parameters=800), 2, "linear")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ dependencies = ["typer>=0.1", "rich>=9000", "not-there-at-all>=1"]
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """We are in a project folder that is configured, with nothing run yet."""
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
-    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    for name in ("dvc.yaml", "prefect.yaml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
     (tmp_path / "data").mkdir()
     shutil.copy(REPOSITORY / "data/sources.lock", tmp_path / "data")
     monkeypatch.chdir(tmp_path)

@@ -5,10 +5,14 @@ import io
 import json
 import math
 import re
+from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from pruneflow.config import parse_settings
 from pruneflow.errors import InputError
 from pruneflow.reporting.chart_style import library
 from pruneflow.reporting.charts import WIDEST, retention_chart
@@ -246,6 +250,9 @@ def test_page_says_how_to_make_it_again():
     for words in ("dvc repro", "pruneflow run", "score: mask_fisher", "final_round: r3"):
         assert words in text
     assert "webhook" not in text and "tracking_uri" not in text
+    (profile,) = re.findall(r'<pre id="settings">(.*?)</pre>', the_page(), re.DOTALL)
+    again = parse_settings(yaml.safe_load(unescape(profile)), Path("again.yaml"))
+    assert again.digest() == SETTINGS.digest()
 
 
 def test_page_is_the_same_every_time():

@@ -131,6 +131,17 @@ def test_the_dense_model_has_the_baseline_and_the_reference_of_every_round(desce
     assert found["speed"]["decode"]["a"]["median"] == 2.0
 
 
+def test_a_recovered_model_is_not_given_what_its_round_was_before(descent: Path) -> None:
+    record = json.loads(Path("data/checkpoints/r2/round.json").read_text())
+    Path("data/model").mkdir()
+    record |= {"digest": "recovered", "recovered_from": "r2"}
+    write_json(Path("data/model/round.json"), record)
+    Path("data/model/model.safetensors").write_bytes(bytes(8))
+    found = compare("r2", "model")
+    assert found["validation"]["law"] == {"a": 12.0, "b": None}
+    assert found["health"]["kl"] == {"a": 0.12, "b": None}
+
+
 def test_a_report_about_another_model_does_not_count(descent: Path) -> None:
     write_json(Path("data/reports/evaluation.json"), measured(1, "another"))
     assert compare("dense", "r2")["perplexity"]["domains"]["law"]["b"] is None
