@@ -47,8 +47,9 @@ and so a better side, can be compared by `improves`. The last column says whethe
 """
 COMMANDS = """# Every command
 
-The same as `pruneflow COMMAND --help`. Exit code 0 is success, 1 a refusal by the gates, 2 bad
-input, which is one line.
+The same as `pruneflow COMMAND --help`. Exit code 0 is success, 1 a refusal by the gates or a
+failure, 2 bad input, which is one line. `pruneflow --install-completion` makes the Tab key complete
+commands, versions, rounds and profiles.
 """
 
 

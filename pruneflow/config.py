@@ -123,7 +123,7 @@ class RegistrySettings(Settings):
 
     name: str = Field(
         "pruneflow",
-        pattern=r"^(?!\.{1,2}$)[^/:'\s][^/:']*$",
+        pattern=r"^[^/:'.\s][^/:']*$",
         description="Registered model in MLflow; left out, `configure` names it after the model.",
     )
     experiment: str = Field("pruneflow", min_length=1, description="MLflow experiment.")

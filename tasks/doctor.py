@@ -21,6 +21,8 @@ WARNING: Status = "warning"
 PROBLEM: Status = "problem"
 Said = tuple[Status, str]
 
+_NVIDIA = Path("/proc/driver/nvidia/version")  # there, where the driver is loaded
+
 # Packages whose versions are told in any case.
 TOLD = ("torch", "transformers", "prefect", "mlflow", "dvc", "lm-eval", "great-expectations")
 
@@ -225,6 +227,12 @@ def _processor() -> Iterator[Said]:
             WARNING,
             "compute.dtype is bfloat16, which is ten times slower than float32 here: set it to "
             "auto",
+        )
+    if _NVIDIA.exists() and not torch.cuda.is_available():
+        yield (
+            WARNING,
+            f"there is an NVIDIA driver, and torch {torch.__version__} sees no GPU: docs/how-to/"
+            "gpu.md says which torch to install",
         )
     if device == "cpu" and torch.cuda.is_available():
         yield WARNING, "there is a GPU, and compute.device is cpu: set it to auto"

@@ -69,6 +69,7 @@ def side_table(found: Mapping[str, Any]) -> "Table":
 
 
 def _sections(found: Mapping[str, Any]) -> dict[str, list[Line]]:
+    compared = found["perplexity"]["mean_ratio"] is not None
     return {
         "Size": [
             _line(label, found["size"][key], write, change)
@@ -79,7 +80,8 @@ def _sections(found: Mapping[str, Any]) -> dict[str, list[Line]]:
             _line(domain, pair, decimal, _times) for domain, pair in found["validation"].items()
         ],
         "Accuracy": [
-            (*_cells(task, pair, percent), kept(pair["retention"]) if _both(pair) else "")
+            # Without a mean the two were not compared at all, and a note says why.
+            (*_cells(task, pair, percent), kept(pair["retention"]) if compared else "")
             for task, pair in found["tasks"].items()
         ],
         "Speed": [

@@ -42,6 +42,9 @@ def main(name):
         log.write(name + "\\n")
     if Path(f"fail-{name}").exists():
         raise InputError(f"the toy stage {name} was told to fail: delete fail-{name}")
+    if Path(f"flaky-{name}").exists():
+        Path(f"flaky-{name}").unlink()
+        raise OSError(5, "Input/output error")
     if Path(f"slow-{name}").exists():
         helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
         Path("pids.json.new").write_text(json.dumps([os.getpid(), helper.pid]))

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.unit.report_example import PRUNED, RECOVERY, charts_of, page_of, summarise
+from tests.unit.report_example import (
+    PRUNED,
+    RECOVERY,
+    ROUNDS,
+    a_round,
+    charts_of,
+    delivering,
+    page_of,
+    summarise,
+)
+from tests.unit.test_verdict import WORSE, with_gates
 
 pytestmark = pytest.mark.slow
 ACCENT = {"light": "rgb(11, 98, 196)", "dark": "rgb(108, 178, 255)"}
@@ -61,6 +71,37 @@ def test_the_report_is_drawn_whole_on_phone_and_desk_light_and_dark(
             assert requests == [report.as_uri()]
 
 
+def test_a_refusal_and_an_early_end_are_drawn_whole_on_a_phone(
+    browser: Browser, tmp_path: Path
+) -> None:
+    rounds = [*ROUNDS[:1], a_round(2, 0.1402, 3.0, 91_300_000)]
+    evaluation = delivering(1, PRUNED)
+    summary = summarise(rounds=rounds, evaluation=evaluation)
+    text = page_of(summary, with_gates(WORSE), rounds=rounds)
+    assert "Refused by" in text and "broke a health limit" in text
+    report = tmp_path / "report.html"
+    report.write_text(text, encoding="utf-8")
+    page = browser.new_context(viewport={"width": 390, "height": 900}).new_page()
+    complaints, _ = _listen(page)
+    page.goto(report.as_uri())
+    _check_charts(page, list(charts_of(text)), 390)
+    page.screenshot(path=tmp_path / "refused.png", full_page=True)
+    assert complaints == []
+
+
+def test_the_report_is_whole_on_paper(browser: Browser, tmp_path: Path) -> None:
+    text = page_of()
+    report = tmp_path / "report.html"
+    report.write_text(text, encoding="utf-8")
+    # The width of A4 without margins, at 96 pixels an inch.
+    page = browser.new_context(viewport={"width": 718, "height": 1000}).new_page()
+    page.goto(report.as_uri())
+    page.emulate_media(media="print")
+    _check_charts(page, list(charts_of(text)), 718)
+    page.pdf(path=tmp_path / "report.pdf", format="A4")
+    assert (tmp_path / "report.pdf").stat().st_size > 50_000
+
+
 def _listen(page: Page) -> tuple[list[str], list[str]]:
     """Collect what the browser complains of, and what it asks for."""
     complaints: list[str] = []
@@ -75,6 +116,15 @@ def _listen(page: Page) -> tuple[list[str], list[str]]:
 
 
 def _check(page: Page, names: list[str], width: int, scheme: str) -> None:
+    _check_charts(page, names, width)
+    point = page.locator("#chart-ratio .mark-symbol path").first
+    assert point.evaluate("mark => getComputedStyle(mark).fill") == ACCENT[scheme]
+    told = {name: _told(page, name) for name in names}
+    assert "piqa" in told["retention"] and "93.4" in told["retention"]
+
+
+def _check_charts(page: Page, names: list[str], width: int) -> None:
+    """Every chart is drawn and none is cut off, nor does anything stick out of the page."""
     page.wait_for_function(
         f"document.querySelectorAll('.chart svg').length === {len(names)}", timeout=60_000
     )
@@ -83,13 +133,18 @@ def _check(page: Page, names: list[str], width: int, scheme: str) -> None:
         found = page.locator(f"#chart-{name}").evaluate(DRAWN)
         assert found["marks"] > 0, f"{name} is empty at {width} pixels"
         assert found["cut"] == [], f"{name} is cut off at {width} pixels"
-    point = page.locator("#chart-ratio .mark-symbol path").first
-    assert point.evaluate("mark => getComputedStyle(mark).fill") == ACCENT[scheme]
-    page.locator("#chart-retention").scroll_into_view_if_needed()
-    box = page.locator("#chart-retention .mark-symbol path").first.bounding_box()
+
+
+def _told(page: Page, name: str) -> str:
+    """What a chart says when the pointer is on one of its marks."""
+    mark = page.locator(f"#chart-{name} :is(.mark-symbol path, .mark-rect path)").first
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
     assert box is not None
+    page.mouse.move(0, 0)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for(timeout=10_000)
     said = tooltip.inner_text()
-    assert "piqa" in said and "93.4" in said
+    assert said.strip(), f"{name} says nothing"
+    return said

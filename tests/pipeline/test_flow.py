@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+from prefect import flow
+from prefect.client.schemas.objects import State
 
-from flows.pipeline import pipeline
+import flows.pipeline
+from flows.pipeline import pipeline, step
 from flows.promotion import promotion, roll_back
 from pruneflow.artifacts import read_json, sha256_json, write_json
 from pruneflow.config import load_settings
+from pruneflow.errors import InputError, StoreBusyError
 from pruneflow.paths import DECISION
 from tasks import registry
 from tasks.promotion import history
@@ -149,6 +153,28 @@ def test_a_failing_stage_ends_the_flow_with_its_line_and_is_a_refusal(
     assert decision["accepted"] is False and decision["model"] is None
     assert "round@r2 ended in an error" in decision["reasons"][0]
     assert "was told to fail" in decision["reasons"][0]
+
+
+def test_a_step_that_finds_the_store_busy_is_tried_again_and_bad_input_is_not(
+    server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.pipeline, "RETRY_SECONDS", 0)
+    errors: list[Exception] = [StoreBusyError("busy"), StoreBusyError("busy")]
+
+    def action() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    @flow
+    def one_step() -> State:
+        return step("a step", action, return_state=True)
+
+    assert one_step() == "done"
+    errors[:] = [StoreBusyError("never reached"), InputError("wrong")]
+    state = one_step(return_state=True)
+    assert (state.name, state.message) == ("BadInput", "wrong")
+    assert len(errors) == 1
 
 
 def test_an_unknown_metric_ends_the_flow_before_any_stage(

@@ -14,6 +14,7 @@ import pytest
 
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import TOKEN, run_lock
+from tasks import stages
 from tasks.stages import StageError, reproduce, run_child, stage_order
 from tests.pipeline.conftest import Workspace
 from tests.servers import wait_until
@@ -77,6 +78,21 @@ def test_bad_input_of_a_stage_arrives_as_its_own_line(workspace: Workspace) -> N
     with pytest.raises(InputError, match=r"^the toy stage calibration was told to fail: delete"):
         reproduce("calibration", lines.append, {})
     assert lines == []
+
+
+def test_what_can_pass_is_tried_again_and_bad_input_is_not(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "RETRY_SECONDS", 0)
+    said: list[str] = []
+    Path("flaky-calibration").touch()
+    assert not reproduce("calibration", said.append, {}).unchanged
+    assert workspace.executed() == ["calibration"] * 2
+    assert "calibration: Input/output error, trying again in 0 s" in said
+    Path("fail-r1").touch()
+    with pytest.raises(InputError, match="was told to fail"):
+        reproduce("round@r1", said.append, {})
+    assert workspace.executed() == ["r1"]
 
 
 def test_a_stage_without_its_dependency_says_what_is_missing(workspace: Workspace) -> None:

@@ -1,5 +1,6 @@
 """The documentation builds without a warning, follows the code, and sends nobody astray."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -89,14 +90,14 @@ def check_pruneflow(words: list[str], command: str) -> None:
     """Follow the words through the commands of the command line."""
     at: Any = get_command(app)
     for word in words:
-        if hasattr(at, "commands"):
+        if word.lstrip("[").startswith("--"):
+            options = {"--help", *(name for each in at.params for name in each.opts)}
+            assert word.strip("[]") in options, f"{command}: there is no option {word}"
+        elif hasattr(at, "commands"):
             if PLACEHOLDER.fullmatch(word):
                 return
             assert word in at.commands, f"{command}: there is no command {word}"
             at = at.commands[word]
-        elif word.lstrip("[").startswith("--"):
-            options = {"--help", *(name for each in at.params for name in each.opts)}
-            assert word.strip("[]") in options, f"{command}: there is no option {word}"
 
 
 def check_make(words: list[str], command: str) -> None:
@@ -112,3 +113,34 @@ def test_make_help_lists_every_command_of_the_makefile() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None
     assert listed == set(phony[1].split()) - {"postgresql", "chromium"}  # steps of tests
+
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def test_the_table_of_the_readme_is_the_recorded_demo() -> None:
+    demo = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
+    rows = {
+        cells[0]: cells[1:]
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("| ")
+        and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
+    }
+    for domain, found in demo["perplexity"]["domains"].items():
+        dense, pruned, ratio = rows[f"perplexity, {domain}"]
+        assert float(dense) == pytest.approx(found["dense"], abs=0.051)
+        assert float(pruned) == pytest.approx(found["pruned"], abs=0.051)
+        spread = found["ratio"]
+        assert (
+            ratio == f"{TIMES} {spread['value']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
+        )
+    measurable = {name: task for name, task in demo["tasks"].items() if task["measurable"]}
+    shown = {name.split()[0].lower(): cells for name, cells in rows.items() if "accuracy" in name}
+    assert shown.keys() == measurable.keys()
+    for name, task in measurable.items():
+        accuracies = (f"{task[side]['value']:.1%}" for side in ("dense", "pruned"))
+        assert shown[name][:2] == [*accuracies]
+        assert shown[name][2].startswith(f"{task['retention']['value']:.0%} kept")
+    for what, key in (("prefill", "prefill"), ("decode", "decode")):
+        row = next(cells for name, cells in rows.items() if name.startswith(what))
+        assert row[2].startswith(f"{TIMES} {demo['latency']['speedup'][key]['median']:.2f}")

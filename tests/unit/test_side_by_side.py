@@ -1,5 +1,6 @@
 """Two models side by side: paired where that can be, and what is not known is said."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from flows.cli import app
 from pruneflow.artifacts import write_json
 from pruneflow.config import EvaluationSettings, parse_settings, write_settings
 from pruneflow.evaluation.side_by_side import Side, side_by_side
+from pruneflow.reporting.comparison import NOT_MEASURABLE
 from pruneflow.reporting.side_table import NOT_MEASURED, side_table
 from tests.unit.report_example import evaluation
 
@@ -67,6 +69,9 @@ def test_models_measured_on_other_text_have_no_ratio_and_a_reason() -> None:
     assert found["perplexity"]["domains"]["law"]["ratio"] is None
     assert found["perplexity"]["mean_ratio"] is None
     assert any("held-out text" in note for note in found["notes"])
+    shown = Console(width=80, record=True, file=io.StringIO())
+    shown.print(side_table(found))
+    assert NOT_MEASURABLE not in shown.export_text()  # the tasks are; these two are not comparable
 
 
 def loss(value: float) -> dict[str, Any]:

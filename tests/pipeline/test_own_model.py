@@ -1,0 +1,74 @@
+"""README's own words: a model and a text folder of one's own, from profile to candidate."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pruneflow.models.record import read_record
+from tests.markdown import ROOT, blocks
+from tests.pipeline.commands import run
+from tests.pipeline.conftest import OF_TRAINED_MODELS
+
+pytestmark = pytest.mark.slow
+
+# What makes a run of minutes out of one of hours; README's profile says nothing of it.
+SMALL = {
+    "compute": {"device": "cpu", "dtype": "float32"},
+    "calibration": {
+        "sequence_length": 32,
+        "sequences": 12,
+        "test_sequence_length": 32,
+        "test_sequences": 2,
+    },
+    "pruning": {"neuron_multiple": 4},
+    "health": dict.fromkeys(OF_TRAINED_MODELS),
+    "evaluation": {"tasks": {"piqa": 40}, "bootstrap_samples": 100},
+    "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 6},
+}
+
+
+def examples() -> tuple[dict[str, Any], dict[str, Any]]:
+    """README's profile and its domain."""
+    profile, domain = (
+        yaml.safe_load(text) for language, text in blocks(ROOT / "README.md") if language == "yaml"
+    )
+    return profile, domain
+
+
+def test_an_own_model_and_text_folder_become_a_candidate(
+    real_workspace: Path, tiny_model_directory: Path
+) -> None:
+    profile, domain = examples()
+    profile["model"]["source"] = str(tiny_model_directory)
+    profile["model"]["dtype"] = "float32"
+    profile["documents"]["max_per_domain"] = 40
+    Path("configs/profiles/mine.yaml").write_text(yaml.safe_dump({**profile, **SMALL}))
+    with Path("configs/domains.yaml").open("a") as file:
+        file.write(yaml.safe_dump(domain))
+    folder = Path("data/text/contracts")
+    folder.mkdir()
+    for name in dir(np):  # ordinary English of some length
+        text = getattr(getattr(np, name), "__doc__", None) or ""
+        if len(text) > 600:
+            (folder / f"{name}.txt").write_text(text)
+    gates = Path("configs/gates.yaml")
+    gates.write_text(gates.read_text().replace("run_mode: enabled", "run_mode: dry_run"))
+
+    configured = run("flows.cli", "configure", "mine")
+    assert configured.returncode == 0, configured.stderr
+    done = run("flows.cli", "run", timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "let pass    version 1 of my-model-pruned is the candidate" in done.stdout
+    documents = json.loads(Path("data/calibration/documents/manifest.json").read_text())
+    assert set(documents["domains"]) == {"contracts", "technical", "code"}
+    assert documents["domains"]["contracts"]["licences"] == ["LicenseRef-ours"]
+    assert (
+        read_record(Path("data/model"))["parameters"]
+        < read_record(Path("data/checkpoints/dense"))["parameters"]
+    )
+    summary = json.loads(Path("data/reports/summary.json").read_text())
+    assert "contracts" in summary["perplexity"]["domains"] and summary["reload"]["ok"]
