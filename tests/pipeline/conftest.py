@@ -1,5 +1,6 @@
 """A toy workspace: real Prefect, DVC and MLflow around stages that write a few bytes."""
 
+import copy
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pruneflow.config import parse_settings, write_settings
 from pruneflow.plan import descent
 from pruneflow.pruning.settings import Target
 from tests.pipeline.commands import repro
+from tests.pipeline.tiny import RECOVERY, SMALL, STAGES
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -312,32 +314,6 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return toy
 
 
-# The stages of a pipeline of two rounds, in the order in which they can run.
-STAGES = [
-    "model",
-    "questions",
-    "documents",
-    "validate",
-    "calibration",
-    "baseline",
-    "round@r1",
-    "round@r2",
-    "select",
-    "evaluation",
-    "latency",
-    "report",
-]
-
-# Limits that say nothing about random weights: their greedy text goes round in circles.
-OF_TRAINED_MODELS = (
-    "max_kl",
-    "min_top1_agreement",
-    "max_repetition_rise",
-    "max_entropy_drift",
-    "max_norm_drift",
-)
-
-
 @pytest.fixture
 def tiny_pipeline(
     real_workspace: Path, tiny_model_directory: Path
@@ -346,21 +322,11 @@ def tiny_pipeline(
 
     def write(rounds: int = 3, **changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {
+            **copy.deepcopy(SMALL),
             "model": {"source": str(tiny_model_directory), "dtype": "float32"},
-            "compute": {"device": "cpu", "dtype": "float32"},
             "documents": {"domains": ["code", "technical"], "max_per_domain": 40},
-            "calibration": {
-                "sequence_length": 32,
-                "sequences": 12,
-                "test_sequence_length": 32,
-                "test_sequences": 2,
-            },
-            "pruning": {"neuron_multiple": 4},
-            "health": dict.fromkeys(OF_TRAINED_MODELS),
             "rounds": descent(Target(ratio=0.1 * rounds), rounds, "linear"),
             "final_round": f"r{rounds}",
-            "evaluation": {"tasks": {"piqa": 40, "siqa": 40}, "bootstrap_samples": 100},
-            "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 6},
             **changes,
         }
         write_settings(parse_settings(values, Path("test")))
@@ -368,9 +334,6 @@ def tiny_pipeline(
 
     write()
     return write
-
-
-RECOVERY = {"token_budget": 2048, "sequence_length": 32, "batch_sequences": 4}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import yaml
 from pruneflow.workspace import STATE
 from tasks.dvc_state import mend_dvc
 from tests.pipeline.commands import environment, executed, repro, run
-from tests.pipeline.conftest import STAGES
+from tests.pipeline.tiny import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

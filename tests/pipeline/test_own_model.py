@@ -11,24 +11,9 @@ import yaml
 from pruneflow.models.record import read_record
 from tests.markdown import ROOT, blocks
 from tests.pipeline.commands import run
-from tests.pipeline.conftest import OF_TRAINED_MODELS
+from tests.pipeline.tiny import SMALL
 
 pytestmark = pytest.mark.slow
-
-# What makes a run of minutes out of one of hours; README's profile says nothing of it.
-SMALL = {
-    "compute": {"device": "cpu", "dtype": "float32"},
-    "calibration": {
-        "sequence_length": 32,
-        "sequences": 12,
-        "test_sequence_length": 32,
-        "test_sequences": 2,
-    },
-    "pruning": {"neuron_multiple": 4},
-    "health": dict.fromkeys(OF_TRAINED_MODELS),
-    "evaluation": {"tasks": {"piqa": 40}, "bootstrap_samples": 100},
-    "latency": {"prompt_tokens": 16, "new_tokens": 4, "repeats": 6},
-}
 
 
 def examples() -> tuple[dict[str, Any], dict[str, Any]]:
