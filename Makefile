@@ -17,6 +17,8 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # Nothing here needs a model hub; users who have one can set HF_HUB_OFFLINE=0.
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Every stage is a process of its own: without kept bytecode each would compile its libraries anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Where `make services` listens, on 127.0.0.1.
 export PREFECT_PORT ?= 4200
 export MLFLOW_PORT ?= 5000

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pruneflow.errors import InputError
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix
 from pruneflow.progress import track
-from pruneflow.pruning.stream import BlockStream
+from pruneflow.pruning.stream import BlockStream, split
 from pruneflow.pruning.surgery import cut_heads, cut_neurons, set_columns
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def cut_layer_by_layer(
     layers = layers_of(model)
     before = block_weights(model)
     neurons, groups = uniform_counts(layers, before, ratio, attention)
-    stream = BlockStream(model, layers, torch.cat(list(blocks.values())), batch_tokens)
+    stream = BlockStream(model, layers, split(torch.cat(list(blocks.values())), batch_tokens))
     for layer in track(layers, label):
         for kind, gone in zip(KINDS, (groups, neurons), strict=True):
             if not gone:

@@ -25,6 +25,11 @@ REFUSED = "Refused"  # name of the state of a run whose model the gates did not 
 
 
 def notify(flow: "Flow[Any, Any]", flow_run: FlowRun, state: State) -> None:
+    """Tell how this run of a flow ended."""
+    tell(flow.name, flow_run, state)
+
+
+def tell(flow: str, flow_run: FlowRun, state: State) -> None:
     """Send what the settings want to be told: which ends, of scheduled runs or of all."""
     settings = load_notify_settings()
     event, url = _event(state), webhook(settings)
@@ -33,7 +38,7 @@ def notify(flow: "Flow[Any, Any]", flow_run: FlowRun, state: State) -> None:
         return
     problem = post(url, _message(flow, flow_run, state, event))
     if problem is not None:
-        flow_run_logger(flow_run, flow).warning(f"nobody was told how this run ended: {problem}")
+        flow_run_logger(flow_run).warning(f"nobody was told how this run ended: {problem}")
 
 
 def _event(state: State) -> str | None:
@@ -44,12 +49,12 @@ def _event(state: State) -> str | None:
     return "refused" if state.name == REFUSED else None
 
 
-def _message(flow: "Flow[Any, Any]", flow_run: FlowRun, state: State, event: str) -> dict[str, Any]:
+def _message(flow: str, flow_run: FlowRun, state: State, event: str) -> dict[str, Any]:
     outcome: Outcome | None = state.result() if event == "refused" else None
     reasons = [state.message or ""] if outcome is None else outcome.reasons
     return {
         "text": f"pruneflow: run {flow_run.name} {event}: {'; '.join(reasons)}",  # chats show it
-        "flow": flow.name,
+        "flow": flow,
         "run": flow_run.name,
         "state": state.name,
         "reasons": reasons,

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.notification import REFUSED, TOLD
+from flows.notification import REFUSED, TOLD, tell
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
 from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError, StoreBusyError
@@ -94,7 +94,7 @@ def pipeline() -> State:
     try:
         check_workspace()
         settings, gates = load_settings(), load_gates(GATES_FILE)
-        with run_lock() as environment, only_run():
+        with run_lock() as environment, only_run(tell):
             # Whether the store can be used shows now, not after hours of pruning.
             _step("registry", lambda: promotion.make_whole(settings.registry))
             _run_stages(environment, gates)

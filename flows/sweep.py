@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect_dask import DaskTaskRunner
 
-from flows.notification import TOLD
+from flows.notification import TOLD, tell
 from pruneflow.artifacts import read_json, write_json
 from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError
@@ -44,7 +44,7 @@ def sweep(workers: int = 2) -> State:
         check_workspace()
         settings = load_settings()
         recipes = load_recipes(settings)
-        with run_lock(), only_run():
+        with run_lock(), only_run(tell):
             rows = _sweep(settings, recipes, workers)
     except PruneflowError as error:
         return failed(error)

@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from pruneflow.errors import PruneflowError, report
+from pruneflow.errors import InputError, PruneflowError, report
+from pruneflow.ranks import is_first
 
 NEEDED = ("filelock", "pydantic", "torch", "transformers")
 PROJECT_PYTHON = Path(".venv/bin/python")
@@ -25,12 +26,13 @@ def main() -> int:
         from pruneflow.workspace import check_workspace
 
         check_workspace()
-        run_stage_by_name(arguments.name)
+        return run_stage_by_name(arguments.name)
     except PruneflowError as error:
+        if isinstance(error, InputError) and not is_first():
+            return error.exit_code  # the first rank has found the same, and says so
         return report(error)
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _use_project_python() -> None:

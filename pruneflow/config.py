@@ -54,6 +54,16 @@ class ComputeSettings(Settings):
     backward_batch_tokens: Count = Field(
         1024, description="Tokens in one forward and backward pass, which keeps activations."
     )
+    streaming: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Keep a model's blocks in host memory, and bring them to the device one at a "
+        "time: `auto` where the weights do not fit the GPU with room to work.",
+    )
+    processes: Count = Field(
+        1,
+        description="Processes that share a round's calibration set, one for each GPU; they are "
+        "started by torchrun. `1` starts none.",
+    )
 
 
 class HealthSettings(Settings):

@@ -18,8 +18,12 @@ from pruneflow.models.card import write_card
 from pruneflow.models.record import read_record, write_record
 from pruneflow.models.structure import sizes_of
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY, RECOVERY_DONE
+from pruneflow.ranks import joined
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
     from pruneflow.calibration.blocks import CalibrationSet
     from pruneflow.pruning.rounds import RoundResult
 
@@ -33,13 +37,18 @@ DISAGREEMENT = "disagreement.json"
 def prune(settings: PipelineSettings, name: str) -> None:
     """Do one round, check its health, and write it: data/checkpoints/NAME.
 
-    After a round that broke a health limit the descent is over: this one writes its record only.
+    The first rank writes; others take their share of the calibration set and are done. After a
+    round that broke a health limit the descent is over: this one writes its record only.
     """
     if name not in settings.rounds:
         raise InputError(
             f"there is no round {name} in configs/pipeline.yaml: use {', '.join(settings.rounds)}"
         )
     parent = read_record(CHECKPOINTS / settings.rounds[name].parent)
+    if not joined().is_first:
+        if parent["status"] == "done":
+            _help(settings, name, parent)
+        return
     with staged_directory(CHECKPOINTS / name) as directory:
         if parent["status"] == "done":
             _prune(settings, name, parent, directory)
@@ -56,13 +65,10 @@ def prune(settings: PipelineSettings, name: str) -> None:
 
 
 def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], directory: Path) -> None:
-    from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.models.loading import model_digest, tokenizer_digest
+    from pruneflow.models.loading import model_digest
     from pruneflow.pruning.schedule import next_weights
 
-    tokenizer = tokenizer_digest(CHECKPOINTS / parent["round"])
-    chosen = CalibrationSet.load(CALIBRATION_SET, tokenizer)
-    weights = parent.get("next_weights") or chosen.mixture.weights
+    chosen, weights = _calibration(parent)
     made = _make(settings, name, parent, chosen, weights, directory)
     checked = _check(settings, name, chosen, directory)
     losses = checked["validation"]
@@ -103,6 +109,53 @@ def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], direct
     write_card(directory, record, settings.model)
 
 
+def _help(settings: PipelineSettings, name: str, parent: dict[str, Any]) -> None:
+    """Take a rank's share of a round that the first rank writes."""
+    chosen, weights = _calibration(parent)
+    _compute(settings, name, parent, chosen.take(weights), weights)
+
+
+def _calibration(parent: dict[str, Any]) -> "tuple[CalibrationSet, dict[str, float]]":
+    """The calibration set of a round, and the weights of its domains."""
+    from pruneflow.calibration.blocks import CalibrationSet
+    from pruneflow.models.loading import tokenizer_digest
+
+    chosen = CalibrationSet.load(CALIBRATION_SET, tokenizer_digest(CHECKPOINTS / parent["round"]))
+    return chosen, parent.get("next_weights") or chosen.mixture.weights
+
+
+def _compute(
+    settings: PipelineSettings,
+    name: str,
+    parent: dict[str, Any],
+    blocks: "dict[str, torch.Tensor]",
+    weights: dict[str, float],
+) -> "tuple[RoundResult, PreTrainedTokenizerBase]":
+    """Prune the parent, with all ranks; the tokenizer is its own."""
+    import torch
+
+    from pruneflow.models.loading import load_model
+    from pruneflow.pruning.iterative import check_blocks
+    from pruneflow.pruning.rounds import DenseShape, prune_round
+
+    start, tokenizer = load_model(CHECKPOINTS / parent["round"], settings.compute)
+    check_blocks(start, blocks)
+    result = prune_round(
+        start,
+        blocks,
+        settings.rounds[name],
+        DenseShape(parent["dense"]["block_weights"], parent["dense"]["neurons"]),
+        settings.pruning,
+        weights=weights,
+        stored_bytes=getattr(torch, settings.model.dtype).itemsize,
+        batch_tokens=settings.compute.batch_tokens,
+        backward_batch_tokens=settings.compute.backward_batch_tokens,
+        label=name,
+    )
+    joined().leave()
+    return result, tokenizer
+
+
 def _make(
     settings: PipelineSettings,
     name: str,
@@ -118,25 +171,9 @@ def _make(
     import torch
 
     from pruneflow.models.export import save
-    from pruneflow.models.loading import load_model
-    from pruneflow.pruning.iterative import check_blocks
-    from pruneflow.pruning.rounds import DenseShape, prune_round
 
-    start, tokenizer = load_model(CHECKPOINTS / parent["round"], settings.compute)
     blocks = chosen.take(weights)
-    check_blocks(start, blocks)
-    result = prune_round(
-        start,
-        blocks,
-        settings.rounds[name],
-        DenseShape(parent["dense"]["block_weights"], parent["dense"]["neurons"]),
-        settings.pruning,
-        weights=weights,
-        stored_bytes=getattr(torch, settings.model.dtype).itemsize,
-        batch_tokens=settings.compute.batch_tokens,
-        backward_batch_tokens=settings.compute.backward_batch_tokens,
-        label=name,
-    )
+    result, tokenizer = _compute(settings, name, parent, blocks, weights)
     save(result.model, tokenizer, directory, getattr(torch, settings.model.dtype))
     _write_statistics(directory / STATISTICS, result, settings.pruning.score)
     scores = result.scores[settings.pruning.score]

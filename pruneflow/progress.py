@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from pruneflow.ranks import is_first
+
 Item = TypeVar("Item")
 
 LOG_SECONDS = 5.0  # between two lines of a log
@@ -20,6 +22,9 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
     """
     from tqdm import tqdm
 
+    if not is_first():  # of many ranks one speaks
+        yield from items
+        return
     live = sys.stderr.isatty()
     yield from tqdm(
         items,

@@ -43,11 +43,18 @@ from pruneflow.paths import (
     SUMMARY,
     VALIDATION,
 )
+from pruneflow.ranks import is_first, is_launched, launch
 from pruneflow.workspace import stage_lock
 
 
-def run_stage_by_name(name: str) -> None:
+def run_stage_by_name(name: str) -> int:
     """Run one stage, as dvc.yaml names it (``round@r2`` is round r2).
+
+    Rounds are shared by the ranks that `torchrun` or the setting compute.processes starts; any
+    other stage is the first rank's.
+
+    Returns:
+        0, or the exit code of ranks that failed and have said why.
 
     Raises:
         InputError: there is no such stage, or the stage's input cannot be used.
@@ -59,8 +66,23 @@ def run_stage_by_name(name: str) -> None:
         action = STAGES[stage]
     else:
         raise InputError(f"there is no stage {name}: use {', '.join(STAGES)} or round@NAME")
-    with stage_lock(name):
+    processes = _processes() if stage == "round" and not is_launched() else 1
+    if processes > 1:
+        return launch(processes, "-m", "pruneflow", "stage", name)
+    if is_first():
+        with stage_lock(name):
+            action(load_settings())
+    elif stage == "round":
         action(load_settings())
+    return 0
+
+
+def _processes() -> int:
+    """How many processes share a round; settings that cannot be read are told of by the stage."""
+    try:
+        return load_settings().compute.processes
+    except InputError:
+        return 1
 
 
 def model(settings: PipelineSettings) -> None:

@@ -10,7 +10,7 @@ concurrency limits (`limits.py`).
 
 import getpass
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from pruneflow.errors import DamagedArtifactError, InputError
 from tasks import registry
 from tasks.limits import registry_held
 from tasks.registry import DECISION_ARTIFACT, PREVIOUS, PRODUCTION
-from tasks.smoke import SmokeError, smoke_test
+from tasks.smoke import SmokeError, smoke_tests
 from tasks.store import connect, has_store, store_errors
 
 if TYPE_CHECKING:
@@ -264,9 +264,17 @@ class _Moves:
 
     def make(self, kind: Kind, number: str, approval: Approval) -> Move:
         """Move production to a version, once it is seen to work, and back if it does not."""
+        import mlflow
+
         chosen = self.version(number)
         registry.check_files(self._client, self._name, chosen)
-        self._smoke(f"models:/{self._name}/{number}", "nothing was changed")
+        with smoke_tests(mlflow.get_tracking_uri()) as test:
+            return self._make(kind, number, approval, test)
+
+    def _make(
+        self, kind: Kind, number: str, approval: Approval, test: Callable[[str], object]
+    ) -> Move:
+        _smoke(test, f"models:/{self._name}/{number}", "nothing was changed")
         entry = {
             "kind": kind,
             "version": number,
@@ -283,7 +291,7 @@ class _Moves:
         for alias, target in aliases.items():
             self._client.set_registered_model_alias(self._name, alias, target)
         try:
-            self._smoke(f"models:/{self._name}@{PRODUCTION}", "the aliases were moved back")
+            _smoke(test, f"models:/{self._name}@{PRODUCTION}", "the aliases were moved back")
         except BaseException:  # Ctrl-C among them: nobody saw it pass
             self._undo_what_was_killed()
             raise
@@ -297,14 +305,6 @@ class _Moves:
         self._client.delete_registered_model_tag(self._name, _PENDING)
         return Move(number, self.production, changed=True)
 
-    def _smoke(self, uri: str, state: str) -> None:
-        import mlflow
-
-        try:
-            smoke_test(mlflow.get_tracking_uri(), uri)
-        except SmokeError as error:
-            raise SmokeError(f"{error}: {state}") from None
-
     def _undo_what_was_killed(self) -> None:
         tags = _tags(self._client, self._name)
         if _PENDING not in tags:
@@ -317,6 +317,13 @@ class _Moves:
             elif registry.version_of_alias(self._client, self._name, alias) is not None:
                 self._client.delete_registered_model_alias(self._name, alias)
         self._client.delete_registered_model_tag(self._name, _PENDING)
+
+
+def _smoke(test: Callable[[str], object], uri: str, state: str) -> None:
+    try:
+        test(uri)
+    except SmokeError as error:
+        raise SmokeError(f"{error}: {state}") from None
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Which flow run is at work on this workspace, so that a killed one does not stay Running."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
@@ -16,13 +17,18 @@ from pruneflow.workspace import STATE
 _CURRENT = STATE / "flow_run.json"
 
 
+# Called with the name of its flow, a run that was killed, and its new state.
+Told = Callable[[str, FlowRun, State], None]
+
+
 @contextmanager
-def only_run() -> Iterator[None]:
+def only_run(told: Told) -> Iterator[None]:
     """Note the caller, who holds the workspace, and mark a run left behind as Crashed.
 
-    A run that ends, however it fails, takes its note away; one that was killed cannot.
+    A run that ends, however it fails, takes its note away; one that was killed cannot, and tells
+    nobody: when no worker has seen it end, `told` is called here.
     """
-    _close_what_was_killed()
+    _close_what_was_killed(told)
     write_json(_CURRENT, {"id": str(flow_run.get_id())})
     try:
         yield
@@ -30,7 +36,7 @@ def only_run() -> Iterator[None]:
         _CURRENT.unlink(missing_ok=True)
 
 
-def _close_what_was_killed() -> None:
+def _close_what_was_killed(told: Told) -> None:
     try:
         killed = UUID(read_json(_CURRENT)["id"])
     except (DamagedArtifactError, KeyError, TypeError, ValueError):
@@ -38,8 +44,11 @@ def _close_what_was_killed() -> None:
     with get_client(sync_client=True) as client:
         try:
             state = client.read_flow_run(killed).state
-            if state is not None and not state.is_final():
-                said = Crashed(message="Its process was killed; a later run found it out.")
-                client.set_flow_run_state(killed, said, force=True)
+            if state is None or state.is_final():
+                return
+            said = Crashed(message="its process was killed; a later run found it out")
+            client.set_flow_run_state(killed, said, force=True)
+            run = client.read_flow_run(killed)
+            told(client.read_flow(run.flow_id).name, run, said)
         except ObjectNotFound:
             pass  # of another Prefect server

@@ -1,7 +1,8 @@
 """Load a registered model as a server would, and let it write, in a process of its own.
 
-``python -m tasks.smoke STORE MODEL_URI`` prints what it wrote as JSON. A process of its own, for a
-broken model may take its process down, and a model that loads beside us may not load alone.
+``python -m tasks.smoke STORE`` reads one model URI a line and prints what each wrote as JSON. A
+process of its own, for a broken model may take its process down, and a model that loads beside us
+may not load alone; one for both tests of a move, for to import takes longer than to load.
 """
 
 import json
@@ -9,7 +10,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pruneflow.errors import InputError
@@ -22,34 +25,57 @@ class SmokeError(InputError):
     """A registered model that cannot be loaded, or that writes nothing."""
 
 
-def smoke_test(store: str, uri: str) -> list[str]:
-    """Load a model through MLflow and continue two prompts; returns the continuations.
+@contextmanager
+def smoke_tests(store: str) -> Iterator[Callable[[str], list[str]]]:
+    """Yield a test: load a model through MLflow, continue two prompts, return the continuations.
+
+    The test takes ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, and raises SmokeError when
+    the model cannot be loaded, its figures are not finite (the served model checks that when it is
+    loaded), or it writes nothing.
 
     Args:
         store: MLflow's store, absolute.
-        uri: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
-
-    Raises:
-        SmokeError: it cannot be loaded, its figures are not finite (the served model checks that
-            when it is loaded), or it writes nothing.
     """
-    command = [sys.executable, "-m", "tasks.smoke", store, uri]
     # MLflow leaves what it fetches from a server in the temporary folder.
     with tempfile.TemporaryDirectory(prefix="pruneflow-smoke-") as scratch:
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
+        said = Path(scratch, "errors")
+        with (
+            said.open("w") as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "tasks.smoke", store],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 text=True,
-                timeout=TIMEOUT,
-                cwd=Path.cwd(),
                 env={**os.environ, "TMPDIR": scratch},
-            )
-        except subprocess.TimeoutExpired:
-            raise SmokeError(f"{uri} did not answer within {TIMEOUT} s") from None
-    if done.returncode != 0:
-        raise SmokeError(f"{uri} cannot be used: {next(_reasons(done.stderr), 'no reason given')}")
-    texts: list[str] = json.loads(done.stdout.splitlines()[-1])
+            ) as process,
+        ):
+            try:
+                yield lambda uri: _ask(process, uri, said)
+            finally:
+                process.kill()
+
+
+def _ask(process: "subprocess.Popen[str]", uri: str, said: Path) -> list[str]:
+    assert process.stdin is not None and process.stdout is not None
+    late = threading.Timer(TIMEOUT, process.kill)
+    late.start()
+    try:
+        process.stdin.write(uri + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
+    finally:
+        waiting = late.is_alive()
+        late.cancel()
+    if not answer:
+        if not waiting:
+            raise SmokeError(f"{uri} did not answer within {TIMEOUT} s")
+        process.wait()
+        reason = next(_reasons(said.read_text(errors="replace")), "no reason given")
+        raise SmokeError(f"{uri} cannot be used: {reason}")
+    texts: list[str] = json.loads(answer)
     if not all(text.strip() for text in texts):
         raise SmokeError(f"{uri} was loaded, but it writes nothing")
     return texts
@@ -62,15 +88,18 @@ def _reasons(errors: str) -> Iterator[str]:
     yield from reversed(lines)
 
 
-def _main(store: str, uri: str) -> None:
+def _main(store: str) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(store)
     mlflow.set_registry_uri(store)
-    model = mlflow.pyfunc.load_model(uri)
-    texts = model.predict(PROMPTS, params={"max_new_tokens": 8})
-    print(json.dumps([str(text) for text in texts]))
+    # What libraries print must not be taken for an answer.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        model = mlflow.pyfunc.load_model(line.strip())
+        texts = model.predict(PROMPTS, params={"max_new_tokens": 8})
+        print(json.dumps([str(text) for text in texts]), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2])
+    _main(sys.argv[1])

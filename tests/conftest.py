@@ -66,6 +66,13 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def sequence_losses(model: Any, tokens: Any) -> Any:
+    """Mean negative log-likelihood of each sequence's tokens after its first, ``[n]``."""
+    from pruneflow.pruning.losses import losses_of
+
+    return losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)[1].mean(1)
+
+
 # Minutes each: begun first, so that no process is left alone with one of them at the end.
 LONGEST = ("test_crash_safety", "test_golden_run", "test_golden_tiny", "test_damage")
 

@@ -1,14 +1,18 @@
 """Servers for tests: started on loopback, waited for, and ended with all their children."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +96,35 @@ def _end(process: "subprocess.Popen[bytes]", end: signal.Signals) -> None:
         except (ProcessLookupError, subprocess.TimeoutExpired):
             pass
     process.wait()
+
+
+@dataclass
+class Webhook:
+    """A server that keeps what it is sent, and answers as it is told."""
+
+    url: str
+    heard: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+
+
+@contextmanager
+def listening() -> Iterator[Webhook]:
+    """A webhook on loopback, until the end of the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            hook.heard.append({"path": self.path, **json.loads(body)})
+            self.send_response(hook.answers.pop(0) if hook.answers else 204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        hook = Webhook(f"http://127.0.0.1:{listener.server_port}/services/secret")
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        try:
+            yield hook
+        finally:
+            listener.shutdown()

@@ -11,6 +11,7 @@ from pruneflow.errors import PruneflowError
 from pruneflow.models.families import configured_widths, uniform_config
 from pruneflow.models.loading import cast_parameters, empty_model
 from pruneflow.models.per_layer import describe
+from pruneflow.models.placement import is_streamed, place
 from pruneflow.models.structure import layers_of, widths_of
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 def rebuild(model: "PreTrainedModel", layout: str = "uniform") -> "PreTrainedModel":
     """Make a cut model one that can be saved in a layout.
 
-    For `uniform` it is built anew from a configuration with its present widths, and its weights
-    are copied: one that does not describe the weights fails here, before anything is written. It
+    For `uniform` it is built anew from a configuration with its present widths, and takes over its
+    tensors, not copies: one that does not describe them fails here, before anything is written. It
     is of the family's own class, or of its twin where the family refuses the head count. For
     `per_layer` it stays the object it is, plain class and cut layers.
 
@@ -46,14 +47,15 @@ def rebuild(model: "PreTrainedModel", layout: str = "uniform") -> "PreTrainedMod
         )
     fresh = empty_model(config, model.dtype)
     try:
-        fresh.load_state_dict(model.state_dict(), strict=True)
+        fresh.load_state_dict(model.state_dict(), strict=True, assign=True)
     except RuntimeError as error:
         raise PruneflowError(
             f"the pruned weights do not fit their configuration: {error}"
         ) from None
+    fresh.tie_weights()
     fresh.generation_config = model.generation_config
-    pruned: PreTrainedModel = fresh.to(model.device).eval().requires_grad_(False)
-    return pruned
+    pruned = place(fresh, str(model.device), is_streamed(model))
+    return pruned.eval().requires_grad_(False)
 
 
 def save(

@@ -3,7 +3,7 @@
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from pruneflow.pruning.statistics import KINDS
+from pruneflow.pruning.recorder import KINDS
 
 if TYPE_CHECKING:
     import numpy as np

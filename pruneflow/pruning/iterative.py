@@ -18,6 +18,7 @@ from pruneflow.models.record import read_record, write_record
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.schedule import Schedule, next_weights, targets
 from pruneflow.pruning.settings import PruningSettings, Target
+from pruneflow.ranks import joined
 from pruneflow.schema import Count
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def prune(
     backward_batch_tokens: int = 1024,
 ) -> Pruned:
     """Prune a model in rounds.
+
+    In a script that `torchrun` starts, ranks share the calibration text, and the first writes.
 
     Args:
         model: the dense model; it is cut in place, so load it anew to have it back.
@@ -143,7 +146,7 @@ def prune(
                 "losses": losses(model, name),
                 "notes": result.notes,
             }
-            if place is not None:
+            if place is not None and joined().is_first:
                 _save(place, run, model, tokenizer, dense, facts)
         rounds.append(facts)
         if dense_losses and facts["losses"]:

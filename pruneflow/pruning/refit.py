@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pruneflow.errors import PruneflowError
-from pruneflow.pruning.statistics import wide
+from pruneflow.pruning.losses import wide
+from pruneflow.ranks import joined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,11 +45,12 @@ class Normal(NamedTuple):
 
 
 def normal_equations(
-    seen: "Iterator[Seen]", towards: "Iterator[Seen] | None", share: float
+    weight: "Tensor", seen: "Iterator[Seen]", towards: "Iterator[Seen] | None", share: float
 ) -> Normal:
-    """Sum H and X^T D over a calibration set.
+    """Sum H and X^T D over a calibration set, all ranks' batches.
 
     Args:
+        weight: the consumer's, ``[d_out, m]``.
         seen: what the consumer reads and leaves in the pruned model, batch by batch; it is not
             cut yet itself.
         towards: the same of the unpruned model, or None to keep to the old outputs.
@@ -59,18 +61,19 @@ def normal_equations(
     """
     import torch
 
-    gram: Tensor | None = None
-    drift: Tensor | None = None
+    out, channels = weight.shape
+    gram = torch.zeros(channels, channels, dtype=torch.double, device=weight.device)
+    drift = None if towards is None else gram.new_zeros(channels, out)
     for batch in seen:
         x = wide(batch.inputs).flatten(0, 1)
         scaled = x * token_weights(batch.inputs).flatten()[:, None]
-        h = (scaled.T @ x).double()  # batches add up in float64
-        gram = h if gram is None else gram.add_(h)
-        if towards is not None:
+        gram += scaled.T @ x  # batches add up in float64
+        if towards is not None and drift is not None:
             gap = wide(next(towards).after) - wide(batch.after)
-            d = (scaled.T @ (share * gap).flatten(0, 1)).double()
-            drift = d if drift is None else drift.add_(d)
-    assert gram is not None  # a calibration set has sequences
+            drift += scaled.T @ (share * gap).flatten(0, 1)
+    for total in (gram, drift):
+        if total is not None:
+            joined().sum(total)
     if not bool(torch.isfinite(gram).all()):
         raise PruneflowError("the Gram matrix of a layer holds NaN or infinity")
     return Normal(gram, drift)

@@ -6,19 +6,21 @@ pruned model (iterative calibration, arXiv 2601.02674); see docs/method.md.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pruneflow.config import PruningSettings, Target
 from pruneflow.errors import InputError
 from pruneflow.models.export import rebuild
 from pruneflow.models.families import allowed_attention
+from pruneflow.models.placement import is_streamed, resident
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix, parameters
 from pruneflow.progress import track
 from pruneflow.pruning.allocation import Kept, LayerUnits, Limits, allocate
 from pruneflow.pruning.refit import normal_equations, refit_columns
 from pruneflow.pruning.scores import ScoreInputs, Scores, compute_scores
-from pruneflow.pruning.stream import BlockStream
+from pruneflow.pruning.stream import BlockStream, split
 from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_columns, set_columns
+from pruneflow.ranks import joined
 
 if TYPE_CHECKING:
     import torch
@@ -201,30 +203,46 @@ def _cut(
             cut_heads(layer, kept.heads[layer.index])
             cut_neurons(layer, kept.neurons[layer.index])
         return
-    stream = BlockStream(model, layers, tokens, batch_tokens, keep_on_device=True)
-    share = settings.towards_dense
+    batches = joined().own(split(tokens, batch_tokens))
+    here = not is_streamed(model)
+    stream = BlockStream(model, layers, batches, keep_on_device=here)
     # The unpruned model's stream runs ahead of the scissors: a copy of one layer at a time.
     unpruned = (
-        BlockStream(model, layers, tokens, batch_tokens, keep_on_device=True) if share else None
+        BlockStream(model, layers, batches, keep_on_device=here) if settings.towards_dense else None
     )
     for layer in track(layers, f"{label} refit"):
-        whole = replace(layer, module=copy.deepcopy(layer.module)) if unpruned else layer
-        for kind in ("heads", "neurons"):
-            keep = kept.neurons[layer.index]
-            consumer, count = layer.mlp_consumer, layer.neurons
-            if kind == "heads":
-                keep = head_columns(kept.heads[layer.index], layer.head_dim)
-                consumer, count = layer.attention_consumer, layer.heads * layer.head_dim
-            if len(keep) == count:
-                continue
-            towards = unpruned.seen(whole, kind) if unpruned else None
-            normal = normal_equations(stream.seen(layer, kind), towards, share)
-            refitted = refit_columns(matrix(consumer), normal, keep, settings.ridge)
-            if kind == "heads":
-                cut_heads(layer, kept.heads[layer.index])
-            else:
-                cut_neurons(layer, keep)
-            set_columns(consumer, refitted)
-        stream.advance(layer)
-        if unpruned:
-            unpruned.advance(whole)
+        with resident(layer.module, changed=True):
+            _cut_layer(layer, kept, stream, unpruned, settings)
+
+
+def _cut_layer(
+    layer: Layer,
+    kept: Kept,
+    stream: BlockStream,
+    unpruned: BlockStream | None,
+    settings: PruningSettings,
+) -> None:
+    """Cut and refit one layer, and move both streams behind it."""
+    share = settings.towards_dense
+    whole = replace(layer, module=copy.deepcopy(layer.module)) if unpruned else layer
+    kinds: tuple[Literal["heads", "neurons"], ...] = ("heads", "neurons")
+    for kind in kinds:
+        keep = kept.neurons[layer.index]
+        consumer, count = layer.mlp_consumer, layer.neurons
+        if kind == "heads":
+            keep = head_columns(kept.heads[layer.index], layer.head_dim)
+            consumer, count = layer.attention_consumer, layer.heads * layer.head_dim
+        if len(keep) == count:
+            continue
+        weight = matrix(consumer)
+        towards = unpruned.seen(whole, kind) if unpruned else None
+        normal = normal_equations(weight, stream.seen(layer, kind), towards, share)
+        refitted = joined().first(refit_columns(weight, normal, keep, settings.ridge))
+        if kind == "heads":
+            cut_heads(layer, kept.heads[layer.index])
+        else:
+            cut_neurons(layer, keep)
+        set_columns(consumer, refitted)
+    stream.advance(layer)
+    if unpruned:
+        unpruned.advance(whole)

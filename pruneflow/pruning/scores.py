@@ -15,19 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pruneflow.errors import InputError
+from pruneflow.models.placement import resident
 from pruneflow.models.structure import layers_of, matrix
 from pruneflow.progress import track
 from pruneflow.pruning.obs import removal_errors
-from pruneflow.pruning.statistics import (
-    ACTIVATIONS,
-    KINDS,
-    MASKS,
-    WEIGHT_GRADIENTS,
-    Statistics,
-    collect,
-    sum_columns,
-)
-from pruneflow.pruning.stream import BlockStream
+from pruneflow.pruning.recorder import ACTIVATIONS, KINDS, MASKS, WEIGHT_GRADIENTS, sum_columns
+from pruneflow.pruning.statistics import Statistics, collect
+from pruneflow.pruning.stream import BlockStream, split
+from pruneflow.ranks import joined
 
 if TYPE_CHECKING:
     import torch
@@ -245,18 +240,20 @@ def obs(inputs: ScoreInputs, statistics: Statistics) -> Scores:
     layers = layers_of(inputs.model)
     rows: dict[str, list[list[torch.Tensor]]] = {kind: [[] for _ in layers] for kind in KINDS}
     for domain, tokens in inputs.blocks.items():
-        stream = BlockStream(inputs.model, layers, tokens, inputs.batch_tokens)
+        batches = joined().own(split(tokens, inputs.batch_tokens))
+        stream = BlockStream(inputs.model, layers, batches)
         for layer in track(layers, f"{inputs.label} {domain}"):
             widths = {"heads": layer.head_dim, "kv_groups": layer.heads_per_group * layer.head_dim}
-            for consumer, kinds in (
-                (layer.attention_consumer, widths),
-                (layer.mlp_consumer, {"neurons": 1}),
-            ):
-                gram = stream.gram(layer, consumer)
-                errors = removal_errors(matrix(consumer), gram, kinds.values(), OBS_RIDGE)
-                for kind, values in zip(kinds, errors, strict=True):
-                    rows[kind][layer.index].append(values)
-            stream.advance(layer)
+            with resident(layer.module):
+                for consumer, kinds in (
+                    (layer.attention_consumer, widths),
+                    (layer.mlp_consumer, {"neurons": 1}),
+                ):
+                    gram = stream.gram(layer, consumer)
+                    errors = removal_errors(matrix(consumer), gram, kinds.values(), OBS_RIDGE)
+                    for kind, values in zip(kinds, errors, strict=True):
+                        rows[kind][layer.index].append(values)
+                stream.advance(layer)
     units = {kind: [torch.stack(by_domain) for by_domain in rows[kind]] for kind in KINDS}
     return Scores(list(inputs.blocks), units, statistics.losses)
 

@@ -1,12 +1,17 @@
 """Run one transformer block at a time over the calibration set.
 
 The hidden states of every sequence are kept between blocks, so that a block is seen with the
-activations of the already pruned blocks before it, and only one layer's H is in memory.
+activations of the already pruned blocks before it, and only one layer's H is in memory. Ranks hold
+sequences of their own, and a block's sums are those of all.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pruneflow.models.structure import matrix
+from pruneflow.pruning.losses import wide
+from pruneflow.ranks import joined
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +45,7 @@ class BlockStream:
     Args:
         model: the model whose blocks are run; they may be cut between calls.
         layers: its blocks, in order.
-        tokens: ``[sequences, tokens]`` without padding.
-        batch_tokens: tokens in one batch.
+        batches: tokens of each batch, ``[n, tokens]`` without padding.
         keep_on_device: leave the hidden states on the model's device, where they fit, instead of
             moving them to the CPU between blocks.
     """
@@ -50,19 +54,18 @@ class BlockStream:
         self,
         model: "PreTrainedModel",
         layers: "list[Layer]",
-        tokens: "torch.Tensor",
-        batch_tokens: int,
+        batches: "list[torch.Tensor]",
         keep_on_device: bool = False,
     ) -> None:
-        batches = tokens.split(max(1, batch_tokens // tokens.shape[1]))
         self._device = model.device
         self._home = model.device if keep_on_device else "cpu"
         # Masks and positions depend on a batch's shape and, in some families, on the layer.
-        self._arguments: dict[int, list[Arguments]] = {}
+        self._arguments: dict[tuple[int, ...], list[Arguments]] = {}
+        self._states: list[torch.Tensor] = []
         for batch in batches:
-            if len(batch) not in self._arguments:
-                self._arguments[len(batch)] = _block_arguments(model, layers, batch)
-        self._states = [_first_input(model, layers[0], batch).to(self._home) for batch in batches]
+            state, arguments = _entering(model, layers, batch)
+            self._arguments.setdefault(tuple(batch.shape), arguments)
+            self._states.append(state.to(self._home))
 
     def __iter__(self) -> "Iterator[torch.Tensor]":
         """Each batch's hidden states that enter the next block, ``[n, tokens, d]``."""
@@ -80,7 +83,7 @@ class BlockStream:
             handle = consumer.register_forward_pre_hook(catch)
             try:
                 with suppress(_Stop):
-                    self._run(layer, state)
+                    self._look(layer, state)
             finally:
                 handle.remove()
             x = caught.pop()
@@ -103,7 +106,7 @@ class BlockStream:
             handles = [module.register_forward_hook(catch) for module in {attention, consumer}]
             try:
                 with suppress(_Stop):
-                    self._run(layer, state)
+                    self._look(layer, state)
             finally:
                 for handle in handles:
                     handle.remove()
@@ -117,69 +120,91 @@ class BlockStream:
             yield Seen(x, output)
 
     def gram(self, layer: "Layer", consumer: Any) -> "torch.Tensor":
-        """``H = X^T X`` of a consumer's input over the whole set, ``[m, m]``, float32 or wider."""
+        """``H = X^T X`` of a consumer's input over all ranks' batches, ``[m, m]`` float64."""
         import torch
 
-        from pruneflow.pruning.statistics import wide
-
-        total: torch.Tensor | None = None
+        channels = matrix(consumer).shape[1]
+        total = torch.zeros(channels, channels, dtype=torch.double, device=self._device)
         for x in self.inputs(layer, consumer):
             rows = wide(x.flatten(0, -2))
-            total = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
-        assert total is not None  # a calibration set has sequences
-        return total
+            total += rows.T @ rows
+        return joined().sum(total)
 
     def advance(self, layer: "Layer") -> None:
         """Replace every sequence's hidden states by the block's output."""
         for index, state in enumerate(self._states):  # one at a time: old and new never all at once
-            self._states[index] = self._run(layer, state).to(self._home)
+            self._states[index] = self._look(layer, state).to(self._home)
 
-    def _run(self, layer: "Layer", state: "torch.Tensor") -> "torch.Tensor":
+    def _look(self, layer: "Layer", state: "torch.Tensor") -> "torch.Tensor":
         import torch
 
-        positional, keywords = self._arguments[len(state)][layer.index]
         with torch.no_grad():
-            output = layer.module(state.to(self._device), *positional, **keywords)
+            return self.run(layer, state)
+
+    def run(self, layer: "Layer", state: "torch.Tensor") -> "torch.Tensor":
+        """A block's output for hidden states ``[n, tokens, d]``, on the device."""
+        positional, keywords = self._arguments[tuple(state.shape[:2])][layer.index]
+        output = layer.module(state.to(self._device), *positional, **keywords)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
 
-def _block_arguments(
+def split(tokens: "torch.Tensor", batch_tokens: int) -> "list[torch.Tensor]":
+    """Batches of a set ``[sequences, tokens]``, of at most so many tokens or one sequence."""
+    return list(tokens.split(max(1, batch_tokens // tokens.shape[1])))
+
+
+def logits_of(
+    model: "PreTrainedModel", layers: "list[Layer]", tokens: "torch.Tensor", last: "torch.Tensor"
+) -> "torch.Tensor":
+    """What the model makes of the hidden states `last` behind its blocks, ``[n, tokens, V]``.
+
+    Args:
+        model: its blocks are not run.
+        layers: its blocks.
+        tokens: ``[n, tokens]`` on the model's device.
+        last: ``[n, tokens, d]`` on the model's device.
+    """
+    with _passed_over(layers, last):
+        logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+def _entering(
     model: "PreTrainedModel", layers: "list[Layer]", batch: "torch.Tensor"
-) -> list[Arguments]:
-    """What the model hands to each block beside the hidden states, for a batch of this shape."""
+) -> "tuple[torch.Tensor, list[Arguments]]":
+    """Hidden states that enter the first block, and what the model hands to each beside them."""
     import torch
 
-    caught: list[Arguments] = []
+    with torch.no_grad(), _passed_over(layers) as caught:
+        model.base_model(input_ids=batch.to(model.device), use_cache=False)
+    return caught[0][0], [arguments for _, arguments in caught]
 
-    def catch(_module: Any, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        rest = {key: value for key, value in keywords.items() if key != "hidden_states"}
-        caught.append((positional[1:], rest))
 
-    handles = [layer.module.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
+@contextmanager
+def _passed_over(
+    layers: "list[Layer]", last: "torch.Tensor | None" = None
+) -> "Iterator[list[tuple[torch.Tensor, Arguments]]]":
+    """Within it the model runs without its blocks: each hands on what it was given.
+
+    Args:
+        layers: its blocks.
+        last: what the last of them gives instead.
+
+    Yields:
+        For each block that was called, the hidden states it was given and the other arguments.
+    """
+    caught: list[tuple[torch.Tensor, Arguments]] = []
+
+    def hand_on(*positional: Any, **keywords: Any) -> "torch.Tensor":
+        hidden = positional[0] if positional else keywords.pop("hidden_states")
+        caught.append((hidden, (positional[1:], keywords)))
+        return last if last is not None and len(caught) == len(layers) else hidden
+
+    for layer in layers:
+        vars(layer.module)["forward"] = hand_on
     try:
-        with torch.no_grad():
-            model.base_model(input_ids=batch.to(model.device), use_cache=False)
+        yield caught
     finally:
-        for handle in handles:
-            handle.remove()
-    return caught
-
-
-def _first_input(model: "PreTrainedModel", first: "Layer", batch: "torch.Tensor") -> "torch.Tensor":
-    """Hidden states that enter the first block, ``[n, tokens, d]``."""
-    import torch
-
-    caught: list[torch.Tensor] = []
-
-    def catch(_module: Any, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        caught.append(positional[0] if positional else keywords["hidden_states"])
-        raise _Stop
-
-    handle = first.module.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        with torch.no_grad(), suppress(_Stop):
-            model.base_model(input_ids=batch.to(model.device), use_cache=False)
-    finally:
-        handle.remove()
-    return caught[0]
+        for layer in layers:
+            del vars(layer.module)["forward"]

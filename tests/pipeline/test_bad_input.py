@@ -10,8 +10,8 @@ import pytest
 
 from pruneflow.config import RegistrySettings
 from tasks.store import connect
-from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry, empty_store
+from tests.pipeline.toy import Workspace
 
 __all__ = ["empty_store"]
 

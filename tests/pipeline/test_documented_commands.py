@@ -21,8 +21,8 @@ from pruneflow.config import load_settings
 from tasks import promotion
 from tests.markdown import ROOT, commands
 from tests.pipeline.commands import repro
-from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry, empty_store, store
+from tests.pipeline.toy import Workspace
 
 __all__ = ["empty_store", "store"]
 

@@ -8,7 +8,7 @@ from dvc.lock import make_lock
 from pruneflow.workspace import KEPT_DVC_LOCK
 from tasks.dvc_state import mend_dvc
 from tasks.stages import StageError, reproduce
-from tests.pipeline.conftest import Workspace
+from tests.pipeline.toy import Workspace
 
 RWLOCK, LOCK = Path(".dvc/tmp/rwlock"), Path("dvc.lock")
 

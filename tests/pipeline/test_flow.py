@@ -16,7 +16,7 @@ from pruneflow.paths import DECISION
 from tasks import registry
 from tasks.promotion import history
 from tasks.store import connect, experiment
-from tests.pipeline.conftest import Workspace
+from tests.pipeline.toy import Workspace
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY, SWEEP
 from pruneflow.workspace import run_lock
 from tasks import housekeeping, removable
 from tasks.removable import Removable
-from tests.pipeline.conftest import SETTINGS as TOY
-from tests.pipeline.conftest import Workspace
+from tests.pipeline.toy import SETTINGS as TOY
+from tests.pipeline.toy import Workspace
 
 CACHE = Path(".dvc/cache/files/md5")
 LONGER = {**TOY["rounds"], "r3": {"parent": "r2", "ratio": 0.3}}

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from flows.cli import app
 from tasks import doctor, promotion
 from tasks.doctor import OK, PROBLEM
-from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry, empty_store, store
+from tests.pipeline.toy import Workspace
 from tests.unit.report_example import evaluation
 
 __all__ = ["empty_store", "store"]

@@ -1,12 +1,7 @@
 """Who hears how a run ended: a real webhook, real flow runs, and a webhook that is out of order."""
 
-import json
 import logging
 import socket
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,37 +17,10 @@ from flows.pipeline import pipeline
 from pruneflow.config import NotifySettings, load_settings
 from tasks import notification
 from tasks.notification import mask, post
-from tests.pipeline.conftest import Workspace
+from tests.pipeline.toy import Workspace
+from tests.servers import Webhook
 
 ALL = {"runs": "all"}
-
-
-@dataclass
-class Webhook:
-    """A server that keeps what it is sent, and answers as it is told."""
-
-    url: str
-    heard: list[dict[str, Any]] = field(default_factory=list)
-    answers: list[int] = field(default_factory=list)
-
-
-@pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            hook.heard.append({"path": self.path, **json.loads(body)})
-            self.send_response(hook.answers.pop(0) if hook.answers else 204)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        hook = Webhook(f"http://127.0.0.1:{listener.server_port}/services/secret")
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        yield hook
-        listener.shutdown()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from pruneflow.errors import InputError
 from tasks import promotion, registry
 from tasks.promotion import Approval
 from tasks.smoke import SmokeError
-from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
+from tests.pipeline.toy import Workspace
 
 __all__ = ["empty_store", "store"]
 
@@ -51,9 +52,10 @@ mlflow.models.set_model(Model())
 """
 PROMOTE = """
 import sys
+from contextlib import nullcontext
 from pruneflow.config import RegistrySettings
 from tasks import promotion
-promotion.smoke_test = lambda store, uri: ["a text"]
+promotion.smoke_tests = lambda store: nullcontext(lambda uri: ["a text"])
 promotion.promote(RegistrySettings(), sys.argv[1], promotion.Approval("test", "why not"))
 """
 
@@ -136,12 +138,12 @@ def test_a_model_that_does_not_work_does_not_stay_in_production(
     store.register("b")
     before = store.aliases()
 
-    def smoke_test(store: str, uri: str) -> list[str]:
+    def smoke_test(uri: str) -> list[str]:
         if uri.endswith(broken):
             raise SmokeError(f"{uri} writes nothing")
         return ["a text"]
 
-    monkeypatch.setattr(promotion, "smoke_test", smoke_test)
+    monkeypatch.setattr(promotion, "smoke_tests", lambda store: nullcontext(smoke_test))
     said = "nothing was changed" if broken == "/2" else "the aliases were moved back"
     with pytest.raises(SmokeError, match=f"writes nothing: {said}"):
         promotion.promote(SETTINGS)

@@ -15,7 +15,7 @@ from pruneflow.paths import SWEEP
 from tasks.recipe_workspaces import prepare, to_share
 from tasks.recipes import clear_recipes
 from tasks.stages import stage_order
-from tests.pipeline.conftest import SETTINGS, Workspace
+from tests.pipeline.toy import SETTINGS, Workspace
 
 
 def settings(**sections: dict) -> PipelineSettings:

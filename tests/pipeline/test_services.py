@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.pipeline.conftest import REPOSITORY, Workspace
-from tests.servers import answers, free_port, wait_until
+from tests.pipeline.toy import REPOSITORY, Workspace
+from tests.servers import Webhook, answers, free_port, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +125,7 @@ def flow_run(workspace: Workspace, deployment: str, wait: float = 300.0) -> dict
 
 
 def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
-    workspace: Workspace, services: "subprocess.Popen[str]"
+    workspace: Workspace, services: "subprocess.Popen[str]", webhook: Webhook
 ) -> None:
     mlflow = f"http://127.0.0.1:{workspace.environment['MLFLOW_PORT']}"
     assert wait_until(lambda: answers(f"{mlflow}/health"))
@@ -137,7 +137,8 @@ def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
 
     # A stage is killed with its flow, as by the machine; the worker says that the run crashed.
     workspace.set(
-        rounds={"r1": {"parent": "dense", "ratio": 0.15}, "r2": {"parent": "r1", "ratio": 0.3}}
+        rounds={"r1": {"parent": "dense", "ratio": 0.15}, "r2": {"parent": "r1", "ratio": 0.3}},
+        notify={"webhook": webhook.url},
     )
     Path("slow-r2").touch()
     killed = flow_run(workspace, "pipeline/weekly", wait=0)
@@ -153,6 +154,9 @@ def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
         os.kill(pid, signal.SIGKILL)
     state = ["-c", STATE, killed["id"]]
     assert wait_until(lambda: workspace.do(*state).stdout.strip() == "Crashed", 120)
+    assert wait_until(lambda: webhook.heard, 60)
+    (told,) = webhook.heard
+    assert told["state"] == "Crashed" and told["production"] == "1"
     Path("slow-r2").unlink()
     workspace.executed()
     again = flow_run(workspace, "pipeline/weekly")
@@ -178,8 +182,9 @@ def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
 
 
 def test_services_that_start_again_free_what_the_dead_held_and_leave_schedules_on(
-    workspace: Workspace, services: "subprocess.Popen[str]"
+    workspace: Workspace, services: "subprocess.Popen[str]", webhook: Webhook
 ) -> None:
+    workspace.set(notify={"webhook": webhook.url})
     assert workspace.do("-c", SCHEDULE).stdout.strip() == "False"
     assert workspace.do("-c", SCHEDULE, "on").returncode == 0
     Path("slow-r1").touch()
@@ -198,6 +203,7 @@ def test_services_that_start_again_free_what_the_dead_held_and_leave_schedules_o
         state = ["-c", STATE, run["id"]]
         assert wait_until(lambda: workspace.do(*state).stdout.strip() == "Accepted", 400)
         assert workspace.do("-c", STATE, killed["id"]).stdout.strip() == "Crashed"
+        assert [told["state"] for told in webhook.heard] == ["Crashed"]
     finally:
         again.send_signal(signal.SIGTERM)
         again.wait(timeout=60)

@@ -13,8 +13,8 @@ import pytest
 
 from pruneflow.config import RegistrySettings
 from tasks import promotion
-from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry
+from tests.pipeline.toy import Workspace
 from tests.servers import answers, free_port, serving
 
 pytestmark = pytest.mark.slow

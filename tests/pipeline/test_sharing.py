@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pruneflow.artifacts import sha256_file
-from tests.pipeline.conftest import Workspace
+from tests.pipeline.toy import Workspace
 
 pytestmark = pytest.mark.slow
 

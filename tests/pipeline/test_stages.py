@@ -16,7 +16,7 @@ from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import TOKEN, run_lock
 from tasks import stages
 from tasks.stages import StageError, reproduce, run_child, stage_order
-from tests.pipeline.conftest import Workspace
+from tests.pipeline.toy import Workspace
 from tests.servers import wait_until
 
 RUN_STAGE = "from tasks.stages import reproduce; reproduce('round@r1', print, {})"

@@ -16,7 +16,7 @@ from pruneflow.artifacts import read_json, sha256_file
 from pruneflow.config import load_settings
 from pruneflow.paths import DVC_LOCK, SUMMARY, SWEEP, SWEEP_TABLE
 from tasks.store import connect
-from tests.pipeline.conftest import DVC, TOY, Workspace
+from tests.pipeline.toy import DVC, Workspace
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.slow
@@ -86,7 +86,7 @@ class Sweep:
 
 @pytest.fixture
 def toy(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    code = TOY.replace("\ndef model(", NOTES + "\ndef model(", 1)
+    code = Path("toy.py").read_text().replace("\ndef model(", NOTES + "\ndef model(", 1)
     code = code.replace('\n    if name == "calibration":\n', MEET, 1)
     code = code.replace("        folders = {}\n", FIGURES, 1)
     Path("toy.py").write_text(code)

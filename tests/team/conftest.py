@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.conftest import REPOSITORY, Workspace
+from tests.pipeline.toy import REPOSITORY, Workspace
 from tests.servers import answers, free_port, serving
 from tests.team.shared import ADMIN, BUCKET, MLFLOW_USER, PASSWORD, PORTS, S3_KEYS, Team
 

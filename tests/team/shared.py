@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pruneflow.config import RegistrySettings
-from tests.pipeline.conftest import REPOSITORY, Workspace, toy_workspace
+from tests.pipeline.toy import REPOSITORY, Workspace, toy_workspace
 
 README = REPOSITORY / "mlflow/README.md"
 BUCKET = "pruneflow"

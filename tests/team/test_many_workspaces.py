@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tasks import promotion
-from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry
+from tests.pipeline.toy import Workspace
 from tests.team.shared import Team
 
 pytestmark = pytest.mark.team
@@ -17,9 +17,10 @@ pytestmark = pytest.mark.team
 MODEL = "many"
 PROMOTE = """
 import sys
+from contextlib import nullcontext
 from pruneflow.config import load_settings
 from tasks import promotion
-promotion.smoke_test = lambda store, uri: ["a text"]
+promotion.smoke_tests = lambda store: nullcontext(lambda uri: ["a text"])
 promotion.promote(load_settings().registry, sys.argv[1], promotion.Approval(sys.argv[2]))
 """
 

@@ -12,8 +12,8 @@ import pytest
 
 from tasks import registry
 from tasks.store import connect
-from tests.pipeline.conftest import Workspace
 from tests.pipeline.test_registry import Registry
+from tests.pipeline.toy import Workspace
 from tests.servers import free_port
 from tests.team.shared import BUCKET, PASSWORD, S3_KEYS, Team, commit
 

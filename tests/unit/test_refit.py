@@ -88,16 +88,16 @@ def _batches(x, after=None):
 
 
 def test_normal_equations_are_the_sums_over_all_tokens():
-    x, _ = _problem()
-    normal = normal_equations(_batches(x), None, 0.0)
+    x, weight = _problem()
+    normal = normal_equations(weight, _batches(x), None, 0.0)
     assert normal.drift is None
     assert torch.allclose(normal.gram, x.T @ x)
 
 
 def test_the_drift_is_a_share_of_the_gap_to_the_unpruned_stream():
-    x, _ = _problem()
-    here, there = torch.randn(2, 200, 5, dtype=torch.double).unbind(0)
-    normal = normal_equations(_batches(x, here), _batches(x, there), 0.3)
+    x, weight = _problem()
+    here, there = torch.randn(2, 200, len(weight), dtype=torch.double).unbind(0)
+    normal = normal_equations(weight, _batches(x, here), _batches(x, there), 0.3)
     assert torch.allclose(normal.drift, x.T @ (0.3 * (there - here)))
 
 
@@ -105,8 +105,8 @@ def test_an_outlying_first_token_does_not_dominate_the_gram():
     x, weight = _problem()
     spoilt = x.clone().view(10, 20, 12)
     spoilt[:, 0] *= 1000
-    normal = normal_equations(_batches(spoilt.view(200, 12)), None, 0.0)
-    plain = normal_equations(_batches(x), None, 0.0)
+    normal = normal_equations(weight, _batches(spoilt.view(200, 12)), None, 0.0)
+    plain = normal_equations(weight, _batches(x), None, 0.0)
     assert float(normal.gram.trace()) < 3 * float(plain.gram.trace())
     weights = token_weights(spoilt)
     norms = (spoilt.square().sum(-1) * weights)[:, 0]
@@ -124,7 +124,7 @@ def test_an_outlying_first_token_does_not_dominate_the_gram():
 
 
 def test_a_gram_with_nan_is_an_error():
-    x, _ = _problem()
+    x, weight = _problem()
     x[7, 3] = torch.nan
     with pytest.raises(PruneflowError, match="NaN"):
-        normal_equations(_batches(x), None, 0.0)
+        normal_equations(weight, _batches(x), None, 0.0)

@@ -10,8 +10,7 @@ from pruneflow.models.structure import block_weights, layers_of, matrix, paramet
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.scores import SCORES
 from pruneflow.pruning.settings import PruningSettings, Target
-from pruneflow.pruning.statistics import sequence_losses
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, sequence_losses
 
 # A toy's neurons are few and its KV groups coarse.
 TOY = {"neuron_multiple": 4, "min_neuron_share": 0.1}

@@ -5,6 +5,7 @@ import torch
 
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.models.structure import layers_of
+from pruneflow.pruning.recorder import KINDS
 from pruneflow.pruning.scores import (
     OBS_RIDGE,
     SCORES,
@@ -13,7 +14,6 @@ from pruneflow.pruning.scores import (
     compute_scores,
     removal_errors,
 )
-from pruneflow.pruning.statistics import KINDS
 from pruneflow.pruning.surgery import cut_heads, cut_neurons
 from tests.conftest import FAMILIES
 

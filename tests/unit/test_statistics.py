@@ -8,16 +8,10 @@ import torch
 
 from pruneflow.errors import PruneflowError
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.statistics import (
-    ACTIVATIONS,
-    GRADIENTS,
-    KINDS,
-    MASKS,
-    WEIGHT_GRADIENTS,
-    collect,
-    sequence_losses,
-)
-from tests.conftest import FAMILIES
+from pruneflow.pruning.losses import GRADIENTS
+from pruneflow.pruning.recorder import ACTIVATIONS, KINDS, MASKS, WEIGHT_GRADIENTS
+from pruneflow.pruning.statistics import collect
+from tests.conftest import FAMILIES, sequence_losses
 
 ALL = (ACTIVATIONS, MASKS, WEIGHT_GRADIENTS)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.stream import BlockStream
+from pruneflow.pruning.stream import BlockStream, split
 from pruneflow.pruning.surgery import cut_heads, cut_neurons
 from tests.conftest import FAMILIES
 
@@ -31,7 +31,7 @@ def test_streaming_block_by_block_is_the_plain_forward_pass(
 ):
     model, tokens = tiny_model(family), tiny_tokens["prose"]
     layers = layers_of(model)
-    stream = BlockStream(model, layers, tokens, 64, keep_on_device)  # batches of 4 and 2
+    stream = BlockStream(model, layers, split(tokens, 64), keep_on_device)  # batches of 4 and 2
     for layer in layers:
         if layer.index == 1:  # what is cut as it goes is seen by the blocks behind it
             cut_neurons(layer, torch.arange(0, 40, 3))

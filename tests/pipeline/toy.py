@@ -1,0 +1,211 @@
+"""A toy workspace: real Prefect, DVC and MLflow around stages that write a few bytes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from pruneflow.config import parse_settings, write_settings
+
+REPOSITORY = Path(__file__).parents[2]
+
+DVC = """
+vars:
+  - configs/pipeline.yaml
+stages:
+  report:
+    cmd: python toy.py report
+    deps:
+      - data/model
+      - summary.json
+    params:
+      - configs/pipeline.yaml:
+          - rounds
+    outs:
+      - data/reports/summary.json
+      - data/reports/report.html
+  select:
+    cmd: python toy.py select
+    deps:
+      - data/checkpoints/${final_round}
+    outs:
+      - data/model
+  round:
+    foreach: ${rounds}
+    do:
+      cmd: python toy.py ${key}
+      deps:
+        - data/calibration/set
+      params:
+        - configs/pipeline.yaml:
+            - rounds.${key}
+      outs:
+        - data/checkpoints/${key}:
+            persist: true
+  calibration:
+    cmd: python toy.py calibration
+    outs:
+      - data/calibration/set:
+          persist: true
+"""
+
+GATES = """
+run_mode: enabled
+gates:
+  - metric: block_ratio
+    comparison: at_least
+    limit: LIMIT
+    why: It must get smaller.
+"""
+
+SERVED = """
+import mlflow
+
+class Model(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return model_input
+
+mlflow.models.set_model(Model())
+"""
+
+SETTINGS = {
+    "model": {"name": "toy", "source": "dense"},
+    "documents": {"domains": ["law"]},
+    "rounds": {"r1": {"parent": "dense", "ratio": 0.1}, "r2": {"parent": "r1", "ratio": 0.2}},
+    "final_round": "r2",
+}
+
+
+def both(dense: float, pruned: float) -> dict[str, float]:
+    return {"dense": dense, "pruned": pruned}
+
+
+def about(value: float, low: float | None = None, high: float | None = None) -> dict:
+    """An estimate; without an interval the ends are the value itself."""
+    return {
+        "value": value,
+        "low": value if low is None else low,
+        "high": value if high is None else high,
+    }
+
+
+def summary(block_ratio: float = 0.2) -> dict:
+    """What reports and gates read of a result, with made-up numbers."""
+    fast = {"median": 2.0, "low": 1.5, "high": 2.5, "min": 1.0, "max": 3.0}
+    first = {"median": 0.1, "low": 0.1, "high": 0.15, "min": 0.1, "max": 0.2}
+    speed = {"prefill": fast, "decode": fast, "first_token": first}
+    task = {
+        "metric": "acc",
+        "chance": 0.5,
+        "questions": 200,
+        "measurable": True,
+        "dense": about(0.6, 0.53, 0.67),
+        "pruned": about(0.5, 0.43, 0.57),
+        "difference": about(-0.1, -0.17, -0.03),
+        "retention": about(0.83, 0.7, 0.9),
+        "above_chance": about(0.0, -0.6, 0.6),
+    }
+    return {
+        "model": {"name": "toy", "delivered": "r2"},
+        "parameters": {
+            **both(100, 80),
+            "block_weights": both(50, 40),
+            "block_ratio": block_ratio,
+        },
+        "perplexity": {
+            "domains": {"law": {**both(10, 12), "ratio": about(1.2), "tokens": 100}},
+            "mean_ratio": about(1.2),
+            "worst": {"domain": "law", **about(1.2)},
+        },
+        "tasks": {"piqa": task},
+        "mean_retention": task["retention"],
+        "mean_difference": task["difference"],
+        "latency": {"dense": speed, "pruned": speed, "speedup": speed},
+        "memory": {
+            "dense": {"before": 1, "peak": 2, "device_peak": None},
+            "pruned": {"before": 1, "peak": 1, "device_peak": None},
+        },
+        "disk": both(1100, 900),
+        "bytes": {**both(1000, 800), "ratio": 0.8},
+        "reload": {"ok": True},
+        "lm_eval": {"ok": True},
+        "calibration_domains": {"law": 12},
+    }
+
+
+class Workspace:
+    """A toy project folder and the commands one would type in it."""
+
+    def __init__(self, folder: Path, prefect_home: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")},
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": str(REPOSITORY),
+            "PREFECT_HOME": str(prefect_home),
+        }
+
+    def set(self, **sections: dict) -> None:
+        """Write configs/pipeline.yaml with some sections changed."""
+        settings = parse_settings({**SETTINGS, **sections}, Path("toy"))
+        write_settings(settings, self.folder / "configs/pipeline.yaml")
+
+    def gate(self, limit: float) -> None:
+        """Set the least block ratio that is accepted."""
+        text = GATES.replace("LIMIT", str(limit))
+        (self.folder / "configs/gates.yaml").write_text(text)
+
+    def start(self, *arguments: str, **options) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Background jobs of a shell ignore Ctrl-C, and so would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **options,
+        )
+
+    def do(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `python ARGUMENTS` in the workspace to its end."""
+        with self.start(*arguments) as process:
+            out, errors = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
+
+    def pruneflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.do("-m", "flows.cli", *arguments)
+
+    def executed(self) -> list[str]:
+        """Return the stages that really ran, in order, and forget them."""
+        log = self.folder / "executed.txt"
+        names = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return names
+
+
+def toy_workspace(folder: Path, prefect_home: Path) -> Workspace:
+    """Make a toy project folder, a git repository without a commit."""
+    for name in (".dvc", "configs", "mlflow", "dense"):
+        (folder / name).mkdir(parents=True)
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    (folder / ".gitignore").write_text("/data\n/.pruneflow\n")
+    shutil.copy(Path(__file__).with_name("toy_stage.py"), folder / "toy.py")
+    (folder / "dvc.yaml").write_text(DVC)
+    (folder / "mlflow/served_model.py").write_text(SERVED)
+    (folder / "summary.json").write_text(json.dumps(summary()))
+    (folder / "dense/config.json").write_text('{"model_type": "llama"}')
+    source = {"kind": "python", "content": "topics", "licence": "PSF-2.0"}
+    (folder / "configs/domains.yaml").write_text(yaml.safe_dump({"law": [source]}))
+    toy = Workspace(folder, prefect_home)
+    toy.set()
+    toy.gate(0.15)
+    subprocess.run(["git", "init", "-q", "."], cwd=folder, check=True)
+    return toy
