@@ -3,10 +3,12 @@
 One process, one loaded model a type, the same task files and questions. Every method goes through
 the whole of its work as a user meets it, from reading the task files to the tallied answers; only
 starting Python and loading the weights is left out, which is the same for all. The methods take
-turns, and each repeat starts with another one. Plain lm_eval keeps its defaults, as its command
-has them: its log-softmax is then of the model's own type, so in bfloat16 the method
-`lm_eval 1 float32 softmax` says what that alone changes. Its batch size `auto` starts with 64 rows
-of the model's whole length, which no CPU's memory holds: it is measured on GPUs alone.
+turns, and each repeat starts with another one, after a turn of ours that is not timed. Where a
+model writes its answers, the texts are compared, as many as a report shows. Plain lm_eval keeps its
+defaults, as its command has them: its log-softmax is then of the model's own type, so in bfloat16
+the method `lm_eval 1 float32 softmax` says what that alone changes. Its batch size `auto` starts
+with 64 rows of the model's whole length, which no CPU's memory holds: it is measured on GPUs alone,
+and not where answers are written, where its time goes into finding that size.
 
     python benchmarks/evaluation.py [--questions 10] [--repeats 3] [--dtypes float32 bfloat16]
 """
@@ -21,7 +23,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # So that it also runs where the project is not installed.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -30,7 +32,7 @@ from benchmarks.machine import machine
 from pruneflow.artifacts import read_json, write_json, write_manifest
 from pruneflow.calibration.task_files import quiet
 from pruneflow.config import ComputeSettings
-from pruneflow.evaluation.benchmarks import answer_questions
+from pruneflow.evaluation.benchmarks import SHOWN_ANSWERS, answer_questions
 from pruneflow.models.loading import load_model, resolve_device
 from pruneflow.schema import read_yaml
 
@@ -38,7 +40,21 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/evaluation.json"
 OURS, ONE_BY_ONE, REFERENCE = "pruneflow", "pruneflow, 1 token", "lm_eval 1"
 KINDS = ("multiple_choice", "generate_until")
-Answers = dict[str, list[int]]
+
+
+class Answers(NamedTuple):
+    """What a method found of one task.
+
+    Attributes:
+        correct: 1 or 0 of each question.
+        texts: the first answers, where the model writes them.
+    """
+
+    correct: list[int]
+    texts: list[str]
+
+
+Found = dict[str, Answers]
 
 
 def select(benchmarks: Path, kind: str, questions: int, out: Path) -> dict[str, int]:
@@ -60,8 +76,8 @@ def select(benchmarks: Path, kind: str, questions: int, out: Path) -> dict[str, 
 
 def plain(
     model: Any, tokenizer: Any, benchmarks: Path, batch_size: int | str, softmax: str | None = None
-) -> Answers:
-    """Whether each question is answered rightly by lm-eval's own model class."""
+) -> Found:
+    """What lm-eval's own model class answers."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -83,28 +99,33 @@ def plain(
             log_samples=True,
             bootstrap_iters=0,
         )
-    return {
-        task: [
-            int(sample[metrics[task]])
-            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
-        ]
-        for task, samples in results["samples"].items()
-    }
+    found = {}
+    for task, unsorted in results["samples"].items():
+        samples = sorted(unsorted, key=lambda sample: sample["doc_id"])
+        written = samples[0]["arguments"] and "until" in str(samples[0]["arguments"][0][1])
+        found[task] = Answers(
+            [int(sample[metrics[task]]) for sample in samples],
+            [sample["resps"][0][0] for sample in samples[:SHOWN_ANSWERS]] if written else [],
+        )
+    return found
 
 
 def methods(
-    model: Any, tokenizer: Any, benchmarks: Path, compute: ComputeSettings
-) -> dict[str, Callable[[], Answers]]:
+    model: Any, tokenizer: Any, benchmarks: Path, compute: ComputeSettings, kind: str
+) -> dict[str, Callable[[], Found]]:
     """Everything that is compared, by name."""
 
-    def ours(batch_tokens: int) -> Answers:
+    def ours(batch_tokens: int) -> Found:
         found = answer_questions(model, tokenizer, benchmarks, batch_tokens)
-        return {task: facts["correct"] for task, facts in found.items()}
+        return {
+            task: Answers(facts["correct"], facts.get("answers", []))
+            for task, facts in found.items()
+        }
 
     sizes: list[int | str] = [1, 8, 16]
-    if model.device.type == "cuda":
+    if model.device.type == "cuda" and kind == "multiple_choice":
         sizes.append("auto")
-    result: dict[str, Callable[[], Answers]] = {
+    result: dict[str, Callable[[], Found]] = {
         OURS: lambda: ours(compute.batch_tokens),
         **{f"lm_eval {n}": lambda n=n: plain(model, tokenizer, benchmarks, n) for n in sizes},
         ONE_BY_ONE: lambda: ours(1),
@@ -116,18 +137,19 @@ def methods(
     return result
 
 
-def compare(candidates: dict[str, Callable[[], Answers]], repeats: int) -> dict[str, Any]:
+def compare(candidates: dict[str, Callable[[], Found]], repeats: int) -> dict[str, Any]:
     """Let the methods take turns; seconds, questions per second, and answers that differ."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    answers: dict[str, Answers] = {}
+    answers: dict[str, Found] = {}
     names = list(candidates)
+    candidates[OURS]()
     for repeat in range(repeats):
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             start = time.perf_counter()
             answers[name] = candidates[name]()
             seconds[name].append(time.perf_counter() - start)
             print(f"  repeat {repeat + 1}: {name}: {seconds[name][-1]:.1f} s", flush=True)
-    asked = sum(len(correct) for correct in answers[OURS].values())
+    asked = sum(len(found.correct) for found in answers[OURS].values())
     return {
         name: {
             "seconds": taken,
@@ -136,7 +158,7 @@ def compare(candidates: dict[str, Callable[[], Answers]], repeats: int) -> dict[
             "times_slower_than_pruneflow": statistics.median(
                 mine / ours for mine, ours in zip(taken, seconds[OURS], strict=True)
             ),
-            "correct": {task: sum(correct) for task, correct in answers[name].items()},
+            "correct": {task: sum(found.correct) for task, found in answers[name].items()},
             "questions_otherwise_than": {
                 other: different(answers[name], answers[other])
                 for other in (REFERENCE, "lm_eval 1 float32 softmax")
@@ -147,13 +169,14 @@ def compare(candidates: dict[str, Callable[[], Answers]], repeats: int) -> dict[
     }
 
 
-def different(one: Answers, other: Answers) -> int:
-    """Questions that one method counts as right and the other as wrong."""
-    return sum(
-        mine != its
-        for task, answers in one.items()
-        for mine, its in zip(answers, other[task], strict=True)
-    )
+def different(one: Found, other: Found) -> int:
+    """Questions that one method counts as right and the other as wrong, or answers otherwise."""
+    count = 0
+    for task, mine in one.items():
+        its = other[task]
+        pairs: Any = zip(mine.texts or mine.correct, its.texts or its.correct, strict=True)
+        count += sum(a != b for a, b in pairs)
+    return count
 
 
 def main() -> None:
@@ -189,7 +212,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name, "benchmarks")
                 asked = select(given.benchmarks, kind, given.questions, folder)
-                found = compare(methods(model, tokenizer, folder, compute), given.repeats)
+                found = compare(methods(model, tokenizer, folder, compute, kind), given.repeats)
             run = {"dtype": dtype, "kind": kind, "tasks": asked, "methods": found}
             runs.append({**run, "batch_tokens": compute.batch_tokens})
             write_json(given.out, result)

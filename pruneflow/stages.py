@@ -5,7 +5,8 @@ other's outputs and configs/, and write nothing else.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pruneflow.artifacts import (
@@ -70,11 +71,26 @@ def run_stage_by_name(name: str) -> int:
     if processes > 1:
         return launch(processes, "-m", "pruneflow", "stage", name)
     if is_first():
-        with stage_lock(name):
+        with stage_lock(name), _memory_is_enough():
             action(load_settings())
     elif stage == "round":
-        action(load_settings())
+        with _memory_is_enough():
+            action(load_settings())
     return 0
+
+
+@contextmanager
+def _memory_is_enough() -> Iterator[None]:
+    """Say in one line what to do when the GPU's memory was not."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        raise InputError(
+            "the GPU's memory is full: in configs/pipeline.yaml halve compute.batch_tokens and "
+            "compute.backward_batch_tokens, or set compute.streaming to always"
+        ) from None
 
 
 def _processes() -> int:

@@ -35,9 +35,13 @@ def place(model: "PreTrainedModel", device: str, streamed: bool) -> "PreTrainedM
     else:
         inside = {id(module) for block in blocks for module in block.modules()}
         for module in model.modules():
-            where = "cpu" if id(module) in inside else device
             for tensor in _own_tensors(module):
-                tensor.data = tensor.data.to(where)
+                if id(module) not in inside:
+                    tensor.data = tensor.data.to(device)
+                elif device == "cpu":
+                    tensor.data = tensor.data.cpu()
+                else:
+                    tensor.data = tensor.data.cpu().pin_memory()
         for block in blocks:
             block.guest = _Guest(model.device, block)
     chosen.is_streamed = streamed
@@ -68,6 +72,19 @@ def resident(block: "nn.Module", changed: bool = False) -> Iterator[None]:
         guest.leave(changed)
 
 
+def to_host(tensor: "Tensor") -> "Tensor":
+    """A copy in the host's memory, page-locked, that goes back to the device at full speed.
+
+    The copy is under way when this returns: only what the device does next may rely on it.
+    """
+    import torch
+
+    if tensor.device.type == "cpu":
+        return tensor
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return copy.copy_(tensor, non_blocking=True)
+
+
 class _Guest:
     """Brings one block's weights to the device, and lets the host's copy stand in afterwards."""
 
@@ -93,16 +110,20 @@ class _Guest:
                 tensor.data = tensor.data.to(self.device, non_blocking=True)
 
     def leave(self, changed: bool = False) -> None:
+        import torch
+
         self.stays -= 1
         if self.stays:
             return
         for tensor in _tensors(self.block):
             before = self.home.pop(tensor, None)
             if before is None or changed:
-                tensor.data = tensor.data.to("cpu")
+                tensor.data = to_host(tensor.data)
             else:
                 tensor.data = before
         self.home.clear()  # what was cut away in between
+        if changed and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def _forget(block: Any) -> None:

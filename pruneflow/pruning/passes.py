@@ -9,11 +9,11 @@ boundary activations fit the host's memory; every group goes through all blocks 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from pruneflow.models.placement import resident
+from pruneflow.models.placement import resident, to_host
 from pruneflow.progress import track
 from pruneflow.pruning.losses import GRADIENTS, losses_of, noise
 from pruneflow.pruning.recorder import LOSS, Recorder
-from pruneflow.pruning.stream import BlockStream, logits_of
+from pruneflow.pruning.stream import BlockStream, fits_on_device, logits_of
 
 if TYPE_CHECKING:
     import torch
@@ -139,12 +139,15 @@ def _group_pass(
     import torch
 
     vectors = [recorder.blank() for _ in batches]
-    stream = BlockStream(model, layers, [batch.tokens for batch in batches])
+    tokens_of = [batch.tokens for batch in batches]
+    near = fits_on_device(model, tokens_of)
+    stream = BlockStream(model, layers, tokens_of, near)
     boundaries: list[list[torch.Tensor]] = []
     for layer in track(layers, f"{label} forward"):
         with resident(layer.module):
-            boundaries.append(list(stream))
-            if not recorder.wants_gradients:
+            if recorder.wants_gradients:
+                boundaries.append([to_host(state) for state in stream])
+            else:
                 _see(stream, layer, recorder, batches, vectors)
             stream.advance(layer)
 
@@ -154,7 +157,7 @@ def _group_pass(
         recorder.watch(len(batch.tokens), vector)
         tokens = batch.tokens.to(model.device)
         with torch.set_grad_enabled(recorder.wants_gradients):
-            last = state.to(model.device).requires_grad_(recorder.wants_gradients)
+            last = state.to(model.device).detach().requires_grad_(recorder.wants_gradients)
             logits, losses = losses_of(logits_of(model, layers, tokens, last), tokens)
             recorder.add(LOSS, losses.detach().double().mean(1).sum())
             found = []
@@ -162,7 +165,7 @@ def _group_pass(
                 value = objective.tokens(logits, losses, batch.first, draw)
                 more = draw + 1 < objective.draws
                 (by_last,) = torch.autograd.grad(value, last, retain_graph=more)
-                found.append(by_last.to(state.device))
+                found.append(by_last)
         gradients.append(found)
     if not recorder.wants_gradients:
         return vectors
@@ -173,16 +176,16 @@ def _group_pass(
             for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
                 recorder.watch(len(batch.tokens), vectors[index])
                 with torch.enable_grad():
-                    before = state.to(model.device).detach().requires_grad_(True)
+                    before = state.to(model.device, non_blocking=True).detach().requires_grad_(True)
                     after = stream.run(layer, before)
                 for draw, by_after in enumerate(gradients[index]):
                     (by_before,) = torch.autograd.grad(
                         after,
                         before,
-                        by_after.to(model.device),
+                        by_after.to(model.device, non_blocking=True),
                         retain_graph=draw + 1 < objective.draws,
                     )
-                    gradients[index][draw] = by_before.to(state.device)
+                    gradients[index][draw] = by_before if near else to_host(by_before)
     return vectors
 
 

@@ -14,6 +14,7 @@ activations into what the calibration text alone can teach; a part is best (docs
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from pruneflow.errors import PruneflowError
@@ -62,21 +63,37 @@ def normal_equations(
     import torch
 
     out, channels = weight.shape
+    # TF32 keeps eleven bits of a factor, bfloat16 has eight: on a GPU its products are exact.
+    exact = "high" if weight.dtype == torch.bfloat16 else "highest"
     gram = torch.zeros(channels, channels, dtype=torch.double, device=weight.device)
     drift = None if towards is None else gram.new_zeros(channels, out)
     for batch in seen:
         x = wide(batch.inputs).flatten(0, 1)
         scaled = x * token_weights(batch.inputs).flatten()[:, None]
-        gram += scaled.T @ x  # batches add up in float64
-        if towards is not None and drift is not None:
-            gap = wide(next(towards).after) - wide(batch.after)
-            drift += scaled.T @ (share * gap).flatten(0, 1)
+        with _precision(exact):
+            gram += scaled.T @ x  # batches add up in float64
+            if towards is not None and drift is not None:
+                gap = wide(next(towards).after) - wide(batch.after)
+                drift += scaled.T @ (share * gap).flatten(0, 1)
     for total in (gram, drift):
         if total is not None:
             joined().sum(total)
     if not bool(torch.isfinite(gram).all()):
         raise PruneflowError("the Gram matrix of a layer holds NaN or infinity")
     return Normal(gram, drift)
+
+
+@contextmanager
+def _precision(name: str) -> Iterator[None]:
+    """Within it, float32 products are at least as precise as torch calls it."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def token_weights(x: "Tensor") -> "Tensor":
@@ -116,9 +133,10 @@ def refit_columns(weight: "Tensor", normal: Normal, keep: "Tensor", ridge: float
     right = h[keep][:, removed] @ target[:, removed].T  # [k, d_out]
     if normal.drift is not None:
         right = right + normal.drift[keep]
-    identity = torch.eye(len(kept), dtype=torch.double, device=h.device)
+    diagonal = kept.diagonal().clone()
     for attempt in range(8):
-        factor, failed = torch.linalg.cholesky_ex(kept + ridge * 10**attempt * scale * identity)
+        kept.diagonal().copy_(diagonal + ridge * 10**attempt * scale)  # in place: it is large
+        factor, failed = torch.linalg.cholesky_ex(kept)
         if int(failed) == 0:
             return target[:, keep] + torch.cholesky_solve(right, factor).T
         log.warning("Cholesky failed with ridge %g; taking ten times as much", ridge * 10**attempt)

@@ -12,13 +12,13 @@ from pruneflow.config import PruningSettings, Target
 from pruneflow.errors import InputError
 from pruneflow.models.export import rebuild
 from pruneflow.models.families import allowed_attention
-from pruneflow.models.placement import is_streamed, resident
+from pruneflow.models.placement import resident
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix, parameters
 from pruneflow.progress import track
 from pruneflow.pruning.allocation import Kept, LayerUnits, Limits, allocate
 from pruneflow.pruning.refit import normal_equations, refit_columns
 from pruneflow.pruning.scores import ScoreInputs, Scores, compute_scores
-from pruneflow.pruning.stream import BlockStream, split
+from pruneflow.pruning.stream import BlockStream, fits_on_device, split
 from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_columns, set_columns
 from pruneflow.ranks import joined
 
@@ -204,7 +204,7 @@ def _cut(
             cut_neurons(layer, kept.neurons[layer.index])
         return
     batches = joined().own(split(tokens, batch_tokens))
-    here = not is_streamed(model)
+    here = fits_on_device(model, batches)
     stream = BlockStream(model, layers, batches, keep_on_device=here)
     # The unpruned model's stream runs ahead of the scissors: a copy of one layer at a time.
     unpruned = (
@@ -225,6 +225,7 @@ def _cut_layer(
     """Cut and refit one layer, and move both streams behind it."""
     share = settings.towards_dense
     whole = replace(layer, module=copy.deepcopy(layer.module)) if unpruned else layer
+    left = False
     kinds: tuple[Literal["heads", "neurons"], ...] = ("heads", "neurons")
     for kind in kinds:
         keep = kept.neurons[layer.index]
@@ -235,7 +236,8 @@ def _cut_layer(
         if len(keep) == count:
             continue
         weight = matrix(consumer)
-        towards = unpruned.seen(whole, kind) if unpruned else None
+        left = kind == "neurons"  # the unpruned block has been run to its end
+        towards = unpruned.seen(whole, kind, leave=left) if unpruned else None
         normal = normal_equations(weight, stream.seen(layer, kind), towards, share)
         refitted = joined().first(refit_columns(weight, normal, keep, settings.ridge))
         if kind == "heads":
@@ -244,5 +246,5 @@ def _cut_layer(
             cut_neurons(layer, keep)
         set_columns(consumer, refitted)
     stream.advance(layer)
-    if unpruned:
+    if unpruned and not left:
         unpruned.advance(whole)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pruneflow.models.placement import is_streamed, to_host
 from pruneflow.models.structure import matrix
 from pruneflow.pruning.losses import wide
 from pruneflow.ranks import joined
@@ -57,15 +58,14 @@ class BlockStream:
         batches: "list[torch.Tensor]",
         keep_on_device: bool = False,
     ) -> None:
-        self._device = model.device
-        self._home = model.device if keep_on_device else "cpu"
+        self._device, self._near = model.device, keep_on_device
         # Masks and positions depend on a batch's shape and, in some families, on the layer.
         self._arguments: dict[tuple[int, ...], list[Arguments]] = {}
         self._states: list[torch.Tensor] = []
         for batch in batches:
             state, arguments = _entering(model, layers, batch)
             self._arguments.setdefault(tuple(batch.shape), arguments)
-            self._states.append(state.to(self._home))
+            self._states.append(self._kept(state))
 
     def __iter__(self) -> "Iterator[torch.Tensor]":
         """Each batch's hidden states that enter the next block, ``[n, tokens, d]``."""
@@ -89,8 +89,16 @@ class BlockStream:
             x = caught.pop()
             yield x.reshape(*state.shape[:2], -1)  # OPT's MLP sees all tokens in one row
 
-    def seen(self, layer: "Layer", kind: Literal["heads", "neurons"]) -> "Iterator[Seen]":
-        """What the consumer of a kind of units reads and leaves in the next block, by batch."""
+    def seen(
+        self, layer: "Layer", kind: Literal["heads", "neurons"], leave: bool = False
+    ) -> "Iterator[Seen]":
+        """What the consumer of a kind of units reads and leaves in the next block, by batch.
+
+        Args:
+            layer: the next block.
+            kind: of units.
+            leave: move on behind the block, too, as `advance` does; only where it is not to change.
+        """
         import torch
 
         attention = layer.attention_consumer
@@ -99,21 +107,21 @@ class BlockStream:
 
         def catch(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> None:
             caught[module] = arguments[0], output
-            if module is consumer:
+            if module is consumer and not leave:
                 raise _Stop  # nothing behind the consumer is needed
 
-        for state in self._states:
+        for index, state in enumerate(self._states):
             handles = [module.register_forward_hook(catch) for module in {attention, consumer}]
             try:
                 with suppress(_Stop):
-                    self._look(layer, state)
+                    self._states[index] = self._kept(self._look(layer, state))
             finally:
                 for handle in handles:
                     handle.remove()
             shape = (*state.shape[:2], -1)  # OPT's MLP sees all tokens in one row
             x, output = (tensor.reshape(shape) for tensor in caught[consumer])
             if layer.adds_plainly:
-                output = output + state.to(self._device)
+                output = output + state.to(self._device, non_blocking=True)
                 if kind == "neurons":  # by then attention's output has been added too
                     output = output + caught[attention][1].reshape(shape)
             caught.clear()
@@ -133,7 +141,7 @@ class BlockStream:
     def advance(self, layer: "Layer") -> None:
         """Replace every sequence's hidden states by the block's output."""
         for index, state in enumerate(self._states):  # one at a time: old and new never all at once
-            self._states[index] = self._look(layer, state).to(self._home)
+            self._states[index] = self._kept(self._look(layer, state))
 
     def _look(self, layer: "Layer", state: "torch.Tensor") -> "torch.Tensor":
         import torch
@@ -141,10 +149,13 @@ class BlockStream:
         with torch.no_grad():
             return self.run(layer, state)
 
+    def _kept(self, state: "torch.Tensor") -> "torch.Tensor":
+        return state if self._near else to_host(state)
+
     def run(self, layer: "Layer", state: "torch.Tensor") -> "torch.Tensor":
         """A block's output for hidden states ``[n, tokens, d]``, on the device."""
         positional, keywords = self._arguments[tuple(state.shape[:2])][layer.index]
-        output = layer.module(state.to(self._device), *positional, **keywords)
+        output = layer.module(state.to(self._device, non_blocking=True), *positional, **keywords)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
@@ -152,6 +163,20 @@ class BlockStream:
 def split(tokens: "torch.Tensor", batch_tokens: int) -> "list[torch.Tensor]":
     """Batches of a set ``[sequences, tokens]``, of at most so many tokens or one sequence."""
     return list(tokens.split(max(1, batch_tokens // tokens.shape[1])))
+
+
+def fits_on_device(model: "PreTrainedModel", batches: "list[torch.Tensor]") -> bool:
+    """Whether the hidden states of a set may stay on the device while its blocks are run.
+
+    Of a model that is streamed, only where two streams of them leave most of the memory free.
+    """
+    import torch
+
+    if not is_streamed(model) or model.device.type != "cuda":
+        return True
+    tokens = sum(batch.numel() for batch in batches)
+    size = 2 * tokens * model.config.hidden_size * model.dtype.itemsize
+    return bool(size < torch.cuda.mem_get_info(model.device)[0] / 8)
 
 
 def logits_of(

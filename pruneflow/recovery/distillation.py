@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruneflow.errors import InputError
+from pruneflow.models.placement import is_streamed, place
 from pruneflow.progress import track
 from pruneflow.recovery.checkpoint import identity, read_checkpoint, write_checkpoint
 from pruneflow.recovery.order import batches
@@ -91,6 +92,8 @@ def recover(
         return RecoveryResult(student, 0, 0, 0, False, [])
     _check_blocks(tokens, validation, weights or {}, label)
     _check_models(student, teacher, [*tokens.items(), *validation.items()], label)
+    if is_streamed(student):  # training changes all blocks at once
+        place(student, str(student.device), streamed=False)
     step_tokens = settings.batch_sequences * next(iter(tokens.values())).shape[1]
     steps = settings.token_budget // step_tokens
     if steps == 0:

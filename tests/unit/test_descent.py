@@ -1,6 +1,7 @@
 """The descent: what a round records, when it ends, and what is delivered."""
 
 import pytest
+import torch
 
 from pruneflow import stages
 from pruneflow.artifacts import read_json, write_manifest
@@ -166,6 +167,16 @@ def test_a_calibration_set_of_another_tokenizer_is_refused_and_nothing_is_writte
 def test_an_unknown_stage_is_refused_and_the_known_are_named(real_workspace):
     with pytest.raises(InputError, match="there is no stage bake: use model, questions"):
         stages.run_stage_by_name("bake")
+
+
+def test_a_full_gpu_is_one_line_that_says_what_to_lower(real_workspace, tmp_path, monkeypatch):
+    def too_large(_settings):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(stages.STAGES, "evaluation", too_large)
+    monkeypatch.setattr(stages, "load_settings", lambda: None)
+    with pytest.raises(InputError, match="halve compute"):
+        stages.run_stage_by_name("evaluation")
 
 
 def test_a_round_that_breaks_the_model_is_unhealthy_and_the_report_survives(descended, monkeypatch):

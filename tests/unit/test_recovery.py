@@ -14,6 +14,7 @@ from recovery_example import cut, one_thread, same_bytes, settings  # noqa: F401
 
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.evaluation.perplexity import NonFiniteLossError
+from pruneflow.models.placement import is_streamed, place
 from pruneflow.recovery.checkpoint import STATE, WEIGHTS
 from pruneflow.recovery.distillation import recover
 from pruneflow.recovery.loss import divergence
@@ -109,6 +110,17 @@ def test_embeddings_and_head_stay_and_all_else_is_trained(tiny_model, train, tie
     same = {n for n, tensor in result.model.named_parameters() if torch.equal(tensor, before[n])}
     assert same == {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
     assert all(torch.equal(tensor, dense[name]) for name, tensor in teacher.named_parameters())
+
+
+def test_a_streamed_student_is_trained_whole_and_a_streamed_teacher_teaches_the_same(
+    train, tiny_model
+):
+    plain = train().model
+    streamed = train(
+        student=place(cut(tiny_model().float()), "cpu", streamed=True),
+        teacher=place(tiny_model().float(), "cpu", streamed=True),
+    ).model
+    assert not is_streamed(streamed) and same_bytes(plain, streamed)
 
 
 def test_embeddings_can_be_trained_too_and_stay_tied(train):
