@@ -254,7 +254,12 @@ def _publish(summary: dict[str, Any], accepted: bool, reasons: list[str]) -> Non
         lines.append(f"| **{section}** | | | |")
         lines += [f"| {' | '.join(row)} |" for row in rows]
     verdict = ["accepted" if accepted else "refused", *(f"- {reason}" for reason in reasons)]
-    create_link_artifact(key="report", link=PAGE.absolute().as_uri(), link_text="The report")
+    create_link_artifact(
+        key="report",
+        link=PAGE.absolute().as_uri(),
+        link_text=str(PAGE.absolute()),
+        description="Where a browser follows no link from a server to a file, open it by its path",
+    )
     create_markdown_artifact(
         key="result",
         markdown="\n".join([*lines, "", *verdict, "", f"Report: `{PAGE}`"]),
