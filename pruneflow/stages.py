@@ -6,7 +6,7 @@ other's outputs and configs/, and write nothing else.
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from pruneflow.artifacts import (
@@ -70,11 +70,8 @@ def run_stage_by_name(name: str) -> int:
     processes = _processes() if stage == "round" and not is_launched() else 1
     if processes > 1:
         return launch(processes, "-m", "pruneflow", "stage", name)
-    if is_first():
-        with stage_lock(name), _memory_is_enough():
-            action(load_settings())
-    elif stage == "round":
-        with _memory_is_enough():
+    if is_first() or stage == "round":
+        with stage_lock(name) if is_first() else nullcontext(), _memory_is_enough():
             action(load_settings())
     return 0
 

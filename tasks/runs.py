@@ -43,12 +43,11 @@ def _close_what_was_killed(told: Told) -> None:
         return
     with get_client(sync_client=True) as client:
         try:
-            state = client.read_flow_run(killed).state
-            if state is None or state.is_final():
+            run = client.read_flow_run(killed)
+            if run.state is None or run.state.is_final():
                 return
             said = Crashed(message="its process was killed; a later run found it out")
             client.set_flow_run_state(killed, said, force=True)
-            run = client.read_flow_run(killed)
             told(client.read_flow(run.flow_id).name, run, said)
         except ObjectNotFound:
             pass  # of another Prefect server

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pruneflow.errors import InputError
@@ -66,6 +66,8 @@ def _ask(process: "subprocess.Popen[str]", uri: str, said: Path) -> list[str]:
         answer = process.stdout.readline()
     except BrokenPipeError:
         answer = ""
+        with suppress(BrokenPipeError):  # or closing it later would hide the reason
+            process.stdin.close()
     finally:
         waiting = late.is_alive()
         late.cancel()

@@ -43,7 +43,7 @@ class Objective(NamedTuple):
     draws: int
     seed: int
 
-    def tokens(
+    def value(
         self, logits: "torch.Tensor", losses: "torch.Tensor", first: int, draw: int
     ) -> "torch.Tensor":
         """The number to differentiate: the sum over sequences of the mean over tokens."""
@@ -74,12 +74,7 @@ def whole_pass(
         recorder.watch(len(batch.tokens), vector)
         tokens = batch.tokens.to(model.device)
         logits, losses = losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)
-        recorder.add(LOSS, losses.detach().double().mean(1).sum())
-        for draw in range(objective.draws if recorder.wants_gradients else 0):
-            value = objective.tokens(logits, losses, batch.first, draw)
-            # Not backward(): that would store gradients of the embeddings and of any weight that
-            # is not frozen.
-            torch.autograd.grad(value, embedded, retain_graph=draw + 1 < objective.draws)
+        _finish(batch, logits, losses, embedded, recorder, objective)
         return vector
 
     hook = None
@@ -159,14 +154,7 @@ def _group_pass(
         with torch.set_grad_enabled(recorder.wants_gradients):
             last = state.to(model.device).detach().requires_grad_(recorder.wants_gradients)
             logits, losses = losses_of(logits_of(model, layers, tokens, last), tokens)
-            recorder.add(LOSS, losses.detach().double().mean(1).sum())
-            found = []
-            for draw in range(objective.draws if recorder.wants_gradients else 0):
-                value = objective.tokens(logits, losses, batch.first, draw)
-                more = draw + 1 < objective.draws
-                (by_last,) = torch.autograd.grad(value, last, retain_graph=more)
-                found.append(by_last)
-        gradients.append(found)
+            gradients.append(_finish(batch, logits, losses, [last], recorder, objective))
     if not recorder.wants_gradients:
         return vectors
 
@@ -187,6 +175,30 @@ def _group_pass(
                     )
                     gradients[index][draw] = by_before if near else to_host(by_before)
     return vectors
+
+
+def _finish(
+    batch: Batch,
+    logits: "torch.Tensor",
+    losses: "torch.Tensor",
+    inputs: "list[torch.Tensor]",
+    recorder: Recorder,
+    objective: Objective,
+) -> "list[torch.Tensor]":
+    """Record a batch's loss, and differentiate by the one tensor of `inputs`, once a draw."""
+    import torch
+
+    recorder.add(LOSS, losses.detach().double().mean(1).sum())
+    # Not backward(): that would store gradients of the embeddings and of any weight that is not
+    # frozen.
+    return [
+        torch.autograd.grad(
+            objective.value(logits, losses, batch.first, draw),
+            inputs,
+            retain_graph=draw + 1 < objective.draws,
+        )[0]
+        for draw in range(objective.draws if recorder.wants_gradients else 0)
+    ]
 
 
 def _see(

@@ -16,6 +16,7 @@ from pruneflow.models.placement import is_streamed
 from pruneflow.models.structure import layers_of
 from pruneflow.pruning.passes import Batch, Objective, streamed_pass, whole_pass
 from pruneflow.pruning.recorder import ACTIVATIONS, KINDS, LOSS, MASKS, Recorder
+from pruneflow.pruning.stream import split
 from pruneflow.ranks import joined
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def collect(
     ranks, layers = joined(), layers_of(model)
     batches, rows, first = [], [], 0
     for row, tokens in enumerate(blocks.values()):
-        for batch in tokens.split(max(1, batch_tokens // tokens.shape[1])):
+        for batch in split(tokens, batch_tokens):
             batches.append(Batch(batch, first))
             rows.append(row)
             first += len(batch)
