@@ -101,7 +101,9 @@ def watched(peaks: dict[str, float], name: str) -> Iterator[None]:
     """Note the most memory held within the block."""
     reset_peak()
     yield
-    peaks[name] = max(peaks.get(name, 0.0), peak_gib() or 0.0)
+    peak = peak_gib()
+    if peak is not None:
+        peaks[name] = max(peaks.get(name, 0.0), peak)
 
 
 def flops(shape: Shape, layers: int, tokens: int, length: int) -> dict[str, float]:
@@ -172,7 +174,7 @@ def measure(
         model = made.model
         per_round.append(seconds)
     engine.compute_scores, engine._cut = scored, cut
-    peak = max(peaks.values())
+    peak = max(peaks.values(), default=None)
     needed = flops(shape, layers, tokens.numel(), length)
     first = per_round[0]
     return {
@@ -189,7 +191,7 @@ def measure(
         "seconds": sum(seconds["all"] for seconds in per_round),
         "weights_gib": weights / 2**30,
         "peak_gib": peaks,
-        "peak_over_weights": peak * 2**30 / weights,
+        "peak_over_weights": None if peak is None else peak * 2**30 / weights,
         "tflops_of_first_round": {key: needed[key] / first[key] / 1e12 for key in needed},
     }
 
