@@ -1,4 +1,4 @@
-"""What a round costs: time by phase, most GPU memory, and the share of the GPU's speed reached.
+"""What a round costs: time by phase, most GPU memory, and the share of the GPU's limit reached.
 
 Llama-shaped models with random weights, which cost what trained ones do. Each case is a process of
 its own, so that peaks are its own. A case is SHAPE:PLACEMENT, with the number of layers and of
@@ -106,12 +106,27 @@ def watched(peaks: dict[str, float], name: str) -> Iterator[None]:
         peaks[name] = max(peaks.get(name, 0.0), peak)
 
 
-def flops(shape: Shape, layers: int, tokens: int, length: int) -> dict[str, float]:
-    """Floating-point operations that a round needs at the least, of the unpruned model.
+class Work(NamedTuple):
+    """Floating-point operations that a phase needs at the least, by the type they are done in."""
 
-    Scoring: a forward pass, and a backward pass by activations alone. Refit: the pruned and the
-    unpruned stream forward once each, and for the MLP's consumer ``X^T X`` and ``X^T D``.
+    half: float = 0.0
+    single: float = 0.0
+    double: float = 0.0
+
+    def seconds(self, limits: dict[str, float]) -> float:
+        """How long they take at the limits, in operations a second."""
+        return sum(done / limits[kind] for kind, done in self._asdict().items() if done)
+
+
+def work(shape: Shape, layers: int, sequences: int, length: int, kept: int) -> dict[str, Work]:
+    """What a round of an unpruned model in bfloat16 that loses MLP neurons alone needs, by phase.
+
+    ``score``: a forward pass, and a backward pass by activations alone; running blocks again is not
+    counted. ``equations``: the pruned and the unpruned stream forward once each, and for the MLP's
+    consumer ``X^T X`` and ``X^T D``, products of float32. ``solve``: Cholesky and two triangular
+    solves in float64.
     """
+    tokens = sequences * length
     block = shape.hidden * (
         3 * shape.neurons + 2 * (shape.heads + shape.groups) * (shape.hidden // shape.heads)
     )
@@ -119,80 +134,149 @@ def flops(shape: Shape, layers: int, tokens: int, length: int) -> dict[str, floa
     forward = tokens * layers * (2 * block + attention)
     head = 2 * tokens * VOCABULARY * shape.hidden
     gram = 2 * tokens * layers * shape.neurons * (shape.neurons + shape.hidden)
-    return {"score": 2 * (forward + head), "refit": 2 * forward + gram}
+    solved = kept**3 / 3 + 2 * kept**2 * shape.hidden
+    return {
+        "score": Work(half=2 * (forward + head)),
+        "equations": Work(half=2 * forward, single=gram),
+        "solve": Work(double=layers * solved),
+    }
 
 
-def measure(
-    case: str, rounds: int, dtype: str, batch_tokens: int, backward_batch_tokens: int, length: int
-) -> dict[str, Any]:
-    """Prune in rounds; seconds by phase, peaks, and floating-point operations a second."""
+def limits(device: str) -> dict[str, float]:
+    """Operations a second of one large matrix product in each type, measured here and now."""
+    import torch
+
+    def rate(dtype: torch.dtype, size: int) -> float:
+        a = torch.randn(size, size, device=device).to(dtype)
+        best = 0.0
+        for _ in range(6):
+            took: dict[str, float] = {}
+            with timed(took, "product"):
+                a @ a
+            best = max(best, 2 * size**3 / took["product"])
+        return best
+
+    size = 8192 if device == "cuda" else 1024
+    torch.set_float32_matmul_precision("high")
+    found = {
+        "half": rate(torch.bfloat16, size),
+        "single": rate(torch.float32, size),
+        "double": rate(torch.float64, size // 2),
+    }
+    torch.set_float32_matmul_precision("highest")
+    return found
+
+
+@contextmanager
+def phases(seconds: dict[str, float], peaks: dict[str, float]) -> Iterator[None]:
+    """Within it, the phases of `prune_round` are timed, and the memory of each is watched."""
+    from pruneflow.pruning import rounds as engine
+
+    names = {"score": "compute_scores", "equations": "normal_equations", "solve": "solve"}
+    before = {name: getattr(engine, name) for name in names.values()}
+
+    def wrapped(phase: str, function: Any) -> Any:
+        def run(*given: Any, **named: Any) -> Any:
+            with timed(seconds, phase), watched(peaks, phase):
+                return function(*given, **named)
+
+        return run
+
+    for phase, name in names.items():
+        setattr(engine, name, wrapped(phase, before[name]))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(engine, name, function)
+
+
+class Case(NamedTuple):
+    """What is pruned, and how it is run."""
+
+    name: str
+    shape: Shape
+    layers: int
+    sequences: int = 192
+    streamed: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Case":
+        """SHAPE:PLACEMENT[:LAYERS[:SEQUENCES]]."""
+        name, placement, *numbers = text.split(":")
+        shape = SHAPES[name]
+        layers = int(numbers[0]) if numbers else shape.layers
+        sequences = int(numbers[1]) if len(numbers) > 1 else 192
+        return cls(text, shape, layers, sequences, placement == "streamed")
+
+
+class How(NamedTuple):
+    """Passes and rounds of a case."""
+
+    rounds: int = 5
+    dtype: str = "bfloat16"
+    batch_tokens: int = 4096
+    backward_batch_tokens: int = 4096
+    length: int = 512
+
+
+def measure(case: Case, how: How) -> dict[str, Any]:
+    """Prune in rounds; seconds by phase, peaks, and the share of the limit that a phase reaches."""
     import torch
 
     from pruneflow.config import PruningSettings, Target
     from pruneflow.models.placement import place
-    from pruneflow.pruning import rounds as engine
+    from pruneflow.models.structure import layers_of
+    from pruneflow.pruning.rounds import DenseShape, prune_round
 
-    name, placement, *numbers = case.split(":")
-    shape = SHAPES[name]
-    layers = int(numbers[0]) if numbers else shape.layers
-    sequences = int(numbers[1]) if len(numbers) > 1 else 192
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    streamed = placement == "streamed"
-    model = random_model(shape, layers, dtype, "cpu" if streamed else device)
+    model = random_model(case.shape, case.layers, how.dtype, "cpu" if case.streamed else device)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    model = place(model, device, streamed)
+    model = place(model, device, case.streamed)
     draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(VOCABULARY, (sequences, length), generator=draw)
+    tokens = torch.randint(VOCABULARY, (case.sequences, how.length), generator=draw)
     blocks = {str(row): part for row, part in enumerate(tokens.chunk(6))}
     settings = PruningSettings(layout="uniform", neuron_multiple=64)
-    dense = engine.DenseShape.of(model)
-    per_round, scored, cut = [], engine.compute_scores, engine._cut
+    dense = DenseShape.of(model)
+    per_round: list[dict[str, float]] = []
     peaks: dict[str, float] = {}
-    for number in range(1, rounds + 1):
+    kept = []
+    for number in range(1, how.rounds + 1):
         seconds: dict[str, float] = {}
-
-        def score(*given: Any, seconds: dict[str, float] = seconds, **named: Any) -> Any:
-            with timed(seconds, "score"), watched(peaks, "score"):
-                return scored(*given, **named)
-
-        def refit(*given: Any, seconds: dict[str, float] = seconds, **named: Any) -> Any:
-            with timed(seconds, "refit"), watched(peaks, "refit"):
-                return cut(*given, **named)
-
-        engine.compute_scores, engine._cut = score, refit
-        with timed(seconds, "all"):
-            made = engine.prune_round(
+        with phases(seconds, peaks), timed(seconds, "all"):
+            made = prune_round(
                 model,
                 blocks,
-                Target(ratio=RATIO * number / rounds),
+                Target(ratio=RATIO * number / how.rounds),
                 dense,
                 settings,
-                batch_tokens=batch_tokens,
-                backward_batch_tokens=backward_batch_tokens,
-                label=f"{case} r{number}",
+                batch_tokens=how.batch_tokens,
+                backward_batch_tokens=how.backward_batch_tokens,
+                label=f"{case.name} r{number}",
             )
         model = made.model
+        kept.append(layers_of(model)[0].neurons)
         per_round.append(seconds)
-    engine.compute_scores, engine._cut = scored, cut
     peak = max(peaks.values(), default=None)
-    needed = flops(shape, layers, tokens.numel(), length)
+    needed = work(case.shape, case.layers, case.sequences, how.length, kept[0])
+    reached = limits(device)
     first = per_round[0]
     return {
-        "case": case,
-        "shape": shape._asdict(),
-        "layers": layers,
-        "dtype": dtype,
-        "sequences": sequences,
-        "length": length,
-        "batch_tokens": batch_tokens,
-        "backward_batch_tokens": backward_batch_tokens,
+        "case": case.name,
+        "shape": case.shape._asdict(),
+        "layers": case.layers,
+        "sequences": case.sequences,
+        **how._asdict(),
         "ratio": made.achieved_ratio,
-        "rounds": per_round,
+        "seconds_by_round": per_round,
         "seconds": sum(seconds["all"] for seconds in per_round),
         "weights_gib": weights / 2**30,
         "peak_gib": peaks,
         "peak_over_weights": None if peak is None else peak * 2**30 / weights,
-        "tflops_of_first_round": {key: needed[key] / first[key] / 1e12 for key in needed},
+        "limits_tflops": {kind: value / 1e12 for kind, value in reached.items()},
+        "share_of_limit": {
+            phase: needed[phase].seconds(reached) / first[phase] for phase in needed
+        },
     }
 
 
@@ -200,24 +284,13 @@ def main() -> None:
     """Measure every case in a process of its own, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", action="append", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--backward-batch-tokens", type=int, default=1024)
-    parser.add_argument("--length", type=int, default=512)
+    for name, default in How()._asdict().items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     if "PRUNEFLOW_CASE" in os.environ:
-        case = given.case[-1]
-        found = measure(
-            case,
-            given.rounds,
-            given.dtype,
-            given.batch_tokens,
-            given.backward_batch_tokens,
-            given.length,
-        )
-        write_json(given.out, found)
+        how = How(*(getattr(given, name) for name in How._fields))
+        write_json(given.out, measure(Case.parse(given.case[-1]), how))
         return
     import torch
 

@@ -76,7 +76,7 @@ def machine(device: str) -> dict[str, Any]:
     import torch
 
     versions = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "numpy", "optipfair"):
+    for package in ("torch", "transformers", "numpy", "optipfair", "torch-pruning", "fmchisel"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -17,7 +17,6 @@ from benchmarks.peer_parts import (
     Choice,
     Kind,
     add_bias,
-    batches_of,
     best,
     columns_of,
     consumer_moments,
@@ -26,7 +25,6 @@ from benchmarks.peer_parts import (
     cut_uniformly,
     cut_units,
     lowest_go,
-    uniform_counts,
     unit_sums,
     units_of,
     weight_gradients,
@@ -288,59 +286,9 @@ def prune_llm_pruner(
     return 1 - block_weights(model) / before
 
 
-# -------------------------------------------------------------------------------- a rival's tool
-
-
-def prune_optipfair(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
-    ratio: float,
-    *,
-    batch_tokens: int = 2048,
-    data: bool = True,
-) -> float:
-    """OptiPFair itself, where it is installed: MLP neurons, uniform, with or without data.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    import logging
-
-    try:
-        from optipfair import prune_model
-    except ImportError:
-        raise InputError("optipfair is not installed: `pip install --no-deps optipfair`") from None
-    logging.getLogger().setLevel(logging.WARNING)  # the import sets the root logger to INFO
-    layers = layers_of(model)
-    before = block_weights(model)
-    gone, _ = uniform_counts(layers, before, ratio, attention=False)
-    batches = [{"input_ids": batch} for batch in batches_of(blocks, batch_tokens)]
-    prune_model(
-        model,
-        neuron_selection_method="MAW",
-        pruning_percentage=100 * (gone + 0.5) / layers[0].neurons,  # it rounds down
-        dataloader=batches if data else None,
-        show_progress=False,
-    )
-    return 1 - block_weights(model) / before
-
-
-def prune_optipfair_weights(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
-    ratio: float,
-    *,
-    batch_tokens: int = 2048,
-) -> float:
-    """OptiPFair's default: it looks at weights alone."""
-    return prune_optipfair(model, blocks, ratio, batch_tokens=batch_tokens, data=False)
-
-
 PEERS: dict[str, Peer] = {
     "random": prune_random,
     "magnitude": prune_magnitude,
-    "optipfair_weights": prune_optipfair_weights,
-    "optipfair": prune_optipfair,
     "wanda_sp": prune_wanda_sp,
     "flap": prune_flap,
     "llm_pruner": prune_llm_pruner,

@@ -12,7 +12,6 @@ row; the same command again goes on where it stopped. Rows can be shared out ove
 
 import argparse
 import copy
-import importlib.util
 import os
 import sys
 import time
@@ -26,13 +25,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import yaml
 
-from benchmarks import bench_v1
+from benchmarks import bench_v1, zero_shot
 from benchmarks.machine import load, machine, peak_gib, reset_peak
 from benchmarks.peers import PEERS
 from benchmarks.quality_table import continued, merge, show, with_ratios
+from benchmarks.rivals import RIVALS, installed
+from benchmarks.zero_shot import Item, accuracy, read_items
 from pruneflow.artifacts import write_json
-from pruneflow.config import ComputeSettings
+from pruneflow.config import ComputeSettings, LatencySettings
 from pruneflow.errors import InputError, PruneflowError
+from pruneflow.evaluation.latency import speedups, time_in_turn
 from pruneflow.evaluation.perplexity import perplexity_by_domain
 from pruneflow.models.loading import resolve_device
 from pruneflow.models.structure import block_weights, parameters
@@ -56,6 +58,8 @@ class Setup:
     recovery_tokens: int
     obs_units_at_once: int
     window_length: int = 1024
+    questions: int = 0  # of every zero-shot task
+    repeats: int = 0  # of the measure of speed
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ OURS = {
     "uniform_recovered": Ours("uniform", recovery=True),
     "per_layer_recovered": Ours(recovery=True),
 }
-ROWS = ("dense", *PEERS, *OURS)
+METHODS = {**PEERS, **RIVALS}
+ROWS = ("dense", *METHODS, *OURS)
 QUICK_ROWS = (
     *("dense", "random", "wanda_sp", "flap", "llm_pruner", "osscar"),
     *("uniform_one_shot", "per_layer_no_refit", "per_layer_one_shot"),
@@ -97,6 +102,8 @@ class Bench:
     text: bench_v1.BenchText
     windows: dict[str, Any]
     batch_tokens: int
+    tokenizer: Any
+    items: dict[str, list[Item]]
 
     def blocks(self, domains: tuple[str, ...] = bench_v1.DOMAINS, split: int = 1) -> dict[str, Any]:
         """The calibration set; one domain alone may have less text, and then gives all it has."""
@@ -145,10 +152,10 @@ def pruned(
     `recipe` changes the recipe of a row of ours; a peer has none.
     """
     model, setup = copy.deepcopy(bench.dense), bench.setup
-    if name in PEERS:
+    if name in METHODS:
         blocks = bench.blocks()
         extra = {"at_once": setup.obs_units_at_once} if name == "osscar" else {}
-        PEERS[name](model, blocks, ratio, batch_tokens=bench.batch_tokens, **extra)
+        METHODS[name](model, blocks, ratio, batch_tokens=bench.batch_tokens, **extra)
         return model, {"calibration": _shapes(blocks), **extra}
     row = OURS[name]
     blocks = bench.blocks(row.domains, row.split)
@@ -187,9 +194,20 @@ def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> di
             "block_weights": block_weights(model),
             "perplexity": bench.perplexity(model, f"{name} {ratio:g}"),
         }
+        if bench.items:
+            answered = accuracy(model, bench.tokenizer, bench.items, bench.batch_tokens)
+            facts["zero_shot"] = {task: found["accuracy"] for task, found in answered.items()}
+        if bench.setup.repeats and name != "dense":
+            facts["speedup"] = _speedup(model, bench)
     except Exception as error:  # noqa: BLE001 - a row that fails must not take the table with it
         facts["error"] = f"{type(error).__name__}: {error}"
     return facts
+
+
+def _speedup(model: Any, bench: Bench) -> dict[str, Any]:
+    """How much faster than the dense model, both timed in turn, batch 1."""
+    settings = LatencySettings(prompt_tokens=512, new_tokens=32, repeats=bench.setup.repeats)
+    return speedups(time_in_turn({"dense": bench.dense, "pruned": model}, settings))
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -204,9 +222,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         length=arguments.length or (128 if quick else 512),
         windows=arguments.windows or (2 if quick else 100),
         rounds=arguments.rounds or (1 if quick else 5),
-        fisher_draws=1 if quick else 4,
+        fisher_draws=arguments.draws or (1 if quick else 4),
         recovery_tokens=arguments.recovery_tokens,
         obs_units_at_once=8 if quick else 1,
+        questions=arguments.questions,
+        repeats=arguments.repeats,
     )
     done = continued(arguments.out, asdict(setup))
     ratios = arguments.ratios or ([0.2] if quick else [0.2, 0.5])
@@ -230,6 +250,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         text,
         bench_v1.held_out_windows(text, setup.windows, setup.window_length),
         arguments.batch_tokens or (8192 if device == "cuda" else 2048),
+        tokenizer,
+        read_items(arguments.zero_shot, setup.questions, setup.seed) if setup.questions else {},
     )
     machines = done["machines"]
     if machine(device) not in machines:
@@ -259,8 +281,8 @@ def _rows(asked: list[str] | None, quick: bool) -> list[str]:
     if unknown:
         raise InputError(f"no row {sorted(unknown)[0]}: choose from {', '.join(ROWS)}")
     rows = asked or list(QUICK_ROWS if quick else ROWS)
-    if not asked and importlib.util.find_spec("optipfair") is None:
-        rows = [name for name in rows if not name.startswith("optipfair")]
+    if not asked:
+        rows = [name for name in rows if name not in RIVALS or installed(name)]
     return rows
 
 
@@ -288,6 +310,10 @@ def _arguments() -> argparse.Namespace:
     add("--length", type=int, help="tokens of one (512; quick 128)")
     add("--windows", type=int, help="perplexity windows of a set, at most (100; quick 2)")
     add("--rounds", type=int, help="rounds of ours (5; quick 1)")
+    add("--draws", type=int, help="draws of labels of ours (4; quick 1)")
+    add("--zero-shot", type=Path, default=zero_shot.DATA, help="the folder of question files")
+    add("--questions", type=int, default=0, help="of every zero-shot task (0: none are asked)")
+    add("--repeats", type=int, default=0, help="of the measure of speed, at least 6 (0: none)")
     add("--recipe", type=_change, nargs="+", help="KEY=VALUE of Recipe, for every row of ours")
     add("--recovery-tokens", type=int, default=2_500_000, help="tokens of distillation")
     add("--batch-tokens", type=int, help="tokens in one pass (8192 on a GPU, else 2048)")

@@ -52,7 +52,8 @@ class ComputeSettings(Settings):
     )
     batch_tokens: Count = Field(2048, description="Tokens in one forward pass (a memory bound).")
     backward_batch_tokens: Count = Field(
-        1024, description="Tokens in one forward and backward pass, which keeps activations."
+        1024,
+        description="Tokens in one forward and backward pass, which keeps one block's activations.",
     )
     streaming: Literal["auto", "always", "never"] = Field(
         "auto",

@@ -61,11 +61,11 @@ def measure_latency(
         models[name], _ = load_model(directory, compute)
         models[name].eval()
     _confirm_first_token(models["pruned"], alone["pruned"])
-    runs = _time_in_turn(models, settings)
+    runs = time_in_turn(models, settings)
     return {
         "dense": {measure: _spread(values) for measure, values in runs["dense"].items()},
         "pruned": {measure: _spread(values) for measure, values in runs["pruned"].items()},
-        "speedup": _speedup(runs),
+        "speedup": speedups(runs),
         "bytes": {"dense": disk_usage(dense), "pruned": disk_usage(pruned)},
         "memory": {name: result["memory"] for name, result in alone.items()},
         "reload": {key: alone["pruned"][key] for key in ("ok", "text", "reason")},
@@ -104,7 +104,7 @@ def _answers(
     ]
 
 
-def _time_in_turn(
+def time_in_turn(
     models: "dict[str, PreTrainedModel]", settings: LatencySettings
 ) -> dict[str, dict[str, list[float]]]:
     """Time every model once per repeat, changing who goes first; the first round is not counted."""
@@ -178,7 +178,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def _speedup(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float | None]]:
+def speedups(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float | None]]:
     """Compare the two models repeat by repeat; above 1 the pruned model is faster."""
     speedup = {}
     for measure in runs["dense"]:

@@ -1,15 +1,16 @@
-"""Run a model over batches, forward and back: whole, or block by block.
+"""Run a model over batches, forward and back, block by block.
 
-Block by block (gradient checkpointing at every block, arXiv 1604.06174): the hidden states between
-blocks are kept in host memory, and a block is run again when its turn in the backward pass comes.
-One block's weights and activations are on the device at a time. Batches are taken in groups whose
-boundary activations fit the host's memory; every group goes through all blocks twice.
+As in gradient checkpointing at every block (arXiv 1604.06174): the hidden states between blocks are
+kept, and a block is run again when its turn in the backward pass comes. One block's activations are
+held at a time, and one sequence's logits, which leaves room for larger batches. Of a streamed model
+one block's weights are on the device, too, the hidden states wait in host memory, and batches are
+taken in groups whose states fit there; every group goes through all blocks twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from pruneflow.models.placement import resident, to_host
+from pruneflow.models.placement import is_streamed, resident, to_host
 from pruneflow.progress import track
 from pruneflow.pruning.losses import GRADIENTS, losses_of, noise
 from pruneflow.pruning.recorder import LOSS, Recorder
@@ -51,7 +52,7 @@ class Objective(NamedTuple):
         return GRADIENTS[self.gradient](logits, losses, numbers).mean(1).sum()
 
 
-def whole_pass(
+def pass_by_blocks(
     model: "PreTrainedModel",
     layers: "list[Layer]",
     batches: list[Batch],
@@ -60,47 +61,12 @@ def whole_pass(
     label: str,
 ) -> "Iterator[torch.Tensor]":
     """What each batch shows, in order: the vector that `recorder` makes of it."""
-    import torch
-
-    embedded: list[torch.Tensor] = []
-
-    def start_graph(_module: object, _arguments: object, output: torch.Tensor) -> None:
-        """Weights are frozen, so gradients flow from the embedded tokens."""
-        embedded[:] = [output.requires_grad_(True)]
-
-    def run(batch: Batch) -> torch.Tensor:
-        """A function, so that a batch's graph is gone before the next one is built."""
-        vector = recorder.blank()
-        recorder.watch(len(batch.tokens), vector)
-        tokens = batch.tokens.to(model.device)
-        logits, losses = losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)
-        _finish(batch, logits, losses, embedded, recorder, objective)
-        return vector
-
-    hook = None
-    if recorder.wants_gradients:
-        hook = model.get_input_embeddings().register_forward_hook(start_graph)
-    try:
+    if is_streamed(model):
+        for group in _groups(model, layers, batches):
+            yield from _group_pass(model, layers, group, recorder, objective, label)
+    else:
         for batch in track(batches, label):
-            with recorder.hooked(layers), torch.set_grad_enabled(recorder.wants_gradients):
-                vector = run(batch)
-            yield vector
-    finally:
-        if hook is not None:
-            hook.remove()
-
-
-def streamed_pass(
-    model: "PreTrainedModel",
-    layers: "list[Layer]",
-    batches: list[Batch],
-    recorder: Recorder,
-    objective: Objective,
-    label: str,
-) -> "Iterator[torch.Tensor]":
-    """The same, block by block, with one block's weights and activations on the device."""
-    for group in _groups(model, layers, batches):
-        yield from _group_pass(model, layers, group, recorder, objective, label)
+            yield from _group_pass(model, layers, [batch], recorder, objective)
 
 
 def _groups(
@@ -129,19 +95,23 @@ def _group_pass(
     batches: list[Batch],
     recorder: Recorder,
     objective: Objective,
-    label: str,
+    label: str | None = None,
 ) -> "list[torch.Tensor]":
+    """Vectors of some batches; with a label, progress by block."""
     import torch
+
+    def shown(blocks: "list[Layer]", part: str) -> "Iterable[Layer]":
+        return track(blocks, f"{label} {part}") if label else blocks
 
     vectors = [recorder.blank() for _ in batches]
     tokens_of = [batch.tokens for batch in batches]
     near = fits_on_device(model, tokens_of)
     stream = BlockStream(model, layers, tokens_of, near)
     boundaries: list[list[torch.Tensor]] = []
-    for layer in track(layers, f"{label} forward"):
+    for layer in shown(layers, "forward"):
         with resident(layer.module):
             if recorder.wants_gradients:
-                boundaries.append([to_host(state) for state in stream])
+                boundaries.append([to_host(x) if is_streamed(model) else x for x in stream])
             else:
                 _see(stream, layer, recorder, batches, vectors)
             stream.advance(layer)
@@ -150,15 +120,12 @@ def _group_pass(
     gradients: list[list[torch.Tensor]] = []
     for batch, state, vector in zip(batches, stream, vectors, strict=True):
         recorder.watch(len(batch.tokens), vector)
-        tokens = batch.tokens.to(model.device)
-        with torch.set_grad_enabled(recorder.wants_gradients):
-            last = state.to(model.device).detach().requires_grad_(recorder.wants_gradients)
-            logits, losses = losses_of(logits_of(model, layers, tokens, last), tokens)
-            gradients.append(_finish(batch, logits, losses, [last], recorder, objective))
+        last = state.to(model.device)
+        gradients.append(_by_last(model, layers, batch, last, recorder, objective))
     if not recorder.wants_gradients:
         return vectors
 
-    for layer in track(layers[::-1], f"{label} backward"):
+    for layer in shown(layers[::-1], "backward"):
         states = boundaries.pop()
         with resident(layer.module), recorder.hooked([layer]):
             for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
@@ -177,28 +144,41 @@ def _group_pass(
     return vectors
 
 
-def _finish(
+def _by_last(
+    model: "PreTrainedModel",
+    layers: "list[Layer]",
     batch: Batch,
-    logits: "torch.Tensor",
-    losses: "torch.Tensor",
-    inputs: "list[torch.Tensor]",
+    last: "torch.Tensor",
     recorder: Recorder,
     objective: Objective,
 ) -> "list[torch.Tensor]":
-    """Record a batch's loss, and differentiate by the one tensor of `inputs`, once a draw."""
+    """Record a batch's loss, and differentiate by the hidden states behind the last block.
+
+    A sequence at a time: logits are what a large vocabulary makes the largest tensors of a pass.
+
+    Returns:
+        The gradient of each draw, ``[n, T, d]``; none where nothing is differentiated.
+    """
     import torch
 
-    recorder.add(LOSS, losses.detach().double().mean(1).sum())
-    # Not backward(): that would store gradients of the embeddings and of any weight that is not
-    # frozen.
-    return [
-        torch.autograd.grad(
-            objective.value(logits, losses, batch.first, draw),
-            inputs,
-            retain_graph=draw + 1 < objective.draws,
-        )[0]
-        for draw in range(objective.draws if recorder.wants_gradients else 0)
-    ]
+    rows: list[list[torch.Tensor]] = []
+    for row, tokens in enumerate(batch.tokens.to(model.device).split(1)):
+        with torch.set_grad_enabled(recorder.wants_gradients):
+            own = last[row : row + 1].detach().requires_grad_(recorder.wants_gradients)
+            logits, losses = losses_of(logits_of(model, layers, tokens, own), tokens)
+            recorder.add(LOSS, losses.detach().double().mean(1).sum())
+            # Not backward(): that would store gradients of any weight that is not frozen.
+            rows.append(
+                [
+                    torch.autograd.grad(
+                        objective.value(logits, losses, batch.first + row, draw),
+                        own,
+                        retain_graph=draw + 1 < objective.draws,
+                    )[0]
+                    for draw in range(objective.draws if recorder.wants_gradients else 0)
+                ]
+            )
+    return [torch.cat(draw) for draw in zip(*rows, strict=True)]
 
 
 def _see(

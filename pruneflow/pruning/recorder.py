@@ -113,7 +113,7 @@ class Recorder:
                     self.add(("x", channels, layer.index), totals)
 
                 def on_gradient(gradient: torch.Tensor) -> None:
-                    z = (wide(values) * wide(gradient).reshape(values.shape)).sum(1).double()
+                    z = (wide(values) * gradient.reshape(values.shape)).sum(1).double()
                     for kind, units in split(z).items():
                         squares = units.square().sum(0) / self.draws
                         self.add(("z_squared", kind, layer.index), squares)

@@ -45,6 +45,22 @@ class Normal(NamedTuple):
     drift: "Tensor | None"
 
 
+class System(NamedTuple):
+    """The equations of the kept channels alone, for a correction to their old weights.
+
+    Of a correction, so that a channel that is never active keeps its weight.
+
+    Attributes:
+        gram: ``H_SS``, ``[k, k]`` float64.
+        right: ``H_SR W_R^T + X_S^T D``, ``[k, d_out]`` float64.
+        old: the old weights, ``[d_out, k]`` float64.
+    """
+
+    gram: "Tensor"
+    right: "Tensor"
+    old: "Tensor"
+
+
 def normal_equations(
     weight: "Tensor", seen: "Iterator[Seen]", towards: "Iterator[Seen] | None", share: float
 ) -> Normal:
@@ -103,13 +119,31 @@ def token_weights(x: "Tensor") -> "Tensor":
     return (most / norms.clamp_min(1e-30)).clamp(max=1.0)
 
 
-def refit_columns(weight: "Tensor", normal: Normal, keep: "Tensor", ridge: float) -> "Tensor":
-    """Weights on the kept channels that best reproduce the consumer's output.
+def system_of(weight: "Tensor", normal: Normal, keep: "Tensor") -> System:
+    """Cut the system of the kept channels out of the normal equations, which may go afterwards.
 
     Args:
         weight: ``[d_out, m]``, any floating type.
         normal: its normal equations.
         keep: indices of the kept channels, ``[k]``.
+    """
+    import torch
+
+    h, keep, weight = normal.gram, keep.to(normal.gram.device), weight.double()
+    stays = torch.zeros(len(h), dtype=torch.bool, device=h.device)
+    stays[keep] = True
+    removed = (~stays).nonzero().flatten()
+    right = h[keep[:, None], removed] @ weight[:, removed].T
+    if normal.drift is not None:
+        right += normal.drift[keep]
+    return System(h[keep[:, None], keep], right, weight[:, keep])
+
+
+def solve(system: System, ridge: float) -> "Tensor":
+    """Weights on the kept channels that best reproduce the consumer's output.
+
+    Args:
+        system: theirs; its gram's diagonal is overwritten.
         ridge: lambda as a share of the mean diagonal of H_SS.
 
     Returns:
@@ -120,24 +154,15 @@ def refit_columns(weight: "Tensor", normal: Normal, keep: "Tensor", ridge: float
     """
     import torch
 
-    h = normal.gram
-    keep = keep.to(h.device)
-    target = weight.double().to(h.device)
-    kept = h[keep][:, keep]
-    scale = float(kept.diagonal().mean()) if len(keep) else 0.0
+    gram, right, old = system
+    scale = float(gram.diagonal().mean()) if len(gram) else 0.0
     if scale == 0.0:
-        return target[:, keep]
-    # W_S as a correction to the old columns: a channel that is never active keeps its weight.
-    removed = torch.ones(len(h), dtype=torch.bool, device=h.device)
-    removed[keep] = False
-    right = h[keep][:, removed] @ target[:, removed].T  # [k, d_out]
-    if normal.drift is not None:
-        right = right + normal.drift[keep]
-    diagonal = kept.diagonal().clone()
+        return old
+    diagonal = gram.diagonal().clone()
     for attempt in range(8):
-        kept.diagonal().copy_(diagonal + ridge * 10**attempt * scale)  # in place: it is large
-        factor, failed = torch.linalg.cholesky_ex(kept)
+        gram.diagonal().copy_(diagonal + ridge * 10**attempt * scale)  # in place: it is large
+        factor, failed = torch.linalg.cholesky_ex(gram)
         if int(failed) == 0:
-            return target[:, keep] + torch.cholesky_solve(right, factor).T
+            return old + torch.cholesky_solve(right, factor).T
         log.warning("Cholesky failed with ridge %g; taking ten times as much", ridge * 10**attempt)
     raise PruneflowError("the Gram matrix of a layer is not positive definite at any ridge tried")

@@ -16,7 +16,7 @@ from pruneflow.models.placement import resident
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix, parameters
 from pruneflow.progress import track
 from pruneflow.pruning.allocation import Kept, LayerUnits, Limits, allocate
-from pruneflow.pruning.refit import normal_equations, refit_columns
+from pruneflow.pruning.refit import normal_equations, solve, system_of
 from pruneflow.pruning.scores import ScoreInputs, Scores, compute_scores
 from pruneflow.pruning.stream import BlockStream, fits_on_device, split
 from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_columns, set_columns
@@ -239,7 +239,9 @@ def _cut_layer(
         left = kind == "neurons"  # the unpruned block has been run to its end
         towards = unpruned.seen(whole, kind, leave=left) if unpruned else None
         normal = normal_equations(weight, stream.seen(layer, kind), towards, share)
-        refitted = joined().first(refit_columns(weight, normal, keep, settings.ridge))
+        system = system_of(weight, normal, keep)
+        del normal  # the whole of H is the largest tensor of a round
+        refitted = joined().first(solve(system, settings.ridge))
         if kind == "heads":
             cut_heads(layer, kept.heads[layer.index])
         else:

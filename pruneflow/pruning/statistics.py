@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pruneflow.errors import PruneflowError
 from pruneflow.models.placement import is_streamed
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.passes import Batch, Objective, streamed_pass, whole_pass
+from pruneflow.pruning.passes import Batch, Objective, pass_by_blocks
 from pruneflow.pruning.recorder import ACTIVATIONS, KINDS, LOSS, MASKS, Recorder
 from pruneflow.pruning.stream import split
 from pruneflow.ranks import joined
@@ -86,7 +86,7 @@ def collect(
     """Gather statistics in one forward pass, and one backward pass if `needs` asks for gradients.
 
     Ranks share the batches, and each comes to the same result as one process: batches are added in
-    float64, in their one order. A streamed model goes block by block.
+    float64, in their one order.
 
     Args:
         model: the model of this round, in evaluation mode; it is left as it was.
@@ -111,10 +111,9 @@ def collect(
             batches.append(Batch(batch, first))
             rows.append(row)
             first += len(batch)
-    streamed = is_streamed(model)
-    recorder = Recorder(layers, needs, draws, "cpu" if streamed else model.device)
-    run = streamed_pass if streamed else whole_pass
-    own = run(model, layers, ranks.own(batches), recorder, Objective(gradient, draws, seed), label)
+    recorder = Recorder(layers, needs, draws, "cpu" if is_streamed(model) else model.device)
+    objective = Objective(gradient, draws, seed)
+    own = pass_by_blocks(model, layers, ranks.own(batches), recorder, objective, label)
     totals = torch.stack([recorder.blank()] * len(blocks))
     for start in range(0, len(batches), ranks.size):
         vector = next(own, None)

