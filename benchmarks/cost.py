@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.machine import machine, peak_gib, reset_peak
+from benchmarks.machine import machine, now, peak_gib, product_rate, reset_peak
 from pruneflow.artifacts import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +37,17 @@ class Shape(NamedTuple):
     heads: int
     groups: int
 
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.hidden // self.heads
+
+    @property
+    def block(self) -> int:
+        """Weights of one block's matrices."""
+        heads = 2 * (self.heads + self.groups) * self.head_dim
+        return self.hidden * (3 * self.neurons + heads)
+
 
 SHAPES = {
     "0.1b": Shape(12, 768, 2048, 6, 2),
@@ -46,6 +56,7 @@ SHAPES = {
     "7b": Shape(32, 4096, 11008, 32, 32),
     "13b": Shape(40, 5120, 13824, 40, 40),
     "70b": Shape(80, 8192, 28672, 64, 8),
+    "405b": Shape(126, 16384, 53248, 128, 8),
 }
 
 
@@ -63,7 +74,7 @@ def random_model(shape: Shape, layers: int, dtype: str, device: str) -> Any:
         num_hidden_layers=layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.groups,
-        head_dim=shape.hidden // shape.heads,
+        head_dim=shape.head_dim,
         tie_word_embeddings=False,
     )
     with torch.device(device):
@@ -86,14 +97,10 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     """Add how long the block takes, the GPU's work included."""
     import torch
 
-    def now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    started = now()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    started = now(device)
     yield
-    seconds[name] = seconds.get(name, 0.0) + now() - started
+    seconds[name] = seconds.get(name, 0.0) + now(device) - started
 
 
 @contextmanager
@@ -127,11 +134,8 @@ def work(shape: Shape, layers: int, sequences: int, length: int, kept: int) -> d
     solves in float64.
     """
     tokens = sequences * length
-    block = shape.hidden * (
-        3 * shape.neurons + 2 * (shape.heads + shape.groups) * (shape.hidden // shape.heads)
-    )
     attention = 2 * shape.hidden * length  # causal: half of 4 d T a token
-    forward = tokens * layers * (2 * block + attention)
+    forward = tokens * layers * (2 * shape.block + attention)
     head = 2 * tokens * VOCABULARY * shape.hidden
     gram = 2 * tokens * layers * shape.neurons * (shape.neurons + shape.hidden)
     solved = kept**3 / 3 + 2 * kept**2 * shape.hidden
@@ -146,22 +150,12 @@ def limits(device: str) -> dict[str, float]:
     """Operations a second of one large matrix product in each type, measured here and now."""
     import torch
 
-    def rate(dtype: torch.dtype, size: int) -> float:
-        a = torch.randn(size, size, device=device).to(dtype)
-        best = 0.0
-        for _ in range(6):
-            took: dict[str, float] = {}
-            with timed(took, "product"):
-                a @ a
-            best = max(best, 2 * size**3 / took["product"])
-        return best
-
-    size = 8192 if device == "cuda" else 1024
+    side = 8192 if device == "cuda" else 1024
     torch.set_float32_matmul_precision("high")
     found = {
-        "half": rate(torch.bfloat16, size),
-        "single": rate(torch.float32, size),
-        "double": rate(torch.float64, size // 2),
+        "half": product_rate(device, "bfloat16", side),
+        "single": product_rate(device, "float32", side),
+        "double": product_rate(device, "float64", side // 2),
     }
     torch.set_float32_matmul_precision("highest")
     return found
@@ -172,8 +166,13 @@ def phases(seconds: dict[str, float], peaks: dict[str, float]) -> Iterator[None]
     """Within it, the phases of `prune_round` are timed, and the memory of each is watched."""
     from pruneflow.pruning import rounds as engine
 
-    names = {"score": "compute_scores", "equations": "normal_equations", "solve": "solve"}
-    before = {name: getattr(engine, name) for name in names.values()}
+    names = {
+        "compute_scores": "score",
+        "normal_equations": "equations",
+        "system_of": "solve",
+        "solve": "solve",
+    }
+    before = {name: getattr(engine, name) for name in names}
 
     def wrapped(phase: str, function: Any) -> Any:
         def run(*given: Any, **named: Any) -> Any:
@@ -182,7 +181,7 @@ def phases(seconds: dict[str, float], peaks: dict[str, float]) -> Iterator[None]
 
         return run
 
-    for phase, name in names.items():
+    for name, phase in names.items():
         setattr(engine, name, wrapped(phase, before[name]))
     try:
         yield

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,28 @@ def peak_gib() -> float | None:
         return None
     line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
     return round(int(line.split()[1]) / 2**20, 2)
+
+
+def now(device: str) -> float:
+    """The time at which the device has done all it was given."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def product_rate(device: str, dtype: str, side: int) -> float:
+    """Operations a second of a product of two square matrices, the best of six."""
+    import torch
+
+    square = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    seconds = []
+    for _ in range(6):
+        started = now(device)
+        torch.matmul(square, square)
+        seconds.append(now(device) - started)
+    return float(2 * side**3 / min(seconds))
 
 
 def machine(device: str) -> dict[str, Any]:

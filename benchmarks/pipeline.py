@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,22 +129,25 @@ def _flow_start(folder: Path) -> datetime:
     return datetime.fromisoformat(found).replace(tzinfo=UTC)
 
 
-def rounds(folder: Path, environment: dict[str, str], names: list[str]) -> dict[str, Any]:
+def rounds(
+    folder: Path, environment: dict[str, str], names: list[str]
+) -> Iterator[tuple[str, dict[str, float]]]:
     """Each round again by DVC: characters read and written by all processes, over its bytes."""
     idle = json.loads(run(folder, environment, "bytes.py", "repro", "-s", "validate")[1])
-    found = {}
     for name in names:
         output = run(folder, environment, "bytes.py", "repro", "-f", "-s", f"round@{name}")[1]
         moved = json.loads(output)
         size = weight_bytes(folder / "data/checkpoints" / name)
-        found[name] = {
-            "model_bytes": size,
-            "read": moved["rchar"] - idle["rchar"],
-            "written": moved["wchar"] - idle["wchar"],
-            "read_over_model": (moved["rchar"] - idle["rchar"]) / size,
-            "written_over_model": (moved["wchar"] - idle["wchar"]) / size,
-        }
-    return found
+        yield (
+            name,
+            {
+                "model_bytes": size,
+                "read": moved["rchar"] - idle["rchar"],
+                "written": moved["wchar"] - idle["wchar"],
+                "read_over_model": (moved["rchar"] - idle["rchar"]) / size,
+                "written_over_model": (moved["wchar"] - idle["wchar"]) / size,
+            },
+        )
 
 
 def main() -> None:
@@ -169,8 +173,10 @@ def main() -> None:
         idle = [run(folder, environment, "-m", "dvc", "repro")[0] for _ in range(given.repeats)]
         result["nothing_to_do"] = {"seconds": idle, "median": statistics.median(idle)}
         write_json(given.out, result)
-        result["rounds"] = rounds(folder, environment, list(settings.rounds))
-        write_json(given.out, result)
+        result["rounds"] = {}
+        for name, moved in rounds(folder, environment, list(settings.rounds)):
+            result["rounds"][name] = moved
+            write_json(given.out, result)
     print(json.dumps(result, indent=2))
     median = result["nothing_to_do"]["median"]
     print(f"overhead {result['run']['overhead']:.1%} (at most 5 %)")

@@ -1,4 +1,4 @@
-"""The table of docs/method.md: how much perplexity pruning costs, ours beside published methods.
+"""The tables of docs/method.md and docs/benchmarks.md: ours beside published methods and tools.
 
 Every row prunes a fresh copy of the dense model and is scored on bench-v1: perplexity over the
 dense model's, on seven held-out sets, and their geometric mean. Results are written after every
@@ -30,7 +30,7 @@ from benchmarks.machine import load, machine, peak_gib, reset_peak
 from benchmarks.peers import PEERS
 from benchmarks.quality_table import continued, merge, show, with_ratios
 from benchmarks.rivals import RIVALS, installed
-from benchmarks.zero_shot import Item, accuracy, read_items
+from benchmarks.zero_shot import Item, answers, read_items
 from pruneflow.artifacts import write_json
 from pruneflow.config import ComputeSettings, LatencySettings
 from pruneflow.errors import InputError, PruneflowError
@@ -149,7 +149,7 @@ def pruned(
 ) -> tuple[Any, dict[str, Any]]:
     """A copy of the dense model, pruned as the row says, and what that was done with.
 
-    `recipe` changes the recipe of a row of ours; a peer has none.
+    `recipe` changes the recipe of a row of ours; a peer or rival has none.
     """
     model, setup = copy.deepcopy(bench.dense), bench.setup
     if name in METHODS:
@@ -195,8 +195,8 @@ def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> di
             "perplexity": bench.perplexity(model, f"{name} {ratio:g}"),
         }
         if bench.items:
-            answered = accuracy(model, bench.tokenizer, bench.items, bench.batch_tokens)
-            facts["zero_shot"] = {task: found["accuracy"] for task, found in answered.items()}
+            found = answers(model, bench.tokenizer, bench.items, bench.batch_tokens)
+            facts["zero_shot"] = {task: sum(right) / len(right) for task, right in found.items()}
         if bench.setup.repeats and name != "dense":
             facts["speedup"] = _speedup(model, bench)
     except Exception as error:  # noqa: BLE001 - a row that fails must not take the table with it
@@ -213,6 +213,8 @@ def _speedup(model: Any, bench: Bench) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure the rows that are asked for, writing after each."""
     quick = arguments.quick
+    if 0 < arguments.repeats < 6:
+        raise InputError("--repeats is at least 6 (fewer give no interval of a median), or 0")
     device = resolve_device(ComputeSettings(device=arguments.device))
     setup = Setup(
         model=Path(arguments.model).name,
@@ -281,8 +283,10 @@ def _rows(asked: list[str] | None, quick: bool) -> list[str]:
     if unknown:
         raise InputError(f"no row {sorted(unknown)[0]}: choose from {', '.join(ROWS)}")
     rows = asked or list(QUICK_ROWS if quick else ROWS)
-    if not asked:
-        rows = [name for name in rows if name not in RIVALS or installed(name)]
+    absent = [] if asked else [name for name in rows if name in RIVALS and not installed(name)]
+    if absent:
+        print(f"left out, not installed: {', '.join(absent)}", file=sys.stderr)
+        rows = [name for name in rows if name not in absent]
     return rows
 
 

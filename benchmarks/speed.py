@@ -38,7 +38,6 @@ although left = left_ideally is work that pruning does not touch.
 """
 
 import argparse
-import copy
 import gc
 import math
 import sys
@@ -48,49 +47,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 # So that it also runs where the project is not installed.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.cost import SHAPES, random_model
-from benchmarks.machine import load, machine
+from benchmarks.machine import load, machine, now, product_rate
+from benchmarks.speed_variants import (
+    ACTIVATION,
+    ATTENTION,
+    DENSE,
+    HEAD,
+    MLP,
+    OTHER,
+    SCORES,
+    Models,
+    Work,
+    facts,
+    modules_of,
+    variants,
+    work_of,
+)
 from pruneflow.artifacts import write_json
 from pruneflow.config import ComputeSettings
 from pruneflow.models.loading import computes_bfloat16, resolve_device
-from pruneflow.models.structure import block_weights, layers_of, matrix, sizes_of
-from pruneflow.pruning.surgery import cut_heads, cut_neurons
+from pruneflow.models.structure import layers_of
 
 RESULTS = Path(__file__).parent / "results"
-RATIOS = (0.2, 0.5)
-MULTIPLE = 64  # of neurons, in an aligned layer
-DENSE = "dense"
 PHASES = ("prefill", "decode")
-MLP, ACTIVATION, ATTENTION = "mlp linears", "mlp activation", "attention linears"
-SCORES, HEAD, OTHER = "attention rest", "head, embedding", "other"
 PARTS = (MLP, ACTIVATION, ATTENTION, SCORES, HEAD, OTHER)
-Models = dict[str, Any]
 Runs = dict[str, dict[str, list[dict[str, float]]]]  # by variant and phase: seconds by part
-
-
-class Work(NamedTuple):
-    """Operations and bytes: of a computation, or those that a device does in a second."""
-
-    flops: float
-    bytes: float
-
-    def least_seconds(self, speed: "Work") -> float:
-        """How long a device takes at the least."""
-        return max(self.flops / speed.flops, self.bytes / speed.bytes)
-
-
-def now(device: str) -> float:
-    """The time at which the device has done all it was given."""
-    import torch
-
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def speed_of(device: str, dtype: str) -> Work:
@@ -98,104 +85,13 @@ def speed_of(device: str, dtype: str) -> Work:
     import torch
 
     side, numbers = (8192, 2**28) if device == "cuda" else (2048, 2**26)
-    square = torch.randn(side, side, device=device).to(getattr(torch, dtype))
     memory = torch.ones(numbers, device=device)
-    products, reads = [], []
+    reads = []
     for _ in range(6):
         started = now(device)
-        torch.matmul(square, square)
-        multiplied = now(device)
         memory.sum()
-        products.append(multiplied - started)
-        reads.append(now(device) - multiplied)
-    return Work(2 * side**3 / min(products), memory.nbytes / min(reads))
-
-
-def pruned(dense: Any, ratio: float, heads: bool = False, extra: int = 0) -> Any | None:
-    """A copy without this share of the block weights, as nearly as multiples of neurons allow.
-
-    With `heads` the same share of KV groups goes too; None where none would go, or none stay. Every
-    layer keeps `extra` neurons above a multiple. Weights that nothing is cut from are shared.
-    """
-    import torch
-
-    model = copy.deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})
-    layers = layers_of(model)
-    for layer in layers if heads else []:
-        groups = round((1 - ratio) * layer.kv_groups)
-        if not 0 < groups < layer.kv_groups:
-            return None
-        cut_heads(layer, torch.arange(groups * layer.heads_per_group).view(groups, -1))
-    excess = block_weights(model) - (1 - ratio) * block_weights(dense)
-    left = 1 - excess / sum(layer.neurons * layer.neuron_weights for layer in layers)
-    for layer in layers:
-        multiples = max(1, round(left * layer.neurons / MULTIPLE))
-        cut_neurons(layer, torch.arange(multiples * MULTIPLE + extra))
-    return model
-
-
-def variants(dense: Any) -> Models:
-    """The dense model and all that is cut from it, by name."""
-    models = {DENSE: dense}
-    for ratio in RATIOS:
-        models[f"aligned {ratio:.0%}"] = pruned(dense, ratio)
-        models[f"unaligned {ratio:.0%}"] = pruned(dense, ratio, extra=1)
-        models[f"heads {ratio:.0%}"] = pruned(dense, ratio, heads=True)
-    return {name: model for name, model in models.items() if model is not None}
-
-
-def facts(model: Any, dense: Any) -> dict[str, Any]:
-    """What the results say of a variant's size."""
-    left = block_weights(model) / block_weights(dense)
-    stored = sum(parameter.nbytes for parameter in model.parameters())
-    gain = {"ratio": 1 - left, "ideal_by_block_weights": 1 / left}
-    return {**sizes_of(model), **gain, "bytes": stored}
-
-
-def modules_of(model: Any) -> dict[str, list[Any]]:
-    """The modules of each part; those of `ACTIVATION` and `SCORES` contain the linears."""
-    layers = layers_of(model)
-    family = layers[0].family
-    mlp = family.mlp_consumer.rpartition(".")[0]  # OPT's linears lie in the block itself
-    in_mlp = (*family.mlp_producers, family.mlp_consumer)
-    in_attention = (*family.attention_producers, family.attention_consumer)
-    return {
-        MLP: [layer.linear(name) for layer in layers for name in in_mlp],
-        ACTIVATION: [layer.linear(mlp) for layer in layers if mlp],
-        ATTENTION: [layer.linear(name) for layer in layers for name in in_attention],
-        SCORES: [layer.attention for layer in layers],
-        HEAD: [model.get_input_embeddings(), model.get_output_embeddings()],
-    }
-
-
-def work_of(model: Any, phase: str, prompt: Any, new_tokens: int) -> dict[str, Work]:
-    """What each part of a model has to do in a phase, by the formulae above."""
-    batch, length = prompt.shape
-    if phase == "prefill":
-        passes, tokens, cached = 1, length, length
-        pairs = length * (length + 1) // 2
-    else:
-        passes = tokens = new_tokens
-        cached = pairs = new_tokens * length + new_tokens * (new_tokens + 1) // 2
-    layers, modules, size = layers_of(model), modules_of(model), model.dtype.itemsize
-
-    def products(linears: list[Any], times: int) -> Work:
-        weights = sum(matrix(linear).numel() for linear in linears)
-        return Work(2 * weights * batch * times, weights * size * passes)
-
-    table, head = modules[HEAD]
-    logits, rows = products([head], passes), table.weight.shape[1] * batch * tokens
-    query = sum(layer.heads * layer.head_dim for layer in layers)
-    key = sum(layer.kv_groups * layer.head_dim for layer in layers)
-    vectors = sum(values.numel() for values in model.parameters() if values.dim() == 1)
-    return {
-        MLP: products(modules[MLP], tokens),
-        ACTIVATION: Work(sum(layer.neurons for layer in layers) * batch * tokens, 0),
-        ATTENTION: products(modules[ATTENTION], tokens),
-        SCORES: Work(4 * query * batch * pairs, 2 * key * batch * cached * size),
-        HEAD: Work(logits.flops, logits.bytes + rows * size),
-        OTHER: Work(0, vectors * size * passes),
-    }
+        reads.append(now(device) - started)
+    return Work(product_rate(device, dtype, side), memory.nbytes / min(reads))
 
 
 def run(model: Any, prompt: Any, new_tokens: int) -> Iterator[tuple[str, float]]:

@@ -1,7 +1,7 @@
 """Zero-shot accuracy on question files: ARC-easy, PIQA and the last word of LAMBADA.
 
 A question with choices counts as answered by the choice with the highest log-likelihood a byte, as
-lm-eval's `acc_norm` does; LAMBADA's last word as known where it is what greedy decoding says.
+lm-eval's `acc_bytes` does; LAMBADA's last word as known where it is what greedy decoding says.
 Questions are drawn once by the seed, so that every row answers the same.
 """
 
@@ -56,13 +56,13 @@ def _item(row: dict[str, Any]) -> Item:
     return Item(row["query"].strip() + "\nAnswer:", answers, row["gold"])
 
 
-def accuracy(
+def answers(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     items: dict[str, list[Item]],
     batch_tokens: int,
-) -> dict[str, dict[str, Any]]:
-    """Of every task the share answered rightly, and for each question whether it was."""
+) -> dict[str, list[bool]]:
+    """Of every task, whether each question was answered rightly."""
     return {
         task: _task(model, tokenizer, asked, batch_tokens, task) for task, asked in items.items()
     }
@@ -74,7 +74,7 @@ def _task(
     items: list[Item],
     batch_tokens: int,
     label: str,
-) -> dict[str, Any]:
+) -> list[bool]:
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -100,4 +100,4 @@ def _task(
             for (value, _), answer in zip(own, item.answers, strict=True)
         ]
         right.append(max(range(len(by_byte)), key=by_byte.__getitem__) == item.gold)
-    return {"accuracy": sum(right) / len(right), "questions": len(right), "right": right}
+    return right

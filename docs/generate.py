@@ -1,8 +1,8 @@
-"""Write the reference pages from the code: `python -m docs.generate`, which `make docs` runs first.
+"""Write pages from code and results: `python -m docs.generate`, which `make docs` runs first.
 
 Settings come from the schemas of their pydantic models, metrics from their functions, commands from
-typer's own writer of Markdown. The pages are committed, so that they can be read without a build; a
-test compares them with what this writes.
+typer's own writer of Markdown, figures from benchmarks/results. The pages are committed, so that
+they can be read without a build; a test compares them with what this writes.
 """
 
 import inspect
@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from docs.measured import benchmarks_page
+from docs.scale import scale_page
 from pruneflow.calibration.kinds import KINDS, Source
 from pruneflow.calibration.records import RecordFormat
 from pruneflow.config import PipelineSettings
@@ -21,8 +23,9 @@ from pruneflow.evaluation.gates import GatesSettings
 from pruneflow.evaluation.metrics import METRICS, Metric
 from pruneflow.sweep import SweepSettings
 
-FOLDER = Path(__file__).parent / "reference"
-NOTE = "<!-- Written by `make docs` from the code: change it there. -->\n\n"
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER.parent / "benchmarks/results"
+NOTE = "<!-- Written by `make docs`: change the program and run it again. -->\n\n"
 SETTINGS = """# Every setting
 
 What each file of `configs/` may hold. An unknown key, and a value of another type or out of range,
@@ -61,11 +64,14 @@ NAME = "^[a-zA-Z]["
 
 
 def pages() -> dict[str, str]:
-    """Return the text of every generated page, by file name."""
+    """Return the text of every generated page, by its path in docs/."""
     texts = {
-        "settings.md": "\n".join([SETTINGS, *_all_settings()]),
-        "gates.md": GATES + "\n".join([*_models(GatesSettings), METRIC_TABLE, *_metrics()]),
-        "commands.md": COMMANDS + _commands(),
+        "reference/settings.md": "\n".join([SETTINGS, *_all_settings()]),
+        "reference/gates.md": GATES
+        + "\n".join([*_models(GatesSettings), METRIC_TABLE, *_metrics()]),
+        "reference/commands.md": COMMANDS + _commands(),
+        "benchmarks.md": benchmarks_page(RESULTS),
+        "scale.md": scale_page(RESULTS),
     }
     return {name: f"{NOTE}{text.rstrip()}\n" for name, text in texts.items()}
 
@@ -225,7 +231,6 @@ def _escaped(text: str) -> str:
 
 def main() -> None:
     """Write the pages that are not as they should be."""
-    FOLDER.mkdir(exist_ok=True)
     for name, text in pages().items():
         path = FOLDER / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -38,7 +38,7 @@ from pruneflow.paths import (
 )
 from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
 from tasks import promotion, registry
-from tasks.dvc_state import mend_dvc
+from tasks.dvc_state import doubt_changed_files, mend_dvc
 from tasks.production import compare_with_production
 from tasks.runs import only_run
 from tasks.sharing import push
@@ -145,6 +145,8 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")
     wait_for_stage_left_behind()
+    for line in doubt_changed_files():
+        get_run_logger().info(line)
     progress = create_progress_artifact(0.0, key="progress", description="Stages of this run")
     for place, name in enumerate(names, start=1):
         position = f"[{place}/{len(names)}]"

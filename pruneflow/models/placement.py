@@ -3,8 +3,8 @@
 A streamed model has its embeddings, last norm and head on the device; each block's weights come
 there when it runs and leave when it has run, so that the device's memory does not grow with depth.
 Its own forward pass works as ever, block by block; a backward pass needs `resident`, which keeps a
-block there until it is done (pruneflow.pruning.passes). On a CPU nothing moves, and what streaming
-saves is the activations.
+block there until it is done (pruneflow.pruning.passes). On a CPU
+nothing moves, and nothing is saved.
 """
 
 from collections.abc import Iterator

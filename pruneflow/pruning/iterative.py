@@ -85,7 +85,8 @@ def prune(
         directory: where every round is written as a model directory, ``r1`` and so on. Rounds
             that are there already, of the same model, recipe and text, are not done again.
         batch_tokens: tokens in one forward pass (a memory bound).
-        backward_batch_tokens: tokens in one forward and backward pass, which keeps activations.
+        backward_batch_tokens: tokens in one forward and backward pass, which keeps one block's
+            activations.
 
     Raises:
         InputError: the model's weights hold NaN or infinity or are of another type than float32,

@@ -103,6 +103,9 @@ def _group_pass(
     def shown(blocks: "list[Layer]", part: str) -> "Iterable[Layer]":
         return track(blocks, f"{label} {part}") if label else blocks
 
+    def watch(index: int) -> None:
+        recorder.watch(len(batches[index].tokens), vectors[index])
+
     vectors = [recorder.blank() for _ in batches]
     tokens_of = [batch.tokens for batch in batches]
     near = fits_on_device(model, tokens_of)
@@ -110,16 +113,17 @@ def _group_pass(
     boundaries: list[list[torch.Tensor]] = []
     for layer in shown(layers, "forward"):
         with resident(layer.module):
-            if recorder.wants_gradients:
+            if recorder.wants_gradients:  # seen when the block is run again
                 boundaries.append([to_host(x) if is_streamed(model) else x for x in stream])
+                stream.advance(layer)
             else:
-                _see(stream, layer, recorder, batches, vectors)
-            stream.advance(layer)
+                with recorder.hooked([layer]):
+                    stream.advance(layer, watch)
 
     # [batch][draw]: the objective's gradient by the hidden states after the block under way
     gradients: list[list[torch.Tensor]] = []
-    for batch, state, vector in zip(batches, stream, vectors, strict=True):
-        recorder.watch(len(batch.tokens), vector)
+    for index, (batch, state) in enumerate(zip(batches, stream, strict=True)):
+        watch(index)
         last = state.to(model.device)
         gradients.append(_by_last(model, layers, batch, last, recorder, objective))
     if not recorder.wants_gradients:
@@ -128,8 +132,8 @@ def _group_pass(
     for layer in shown(layers[::-1], "backward"):
         states = boundaries.pop()
         with resident(layer.module), recorder.hooked([layer]):
-            for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
-                recorder.watch(len(batch.tokens), vectors[index])
+            for index, state in enumerate(states):
+                watch(index)
                 with torch.enable_grad():
                     before = state.to(model.device, non_blocking=True).detach().requires_grad_(True)
                     after = stream.run(layer, before)
@@ -179,19 +183,3 @@ def _by_last(
                 ]
             )
     return [torch.cat(draw) for draw in zip(*rows, strict=True)]
-
-
-def _see(
-    stream: BlockStream,
-    layer: "Layer",
-    recorder: Recorder,
-    batches: list[Batch],
-    vectors: "list[torch.Tensor]",
-) -> None:
-    """Let the recorder see a block run, where no backward pass will run it again."""
-    import torch
-
-    with recorder.hooked([layer]), torch.no_grad():
-        for batch, state, vector in zip(batches, stream, vectors, strict=True):
-            recorder.watch(len(batch.tokens), vector)
-            stream.run(layer, state)

@@ -129,14 +129,14 @@ def system_of(weight: "Tensor", normal: Normal, keep: "Tensor") -> System:
     """
     import torch
 
-    h, keep, weight = normal.gram, keep.to(normal.gram.device), weight.double()
+    h, keep = normal.gram, keep.to(normal.gram.device)
     stays = torch.zeros(len(h), dtype=torch.bool, device=h.device)
     stays[keep] = True
     removed = (~stays).nonzero().flatten()
-    right = h[keep[:, None], removed] @ weight[:, removed].T
+    right = h[keep[:, None], removed] @ weight[:, removed].double().T
     if normal.drift is not None:
         right += normal.drift[keep]
-    return System(h[keep[:, None], keep], right, weight[:, keep])
+    return System(h[keep[:, None], keep], right, weight[:, keep].double())
 
 
 def solve(system: System, ridge: float) -> "Tensor":

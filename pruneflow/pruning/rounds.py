@@ -238,10 +238,11 @@ def _cut_layer(
         weight = matrix(consumer)
         left = kind == "neurons"  # the unpruned block has been run to its end
         towards = unpruned.seen(whole, kind, leave=left) if unpruned else None
-        normal = normal_equations(weight, stream.seen(layer, kind), towards, share)
-        system = system_of(weight, normal, keep)
-        del normal  # the whole of H is the largest tensor of a round
+        seen = stream.seen(layer, kind)
+        # Not kept: the whole of H, a round's largest tensor, is gone before the system is solved.
+        system = system_of(weight, normal_equations(weight, seen, towards, share), keep)
         refitted = joined().first(solve(system, settings.ridge))
+        del system
         if kind == "heads":
             cut_heads(layer, kept.heads[layer.index])
         else:

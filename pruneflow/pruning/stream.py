@@ -5,7 +5,7 @@ activations of the already pruned blocks before it, and only one layer's H is in
 sequences of their own, and a block's sums are those of all.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -138,9 +138,16 @@ class BlockStream:
             total += rows.T @ rows
         return joined().sum(total)
 
-    def advance(self, layer: "Layer") -> None:
-        """Replace every sequence's hidden states by the block's output."""
+    def advance(self, layer: "Layer", before: "Callable[[int], None] | None" = None) -> None:
+        """Replace every sequence's hidden states by the block's output.
+
+        Args:
+            layer: the next block.
+            before: called with each batch's number before the block is run on it.
+        """
         for index, state in enumerate(self._states):  # one at a time: old and new never all at once
+            if before is not None:
+                before(index)
             self._states[index] = self._kept(self._look(layer, state))
 
     def _look(self, layer: "Layer", state: "torch.Tensor") -> "torch.Tensor":

@@ -15,6 +15,7 @@ import pytest
 
 from pruneflow.errors import DamagedArtifactError
 from pruneflow.stages import run_stage_by_name
+from tasks.dvc_state import doubt_changed_files
 from tests.pipeline.commands import environment, repro, run
 from tests.pipeline.test_crash_safety import outs
 
@@ -70,6 +71,7 @@ def test_damage_a_full_disk_and_a_dead_lock_are_found_and_harm_nothing(
 ) -> None:
     made = outs()
     _damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(made)
+    _small_files_that_changed_quietly_are_rebuilt(made)
     _a_full_disk_is_one_line_and_the_earlier_result_stays(made)
     _a_lock_of_dvc_left_by_a_dead_process_stops_nothing(made)
     assert outs() == made and repro() == []
@@ -92,6 +94,18 @@ def _damage_is_rebuilt_by_dvc_or_named_by_the_stage_that_reads_it(
             run_stage_by_name(stage)
         shutil.copy2(good, path)
     assert outs() == made
+
+
+def _small_files_that_changed_quietly_are_rebuilt(made: dict[str, str]) -> None:
+    """DVC does not see them, and no digest is within them: a gate would read the wrong figure."""
+    names = ("data/reports/evaluation.json", "data/checkpoints/r1/round.json")
+    for name in names:
+        flip_quietly(Path(name))
+    assert repro() == []
+    lines = doubt_changed_files()
+    assert [line.split()[0] for line in lines] == sorted(names)
+    repro()
+    assert outs() == made and doubt_changed_files() == []
 
 
 def _a_full_disk_is_one_line_and_the_earlier_result_stays(made: dict[str, str]) -> None:

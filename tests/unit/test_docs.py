@@ -36,7 +36,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", pages())
-def test_generated_references_are_those_of_the_code(name: str) -> None:
+def test_generated_pages_are_those_of_the_code_and_the_results(name: str) -> None:
     assert (FOLDER / name).read_text(encoding="utf-8") == pages()[name], "run `make docs`"
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import bench_v1, quality
+from benchmarks import bench_v1, quality, zero_shot
 from benchmarks.quality_table import continued, merge, with_ratios
 from pruneflow.artifacts import write_json
 from pruneflow.errors import InputError
@@ -126,3 +126,38 @@ def test_every_row_has_a_method_and_every_recipe_of_ours_is_valid():
     assert set(quality.QUICK_ROWS) <= set(quality.ROWS)
     for row in quality.OURS.values():
         Recipe(ratio=0.2, layout=row.layout, **row.recipe)
+
+
+def test_zero_shot_takes_the_likeliest_choice_a_byte_and_the_greedy_last_word(
+    tmp_path, tiny_model, tiny_tokenizer
+):
+    rows = {
+        "arc_easy": {"query": "the cat", "choices": ["sat", "on the mat", "ran away"], "gold": 1},
+        "piqa": {"query": "a dog\n", "choices": ["barks", "flies"], "gold": 0},
+        "lambada_openai": {"context": "the cat sat on the", "continuation": "mat"},
+    }
+    for task, row in rows.items():
+        (tmp_path / f"{task}.jsonl").write_text(json.dumps(row) + "\n")
+    items = zero_shot.read_items(tmp_path, 5, seed=0)
+    model = tiny_model(vocab_size=400).float()
+    found = zero_shot.answers(model, tiny_tokenizer, items, 64)
+
+    def scores(context, answer):
+        ids = [
+            tiny_tokenizer(text, add_special_tokens=False).input_ids for text in (context, answer)
+        ]
+        logits = model(input_ids=torch.tensor([ids[0] + ids[1]])).logits[0].log_softmax(-1)
+        rows = logits[len(ids[0]) - 1 : -1]
+        likeliest = rows.argmax(-1).tolist() == ids[1]
+        return float(rows[range(len(ids[1])), ids[1]].sum()) / len(
+            answer.strip().encode()
+        ), likeliest
+
+    for task in ("arc_easy", "piqa"):
+        (item,) = items[task]
+        each = [scores(item.context, answer)[0] for answer in item.answers]
+        assert found[task] == [each.index(max(each)) == item.gold]
+    (item,) = items["lambada_openai"]
+    assert found["lambada_openai"] == [scores(item.context, item.answers[0])[1]]
+    with pytest.raises(InputError, match="--zero-shot"):
+        zero_shot.read_items(tmp_path / "nowhere", 5, seed=0)

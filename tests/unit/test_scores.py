@@ -90,13 +90,15 @@ def test_scores_computed_together_take_one_pass_and_equal_those_computed_alone(
 ):
     model = tiny_model()
     forwards, backwards = [], []
+    mlp = model.model.layers[-1].mlp
     handles = [
-        model.register_forward_hook(lambda *_args: forwards.append(torch.is_grad_enabled())),
-        model.lm_head.register_full_backward_hook(lambda *_args: backwards.append(1)),
+        mlp.register_forward_hook(lambda *_args: forwards.append(torch.is_grad_enabled())),
+        mlp.register_full_backward_hook(lambda *_args: backwards.append(1)),
     ]
     one_pass = [name for name in SCORES if name != "obs"]
     together = compute_scores(one_pass, _inputs(model, tiny_tokens))
-    assert (len(forwards), len(backwards)) == (4, 4)  # two batches of two domains
+    # Two batches of two domains, forward, and again to go back.
+    assert (forwards.count(False), forwards.count(True), len(backwards)) == (4, 4, 4)
     forwards.clear()
     compute_scores(["wanda_sp", "flap"], _inputs(model, tiny_tokens))
     assert forwards == [False] * 4
