@@ -62,6 +62,15 @@ def test_block_by_block_shows_what_the_plain_pass_does(
     assert torch.allclose(plain.loss, by_blocks.loss, rtol=1e-6)
 
 
+def test_logits_of_one_sequence_are_held_at_a_time(tiny_model, tiny_tokens):
+    model = tiny_model()
+    rows = []
+    handle = model.lm_head.register_forward_hook(lambda _, given, __: rows.append(len(given[0])))
+    collect(model, tiny_tokens, 48, "score")
+    handle.remove()
+    assert rows == [1] * sum(len(tokens) for tokens in tiny_tokens.values())
+
+
 @pytest.mark.parametrize("needs", [(ACTIVATIONS,), (MASKS,)])
 def test_groups_of_batches_add_up_to_the_same(tiny_model, tiny_tokens, needs, monkeypatch):
     model = streamed(tiny_model())
