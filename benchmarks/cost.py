@@ -113,7 +113,7 @@ def watched(peaks: dict[str, float], name: str) -> Iterator[None]:
         peaks[name] = max(peaks.get(name, 0.0), peak)
 
 
-class Work(NamedTuple):
+class Operations(NamedTuple):
     """Floating-point operations that a phase needs at the least, by the type they are done in."""
 
     half: float = 0.0
@@ -125,7 +125,9 @@ class Work(NamedTuple):
         return sum(done / limits[kind] for kind, done in self._asdict().items() if done)
 
 
-def work(shape: Shape, layers: int, sequences: int, length: int, kept: int) -> dict[str, Work]:
+def work(
+    shape: Shape, layers: int, sequences: int, length: int, kept: int
+) -> dict[str, Operations]:
     """What a round of an unpruned model in bfloat16 that loses MLP neurons alone needs, by phase.
 
     ``score``: a forward pass, and a backward pass by activations alone; running blocks again is not
@@ -140,9 +142,9 @@ def work(shape: Shape, layers: int, sequences: int, length: int, kept: int) -> d
     gram = 2 * tokens * layers * shape.neurons * (shape.neurons + shape.hidden)
     solved = kept**3 / 3 + 2 * kept**2 * shape.hidden
     return {
-        "score": Work(half=2 * (forward + head)),
-        "equations": Work(half=2 * forward, single=gram),
-        "solve": Work(double=layers * solved),
+        "score": Operations(half=2 * (forward + head)),
+        "equations": Operations(half=2 * forward, single=gram),
+        "solve": Operations(double=layers * solved),
     }
 
 

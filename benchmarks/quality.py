@@ -27,9 +27,9 @@ import yaml
 
 from benchmarks import bench_v1, zero_shot
 from benchmarks.machine import load, machine, peak_gib, reset_peak
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Peer
 from benchmarks.quality_table import continued, merge, show, with_ratios
-from benchmarks.rivals import RIVALS, installed
+from benchmarks.rivals import RIVALS
 from benchmarks.zero_shot import Item, answers, read_items
 from pruneflow.artifacts import write_json
 from pruneflow.config import ComputeSettings, LatencySettings
@@ -85,7 +85,7 @@ OURS = {
     "uniform_recovered": Ours("uniform", recovery=True),
     "per_layer_recovered": Ours(recovery=True),
 }
-METHODS = {**PEERS, **RIVALS}
+METHODS: dict[str, Peer] = {**PEERS, **RIVALS}
 ROWS = ("dense", *METHODS, *OURS)
 QUICK_ROWS = (
     *("dense", "random", "wanda_sp", "flap", "llm_pruner", "osscar"),
@@ -283,7 +283,9 @@ def _rows(asked: list[str] | None, quick: bool) -> list[str]:
     if unknown:
         raise InputError(f"no row {sorted(unknown)[0]}: choose from {', '.join(ROWS)}")
     rows = asked or list(QUICK_ROWS if quick else ROWS)
-    absent = [] if asked else [name for name in rows if name in RIVALS and not installed(name)]
+    absent = (
+        [] if asked else [name for name in rows if name in RIVALS and not RIVALS[name].installed]
+    )
     if absent:
         print(f"left out, not installed: {', '.join(absent)}", file=sys.stderr)
         rows = [name for name in rows if name not in absent]

@@ -9,11 +9,13 @@ every layer, on the calibration text that every other row has. None is a depende
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.peer_parts import Choice, batches_of, cut_layer_by_layer, uniform_counts
-from benchmarks.peers import RIDGE, Peer
+from benchmarks.peers import RIDGE
 from pruneflow.errors import InputError
 from pruneflow.models.structure import block_weights, layers_of
 from pruneflow.progress import track
@@ -24,76 +26,87 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def prune_optipfair(
+class Rival(NamedTuple):
+    """A tool as a method of the table, a `benchmarks.peers.Peer`.
+
+    Attributes:
+        package: what is imported.
+        cut: given model, calibration blocks, ratio and batch tokens, cuts the model in place.
+    """
+
+    package: str
+    cut: "Callable[[PreTrainedModel, dict[str, Tensor], float, int], None]"
+
+    def __call__(
+        self,
+        model: "PreTrainedModel",
+        blocks: dict[str, "Tensor"],
+        ratio: float,
+        *,
+        batch_tokens: int = 2048,
+    ) -> float:
+        """Cut `model` in place to `ratio` and return the ratio achieved.
+
+        Raises:
+            InputError: the tool is not installed.
+        """
+        if not self.installed:
+            name = self.package.replace("_", "-")
+            raise InputError(f"{name} is not installed: `pip install --no-deps {name}`")
+        before = block_weights(model)
+        self.cut(model, blocks, ratio, batch_tokens)
+        model.requires_grad_(False)
+        return 1 - block_weights(model) / before
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be imported here; it is not imported for it."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+def _share_gone(model: "PreTrainedModel", ratio: float) -> float:
+    """The share of every layer's neurons that goes, half a neuron up: tools round down."""
+    layers = layers_of(model)
+    gone, _ = uniform_counts(layers, block_weights(model), ratio, attention=False)
+    return (gone + 0.5) / layers[0].neurons
+
+
+def _optipfair(
     model: "PreTrainedModel",
     blocks: dict[str, "Tensor"],
     ratio: float,
-    *,
-    batch_tokens: int = 2048,
-    data: bool = True,
-) -> float:
-    """OptiPFair: the weights' extremes (MAW), and with data the neurons' activations.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    batch_tokens: int,
+    data: bool,
+) -> None:
+    """OptiPFair: the weights' extremes (MAW), and with data the neurons' activations."""
     import logging
 
-    _check("optipfair")
     from optipfair import prune_model
 
     logging.getLogger().setLevel(logging.WARNING)  # the import sets the root logger to INFO
-    layers = layers_of(model)
-    before = block_weights(model)
-    gone, _ = uniform_counts(layers, before, ratio, attention=False)
     batches = [{"input_ids": batch} for batch in batches_of(blocks, batch_tokens)]
     prune_model(
         model,
         neuron_selection_method="MAW",
-        pruning_percentage=100 * (gone + 0.5) / layers[0].neurons,  # it rounds down
+        pruning_percentage=100 * _share_gone(model, ratio),
         dataloader=batches if data else None,
         show_progress=False,
     )
-    model.requires_grad_(False)
-    return 1 - block_weights(model) / before
 
 
-def prune_optipfair_weights(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
-    ratio: float,
-    *,
-    batch_tokens: int = 2048,
-) -> float:
-    """OptiPFair's default: it looks at weights alone."""
-    return prune_optipfair(model, blocks, ratio, batch_tokens=batch_tokens, data=False)
-
-
-def prune_torch_pruning(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
-    ratio: float,
-    *,
-    batch_tokens: int = 2048,
-) -> float:
+def _torch_pruning(
+    model: "PreTrainedModel", blocks: dict[str, "Tensor"], ratio: float, batch_tokens: int
+) -> None:
     """Torch-Pruning: its dependency graph and GroupTaylorImportance, on the mean loss.
 
     It needs gradients of all weights, and leaves configuration and hidden size to its user: here
     attention and the residual stream are excluded, which helps it.
-
-    Raises:
-        InputError: it is not installed.
     """
     import warnings
 
     import torch
-
-    _check("torch_pruning")
     import torch_pruning
 
-    layers = layers_of(model)
-    before = block_weights(model)
-    gone, _ = uniform_counts(layers, before, ratio, attention=False)
     batches = batches_of(blocks, batch_tokens)
     sequences = sum(len(batch) for batch in batches)
     model.requires_grad_(True)
@@ -102,38 +115,31 @@ def prune_torch_pruning(
         _, losses = losses_of(model(input_ids=ids, use_cache=False).logits, ids)
         (losses.mean(1).sum() / sequences).backward()
     outside = [model.get_output_embeddings()]
-    outside += [part for layer in layers for part in (layer.attention, layer.mlp_consumer)]
+    outside += [
+        part for layer in layers_of(model) for part in (layer.attention, layer.mlp_consumer)
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # norms' weights, which are not pruned
         torch_pruning.pruner.BasePruner(
             model,
             example_inputs={"input_ids": batches[0][:1].to(model.device)},
             importance=torch_pruning.importance.GroupTaylorImportance(),
-            pruning_ratio=(gone + 0.5) / layers[0].neurons,  # it rounds down
+            pruning_ratio=_share_gone(model, ratio),
             ignored_layers=outside,
             root_module_types=[torch.nn.Linear],
             forward_fn=lambda network, inputs: network(**inputs, use_cache=False),
             output_transform=lambda output: output.logits,
         ).step()
     model.zero_grad()
-    model.requires_grad_(False)
-    return 1 - block_weights(model) / before
 
 
-def prune_fmchisel(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
-    ratio: float,
-    *,
-    batch_tokens: int = 2048,
-) -> float:
+def _fmchisel(
+    model: "PreTrainedModel", blocks: dict[str, "Tensor"], ratio: float, batch_tokens: int
+) -> None:
     """FMCHISEL's OSSCAR: its solver, given each layer's ``X^T X``, with its defaults.
 
     Its package wants older torch and transformers and `llmcompressor`, so its solver's file is
     loaded by itself. It works in float32, masks by zeroed columns, and those are taken out here.
-
-    Raises:
-        InputError: it is not installed.
     """
     solver = _fmchisel_solver()
 
@@ -149,12 +155,15 @@ def prune_fmchisel(
             raise InputError(f"fmchisel kept {len(kept)} of {keep} units")
         return Choice(kept, solution[:, kept].double())
 
-    return cut_layer_by_layer(model, blocks, ratio, False, batch_tokens, choose, "fmchisel")
+    cut_layer_by_layer(model, blocks, ratio, False, batch_tokens, choose, "fmchisel")
 
 
 def _fmchisel_solver() -> Any:
-    found = _check("fmchisel")
-    path = Path(found) / "pruning/osscar/utils/osscar_sparsify.py"
+    package = importlib.util.find_spec("fmchisel")
+    assert package is not None
+    assert package.submodule_search_locations
+    folder = Path(package.submodule_search_locations[0])
+    path = folder / "pruning/osscar/utils/osscar_sparsify.py"
     import torch
 
     # All it takes from llmcompressor, which does not run beside current transformers.
@@ -177,29 +186,9 @@ def _fmchisel_solver() -> Any:
     return module
 
 
-def installed(name: str) -> bool:
-    """Whether the tool behind a row of `RIVALS` can be imported here."""
-    return importlib.util.find_spec(PACKAGES[name]) is not None
-
-
-def _check(package: str) -> str:
-    """The folder of an installed package, which is not imported for it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        name = package.replace("_", "-")
-        raise InputError(f"{name} is not installed: `pip install --no-deps {name}`")
-    return spec.submodule_search_locations[0]
-
-
-RIVALS: dict[str, Peer] = {
-    "optipfair_weights": prune_optipfair_weights,
-    "optipfair": prune_optipfair,
-    "torch_pruning": prune_torch_pruning,
-    "fmchisel": prune_fmchisel,
-}
-PACKAGES = {
-    "optipfair_weights": "optipfair",
-    "optipfair": "optipfair",
-    "torch_pruning": "torch_pruning",
-    "fmchisel": "fmchisel",
+RIVALS = {
+    "optipfair_weights": Rival("optipfair", partial(_optipfair, data=False)),  # its default
+    "optipfair": Rival("optipfair", partial(_optipfair, data=True)),
+    "torch_pruning": Rival("torch_pruning", _torch_pruning),
+    "fmchisel": Rival("fmchisel", _fmchisel),
 }

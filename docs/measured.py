@@ -36,7 +36,6 @@ the [evaluation](evaluation.md) its own speed, [operations](operations.md) what 
 costs.
 """
 
-
 SPEED = """Dense and pruned in turn (`benchmarks/speed.py`). The ideal speed-up is the ratio of
 the least times, operations or bytes over what the machine does in a large product or a long
 read, head and attention included; the share is (speed-up - 1) / (ideal - 1). Aligned widths are

@@ -239,7 +239,7 @@ def _cut_layer(
         left = kind == "neurons"  # the unpruned block has been run to its end
         towards = unpruned.seen(whole, kind, leave=left) if unpruned else None
         seen = stream.seen(layer, kind)
-        # Not kept: the whole of H, a round's largest tensor, is gone before the system is solved.
+        # Neither is kept: the whole of H, a round's largest tensor, is gone before the solve.
         system = system_of(weight, normal_equations(weight, seen, towards, share), keep)
         refitted = joined().first(solve(system, settings.ridge))
         del system

@@ -16,15 +16,15 @@ SMALL = Shape(2, 64, 128, 4, 2)
 
 def test_the_products_of_a_round_are_those_that_torch_counts():
     model = random_model(SMALL, 2, "float32", "cpu")
+    model.set_attn_implementation("eager")  # the counter does not see into fused attention
     tokens = torch.randint(VOCABULARY, (3, 16))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=tokens, use_cache=False)
     needed = work(SMALL, 2, 3, 16, kept=96)
     attention = 2 * SMALL.hidden * 16 * tokens.numel() * 2
-    products = needed["score"].half / 2 - attention  # the counter does not see fused attention
-    counted = counter.get_total_flops()
-    assert counted == pytest.approx(products, rel=1e-6) or counted == pytest.approx(
-        products + 2 * attention, rel=1e-6
+    # Eager attention computes what is masked, too: twice what is needed.
+    assert counter.get_total_flops() == pytest.approx(
+        needed["score"].half / 2 + attention, rel=1e-3
     )
     gram = 2 * tokens.numel() * 2 * 128 * (128 + 64)
     assert needed["equations"].single == gram
@@ -54,7 +54,7 @@ def test_scale_counts_the_weights_of_a_block_and_shares_what_ranks_can_share():
 
 def test_a_rival_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda _name: None)
-    for name, prune in rivals.RIVALS.items():
-        assert not rivals.installed(name)
+    for prune in rivals.RIVALS.values():
+        assert not prune.installed
         with pytest.raises(InputError, match="pip install --no-deps"):
             prune(None, {}, 0.2)

@@ -143,15 +143,13 @@ def test_zero_shot_takes_the_likeliest_choice_a_byte_and_the_greedy_last_word(
     found = zero_shot.answers(model, tiny_tokenizer, items, 64)
 
     def scores(context, answer):
-        ids = [
+        asked, given = (
             tiny_tokenizer(text, add_special_tokens=False).input_ids for text in (context, answer)
-        ]
-        logits = model(input_ids=torch.tensor([ids[0] + ids[1]])).logits[0].log_softmax(-1)
-        rows = logits[len(ids[0]) - 1 : -1]
-        likeliest = rows.argmax(-1).tolist() == ids[1]
-        return float(rows[range(len(ids[1])), ids[1]].sum()) / len(
-            answer.strip().encode()
-        ), likeliest
+        )
+        logits = model(input_ids=torch.tensor([asked + given])).logits[0].log_softmax(-1)
+        rows = logits[len(asked) - 1 : -1]
+        value = float(rows[range(len(given)), given].sum())
+        return value / len(answer.strip().encode()), rows.argmax(-1).tolist() == given
 
     for task in ("arc_easy", "piqa"):
         (item,) = items[task]
