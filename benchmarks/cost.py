@@ -3,9 +3,11 @@
 Llama-shaped models with random weights, which cost what trained ones do. Each case is a process of
 its own, so that peaks are its own. A case is SHAPE:PLACEMENT, with the number of layers and of
 sequences behind it where they are not the shape's own and 192: fewer layers for a model that no
-host's memory holds, whose streamed rounds take time in proportion.
+host's memory holds, whose streamed rounds take time in proportion. Of several GPUs the peak is the
+fullest one's.
 
     python benchmarks/cost.py --case 7b:whole --case 7b:streamed --case 70b:streamed:16:48
+    python benchmarks/cost.py --rounds 1 --case 70b:spread:80:48
 """
 
 import argparse
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -26,6 +28,7 @@ from pruneflow.artifacts import read_json, write_json
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/cost.json"
 RATIO, VOCABULARY = 0.2, 32_000
+Placement = Literal["whole", "spread", "streamed"]
 
 
 class Shape(NamedTuple):
@@ -199,7 +202,7 @@ class Case(NamedTuple):
     shape: Shape
     layers: int
     sequences: int = 192
-    streamed: bool = False
+    placement: Placement = "whole"
 
     @classmethod
     def parse(cls, text: str) -> "Case":
@@ -208,7 +211,7 @@ class Case(NamedTuple):
         shape = SHAPES[name]
         layers = int(numbers[0]) if numbers else shape.layers
         sequences = int(numbers[1]) if len(numbers) > 1 else 192
-        return cls(text, shape, layers, sequences, placement == "streamed")
+        return cls(text, shape, layers, sequences, cast(Placement, placement))
 
 
 class How(NamedTuple):
@@ -225,15 +228,17 @@ def measure(case: Case, how: How) -> dict[str, Any]:
     """Prune in rounds; seconds by phase, peaks, and the share of the limit that a phase reaches."""
     import torch
 
-    from pruneflow.config import PruningSettings, Target
-    from pruneflow.models.placement import place
+    from pruneflow.config import ComputeSettings, PruningSettings, Target
+    from pruneflow.models.placement import place_as_asked
     from pruneflow.models.structure import layers_of
     from pruneflow.pruning.rounds import DenseShape, prune_round
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = random_model(case.shape, case.layers, how.dtype, "cpu" if case.streamed else device)
+    start = device if case.placement == "whole" else "cpu"
+    model = random_model(case.shape, case.layers, how.dtype, start)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    model = place(model, device, case.streamed)
+    model = place_as_asked(model, ComputeSettings(placement=case.placement), device)
+    cards = len({layer.device for layer in layers_of(model)})
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCABULARY, (case.sequences, how.length), generator=draw)
     blocks = {str(row): part for row, part in enumerate(tokens.chunk(6))}
@@ -267,6 +272,7 @@ def measure(case: Case, how: How) -> dict[str, Any]:
         "shape": case.shape._asdict(),
         "layers": case.layers,
         "sequences": case.sequences,
+        "cards": cards,
         **how._asdict(),
         "ratio": made.achieved_ratio,
         "seconds_by_round": per_round,

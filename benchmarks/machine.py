@@ -54,17 +54,19 @@ def reset_peak() -> None:
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(gpu)
     elif Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_gib() -> float | None:
-    """Most memory held since `reset_peak`: the GPU's, else the process's (Linux alone)."""
+    """Most memory held since `reset_peak`: the fullest GPU's, else the process's (Linux alone)."""
     import torch
 
     if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        held = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
+        return round(max(held) / 2**30, 2)
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -77,7 +79,8 @@ def now(device: str) -> float:
     import torch
 
     if device == "cuda":
-        torch.cuda.synchronize()
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(gpu)
     return time.perf_counter()
 
 

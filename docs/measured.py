@@ -95,7 +95,8 @@ def _side_by_side(found: dict[str, Any]) -> Iterator[str]:
         yield from table(head, [_quality(row) for row in sorted(own, key=_mean)])
         yield "\n".join(_verdict(own)) + "\n"
         missing = [name for name in NAMES if name not in {row["row"] for row in own}]
-        yield f"Not measured here: {', '.join(_plain(name) for name in missing)}.\n"
+        if missing:
+            yield f"Not measured here: {', '.join(_plain(name) for name in missing)}.\n"
     yield (
         "One sequence through so small a model leaves an H200 waiting for launches, so that no "
         "method's speed-up shows here; [below](#how-much-faster-a-pruned-model-is) is what widths "
@@ -189,7 +190,8 @@ def _cost(found: dict[str, Any]) -> Iterator[str]:
     yield (
         "`equations` runs the pruned and the unpruned stream and sums `X^T X` and `X^T D`; `solve` "
         "is Cholesky and two triangular solves. Not in them: moving the pruned stream behind each "
-        "layer, and surgery. Loading and saving are apart. A streamed model's first round also "
+        "layer, and surgery. Loading and saving are apart. Of several GPUs the memory is the "
+        "fullest one's. A streamed model's first round also "
         "takes the page-locked memory that later rounds use again. The shares are of the first "
         "round, in which libraries also warm up. What keeps scoring from its limit is running "
         "blocks twice, what lies between the products (norms, rotation, activations, the sums "
@@ -202,6 +204,8 @@ def _case(case: dict[str, Any]) -> list[str]:
     name, placement, *_ = case["case"].split(":")
     whole = case["layers"] == case["shape"]["layers"]
     part = "" if whole else f", {case['layers']} of {case['shape']['layers']} layers"
+    if case["cards"] > 1:
+        placement = f"spread over {case['cards']} GPUs"
     times = [one["all"] for one in case["seconds_by_round"]]
     each = f"{case['seconds']:.0f}" + (
         f" ({', '.join(f'{t:.0f}' for t in times)})" if times[1:] else ""

@@ -46,6 +46,8 @@ class Measured(NamedTuple):
         limits: operations a second, by type.
         whole: the 7B model on the GPU.
         streamed: 8 of the 70B model's blocks, from host memory.
+        spread: a round's phases in seconds of the 70B model, spread over two GPUs.
+        spread_sequences: of that round.
         memory: most memory of the streamed refit over what its tensors add up to.
         characters: of text a second, read and cleaned, on two cores.
     """
@@ -53,6 +55,8 @@ class Measured(NamedTuple):
     limits: dict[str, float]
     whole: Reached
     streamed: Reached
+    spread: dict[str, float]
+    spread_sequences: int
     memory: float
     characters: float
 
@@ -61,12 +65,15 @@ def constants(results: Path) -> Measured:
     """Read them off the raw results."""
     cases = {case["case"]: case for case in read_json(results / "cost.json")["cases"]}
     whole, large = cases["7b:whole"], cases["70b:streamed:8:48"]
+    spread = cases["70b:spread:80:48"]
     expected = refit_bytes(SHAPES["70b"], large["sequences"] * LENGTH)
     texts = read_json(results / "data.json")["scales"][-1]["documents"]
     return Measured(
         {kind: value * 1e12 for kind, value in whole["limits_tflops"].items()},
         Reached.of(whole),
         Reached.of(large),
+        spread["seconds_by_round"][0],
+        spread["sequences"],
         max(large["peak_gib"].values()) * GIB / expected,
         texts["characters"] / texts["seconds"],
     )
@@ -183,6 +190,14 @@ def _times(known: Measured) -> Iterator[str]:
         f"normal equations with all others. There are {tokens // BATCH} batches of {BATCH:,} "
         "tokens: more GPUs than that gain nothing, and for a set of this size one host is enough.\n"
     )
+    more = SEQUENCES / known.spread_sequences
+    took = known.spread["all"]
+    longer = (took - known.spread["solve"]) * more + known.spread["solve"]
+    yield (
+        "Without weights to move, the 70B model spread over two H200 took "
+        f"{_time(took)} for a whole round of all 80 layers on {known.spread_sequences} sequences, "
+        f"measured; on {SEQUENCES} that makes {_time(longer)} by proportion.\n"
+    )
 
 
 def _memory(known: Measured) -> Iterator[str]:
@@ -238,7 +253,8 @@ def _ending(known: Measured) -> Iterator[str]:
 
 1. **Host memory.** Every rank holds the whole model in memory of its own, so that eight ranks of
    one host need eight times the weights: {eight[0]} for 70B, {eight[1]} for 405B. Until ranks of a
-   host share one copy, run one rank a host, or fewer GPUs.
+   host share one copy, run one rank a host, fewer GPUs, or ranks of several GPUs that the model is
+   spread over, so that it leaves host memory.
 2. **The refit's streams** of very large sets, which are held in memory. They would have to be
    drawn from the set, or kept on disk; neither is built.
 3. **The solve**, which every rank repeats and which does not shrink with more GPUs. A layer's
@@ -249,9 +265,10 @@ def _ending(known: Measured) -> Iterator[str]:
 
 Which engine carries what:
 
-- one host, several GPUs: `compute.processes` or `torchrun` ([a GPU](how-to/gpu.md#several-gpus));
-  several hosts on one file system: `torchrun` on each. Ranks on one machine are tested, several
-  machines are not;
+- one host, several GPUs: a model spread over them (`compute.placement`), the text shared over
+  them (`compute.processes` or `torchrun`, [a GPU](how-to/gpu.md#several-gpus)), or both; several
+  hosts on one file system: `torchrun` on each. Ranks on one machine are tested, several machines
+  are not;
 - many recipes: Dask, a worker a GPU ([sweep](how-to/sweep.md)); recipes share nothing but the
   cache;
 - schedules on a cluster: a Prefect work pool of type Kubernetes instead of the process worker,

@@ -21,6 +21,7 @@ def load_model(
     *,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    placement: Literal["auto", "whole", "spread", "streamed"] = "auto",
     revision: str | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model of either layout, weights frozen, and its tokenizer.
@@ -33,16 +34,19 @@ def load_model(
             ``package:NAME/FILE`` for a file that an installed package carries.
         dtype: type of the weights and of all passes.
         device: ``auto`` takes a GPU when torch sees one.
+        placement: ``whole`` on one GPU, ``spread`` over those there are, or ``streamed``: blocks in
+            host memory, brought to the GPU one at a time. ``auto`` takes the first with room.
         revision: commit of a hub id; needed for hub ids.
 
     Raises:
         InputError: it does not exist, is of a family that is not supported, holds NaN or infinity,
-            or a GPU is asked for and there is none.
+            a GPU is asked for and there is none, or all GPUs together are too small to spread it.
         DamagedArtifactError: it is not what its record says.
     """
     from pruneflow.models import loading
+    from pruneflow.models.placement import place_as_asked
 
-    compute = ComputeSettings(device=device, dtype=dtype)
+    compute = ComputeSettings(device=device, dtype=dtype, placement=placement)
     target = loading.resolve_device(compute)  # a missing GPU shows before weights are read
     path = Path(source).expanduser()
     if (path / RECORD).is_file():
@@ -50,8 +54,7 @@ def load_model(
     model, tokenizer = loading.load_source(
         ModelSettings(source=str(source), revision=revision, dtype=dtype)
     )
-    model.to(target)  # type: ignore[arg-type]
-    return model, tokenizer
+    return place_as_asked(model, compute, target), tokenizer
 
 
 def save_model(

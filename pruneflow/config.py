@@ -55,10 +55,11 @@ class ComputeSettings(Settings):
         1024,
         description="Tokens in one forward and backward pass, which keeps one block's activations.",
     )
-    streaming: Literal["auto", "always", "never"] = Field(
+    placement: Literal["auto", "whole", "spread", "streamed"] = Field(
         "auto",
-        description="Keep a model's blocks in host memory, and bring them to the device one at a "
-        "time: `auto` where the weights do not fit the GPU with room to work.",
+        description="Where a model's weights are: `whole` on one GPU, `spread` over the GPUs there "
+        "are, or `streamed`: blocks in host memory, brought to the GPU one at a time. `auto` takes "
+        "the first of these that leaves room to work.",
     )
     processes: Count = Field(
         1,

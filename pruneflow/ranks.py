@@ -87,11 +87,23 @@ def is_first() -> bool:
     return not is_launched() or os.environ.get("RANK") == "0"
 
 
+def own_gpus() -> list[int]:
+    """This rank's GPUs, the first of which is its own: an equal share of the machine's, or all."""
+    import torch
+
+    count = torch.cuda.device_count()
+    size = int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
+    rank = int(os.environ["LOCAL_RANK"]) if is_launched() else 0
+    share = max(1, count // size)
+    first = rank * share % count
+    return list(range(first, first + share))
+
+
 @cache
 def joined() -> Ranks:
     """Meet the other ranks, once a process; alone when `torchrun` did not start it.
 
-    GPUs exchange by NCCL, each rank on its own (`LOCAL_RANK`), processors by Gloo.
+    GPUs exchange by NCCL, each rank on its own (`own_gpus`), processors by Gloo.
     """
     import torch
     from torch import distributed
@@ -99,7 +111,7 @@ def joined() -> Ranks:
     if not is_launched() or os.environ["WORLD_SIZE"] == "1":
         return Ranks()
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(own_gpus()[0])
         distributed.init_process_group("cpu:gloo,cuda:nccl")
     else:
         distributed.init_process_group("gloo")

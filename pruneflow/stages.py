@@ -86,7 +86,7 @@ def _memory_is_enough() -> Iterator[None]:
             raise
         raise InputError(
             "the GPU's memory is full: in configs/pipeline.yaml halve compute.batch_tokens and "
-            "compute.backward_batch_tokens, or set compute.streaming to always"
+            "compute.backward_batch_tokens, or set compute.placement to streamed"
         ) from None
 
 

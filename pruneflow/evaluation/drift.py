@@ -204,7 +204,7 @@ def _run(model: "PreTrainedModel", ids: "Tensor") -> _Pass:
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         norm = torch.linalg.vector_norm(hidden.flatten(0, -2), dim=-1, dtype=torch.float64)
-        norms.append(norm.log())
+        norms.append(norm.log().to(ids.device))
 
     handles = [layer.module.register_forward_hook(keep) for layer in layers_of(model)]
     try:

@@ -11,7 +11,7 @@ from pruneflow.errors import PruneflowError
 from pruneflow.models.families import configured_widths, uniform_config
 from pruneflow.models.loading import cast_parameters, empty_model
 from pruneflow.models.per_layer import describe
-from pruneflow.models.placement import is_streamed, place
+from pruneflow.models.placement import place_like
 from pruneflow.models.structure import layers_of, widths_of
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def rebuild(model: "PreTrainedModel", layout: str = "uniform") -> "PreTrainedMod
         ) from None
     fresh.tie_weights()
     fresh.generation_config = model.generation_config
-    pruned = place(fresh, str(model.device), is_streamed(model))
-    return pruned.eval().requires_grad_(False)
+    return place_like(fresh, model).eval().requires_grad_(False)
 
 
 def save(

@@ -13,7 +13,7 @@ from pruneflow.config import ComputeSettings, ModelSettings
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.families import FAMILIES, ModelType, family_of
 from pruneflow.models.per_layer import is_per_layer, load_per_layer
-from pruneflow.models.placement import place
+from pruneflow.models.placement import place_as_asked
 from pruneflow.models.record import read_record
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-# Most of a GPU's free memory that weights may take: the rest is for activations and sums.
-WEIGHTS_SHARE = 2 / 3
 STORED_TYPES = ("F64", "F32", "F16", "BF16")
 CONFIG_FILES = ("config.json", "generation_config.json")
 
@@ -165,19 +163,8 @@ def load_unrecorded(directory: Path, compute: ComputeSettings) -> "PreTrainedMod
         )
         model, info = read
         _check_keys(info, str(directory))
-    device = resolve_device(compute)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    return place(loaded, device, _is_to_stream(loaded, compute, device))
-
-
-def _is_to_stream(model: "PreTrainedModel", compute: ComputeSettings, device: str) -> bool:
-    """Whether the blocks stay in host memory: asked for, or weights and work do not fit the GPU."""
-    import torch
-
-    if compute.streaming != "auto" or device != "cuda":
-        return compute.streaming == "always"
-    weights = sum(tensor.nbytes for tensor in model.parameters())
-    return weights > WEIGHTS_SHARE * torch.cuda.mem_get_info()[0]
+    return place_as_asked(loaded, compute, resolve_device(compute))
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":

@@ -1,51 +1,136 @@
-"""Where a model's weights are: whole on the device, or its blocks in host memory.
+"""Where a model's weights are: whole on one device, spread over several, or in host memory.
 
 A streamed model has its embeddings, last norm and head on the device; each block's weights come
 there when it runs and leave when it has run, so that the device's memory does not grow with depth.
 Its own forward pass works as ever, block by block; a backward pass needs `resident`, which keeps a
 block there until it is done (pruneflow.pruning.passes). On a CPU
 nothing moves, and nothing is saved.
+
+A spread model has a part of its blocks on each of several devices and all else on the first;
+accelerate's hooks bring a part's inputs to where it is. It is described as transformers does it, by
+`hf_device_map`, so that a model loaded with ``device_map="auto"`` is one, too.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+from pruneflow.errors import InputError
 from pruneflow.models.families import family_of
+from pruneflow.ranks import own_gpus
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from pruneflow.config import ComputeSettings
 
-def place(model: "PreTrainedModel", device: str, streamed: bool) -> "PreTrainedModel":
-    """Put a model on a device, whole or all but its blocks; where it was streamed, it is no more.
+DeviceMap = dict[str, Any]  # names of modules, and the device of each
+
+WEIGHTS_SHARE = 2 / 3  # of a GPU's free memory, for weights; the rest is for the work on them
+
+
+def place_as_asked(
+    model: "PreTrainedModel", compute: "ComputeSettings", device: str
+) -> "PreTrainedModel":
+    """Put a model where `compute.placement` says; `auto` is whole, else spread, else streamed.
+
+    Args:
+        model: its tensors are moved in place.
+        compute: the settings.
+        device: ``cpu`` or ``cuda``; a model is spread over this rank's GPUs.
+
+    Raises:
+        InputError: it is to be spread, and the GPUs together have no room for its weights.
+    """
+    import torch
+
+    asked = compute.placement
+    if device == "cpu":
+        return place(model, device, streamed=asked == "streamed")
+    gc.collect()  # models that accelerate placed are let go of in cycles
+    torch.cuda.empty_cache()
+    free = {f"cuda:{gpu}": torch.cuda.mem_get_info(gpu)[0] for gpu in own_gpus()}
+    weights = _bytes(model)
+    if asked == "auto":
+        fits = weights <= WEIGHTS_SHARE * torch.cuda.mem_get_info()[0]
+        together = weights <= WEIGHTS_SHARE * len(free) * min(free.values())
+        asked = "whole" if fits else "spread" if together else "streamed"
+    if asked != "spread" or len(free) == 1:
+        return place(model, device, streamed=asked == "streamed")
+    if weights > sum(free.values()):
+        raise InputError(
+            f"compute.placement is spread, and the weights of {weights / 2**30:.1f} GiB do not fit "
+            f"{len(free)} GPUs with {sum(free.values()) / 2**30:.1f} GiB free: set it to streamed"
+        )
+    return place(model, device, device_map=spread_over(model, list(free)))
+
+
+def spread_over(model: "PreTrainedModel", devices: list[str]) -> DeviceMap:
+    """Blocks in order on the devices, each with an equal share of the weights; the rest first."""
+    path = family_of(model.config).layers
+    blocks: Any = model.get_submodule(path)
+    placed = dict.fromkeys(_outside(model), devices[0])
+    share = _bytes(model) / len(devices)
+    before = _bytes(model) - sum(_bytes(block) for block in blocks)
+    for index, block in enumerate(blocks):
+        size = _bytes(block)
+        turn = int((before + size / 2) / share)
+        placed[f"{path}.{index}"] = devices[min(turn, len(devices) - 1)]
+        before += size
+    return placed
+
+
+def place(
+    model: "PreTrainedModel",
+    device: str,
+    *,
+    streamed: bool = False,
+    device_map: DeviceMap | None = None,
+) -> "PreTrainedModel":
+    """Put a model on a device or several; how it was placed before is forgotten.
 
     Args:
         model: it and its tensors are moved in place.
         device: ``cpu``, ``cuda`` or one of several such as ``cuda:1``.
         streamed: leave the blocks in host memory.
+        device_map: spread it so instead; see `spread_over`.
+
+    Raises:
+        InputError: the map leaves weights in host memory or on disk, or parts a block.
     """
     chosen: Any = model
-    blocks: Any = model.get_submodule(family_of(model.config).layers)
-    for block in blocks:
-        _forget(block)
-    if not streamed:
+    path = family_of(model.config).layers
+    _check_map(device_map or {}, path)
+    _forget(model)
+    if device_map:
+        _spread(model, device_map)
+    elif not streamed:
         chosen.to(device)
     else:
-        inside = {id(module) for block in blocks for module in block.modules()}
-        for module in model.modules():
+        for module in _outside(model).values():
             for tensor in _own_tensors(module):
-                if id(module) not in inside:
-                    tensor.data = tensor.data.to(device)
-                elif device == "cpu":
-                    tensor.data = tensor.data.cpu()
-                else:
-                    tensor.data = tensor.data.cpu().pin_memory()
-        for block in blocks:
+                tensor.data = tensor.data.to(device)
+        for block in chosen.get_submodule(path):
+            for tensor in _tensors(block):
+                tensor.data = tensor.data.cpu()
+                if device != "cpu":
+                    tensor.data = tensor.data.pin_memory()
             block.guest = _Guest(model.device, block)
     chosen.is_streamed = streamed
     return model
+
+
+def place_like(model: "PreTrainedModel", other: "PreTrainedModel") -> "PreTrainedModel":
+    """Put a model where another is, which may be itself: then another's hooks become ours.
+
+    Raises:
+        InputError: as `place`.
+    """
+    device_map = getattr(other, "hf_device_map", None)
+    return place(model, str(other.device), streamed=is_streamed(other), device_map=device_map)
 
 
 def is_streamed(model: "PreTrainedModel") -> bool:
@@ -126,11 +211,73 @@ class _Guest:
             torch.cuda.synchronize(self.device)
 
 
-def _forget(block: Any) -> None:
-    guest = vars(block).pop("guest", None)
-    if guest is not None:
-        for hook in guest.hooks:
-            hook.remove()
+def _spread(model: "PreTrainedModel", device_map: DeviceMap) -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    chosen: Any = model
+    skip: Any = chosen._skip_keys_device_placement  # caches, which go with their blocks
+    for name, device in device_map.items():
+        part = model.get_submodule(name)
+        for tensor in _tensors(part):
+            tensor.data = tensor.data.to(device)
+        add_hook_to_module(part, AlignDevicesHook(device, skip_keys=skip))
+    if "" not in device_map:
+        add_hook_to_module(
+            model, AlignDevicesHook(model.device, io_same_device=True, skip_keys=skip)
+        )
+    chosen.hf_device_map = device_map
+
+
+def _check_map(device_map: DeviceMap, path: str) -> None:
+    devices = {str(device) for device in device_map.values()}
+    if devices & {"disk", "meta"} or ("cpu" in devices and len(devices) > 1):
+        raise InputError(
+            "the model's device map leaves weights in host memory or on disk, which cannot be cut: "
+            "load it with pruneflow.load_model, which streams a model that the GPUs cannot hold"
+        )
+    by_block: dict[str, set[str]] = {}
+    for name, device in device_map.items():
+        if name.startswith(f"{path}."):
+            index = name.removeprefix(f"{path}.").partition(".")[0]
+            by_block.setdefault(index, set()).add(str(device))
+    for index, found in by_block.items():
+        if len(found) > 1:
+            raise InputError(
+                f"the model's device map has parts of {path}.{index} on {', '.join(sorted(found))}"
+                ": keep blocks whole, or load the model with pruneflow.load_model"
+            )
+
+
+def _forget(model: "PreTrainedModel") -> None:
+    chosen: Any = model
+    for block in chosen.get_submodule(family_of(model.config).layers):
+        guest = vars(block).pop("guest", None)
+        if guest is not None:
+            for hook in guest.hooks:
+                hook.remove()
+    if hasattr(model, "hf_device_map"):
+        from accelerate.hooks import remove_hook_from_module
+
+        remove_hook_from_module(model, recurse=True)
+        for module in model.modules():  # it leaves the plain method behind
+            if vars(module).get("forward") == MethodType(type(module).forward, module):
+                del vars(module)["forward"]
+        del chosen.hf_device_map
+
+
+def _outside(model: "PreTrainedModel") -> "dict[str, nn.Module]":
+    """Modules by name that have tensors of their own and are in no block."""
+    blocks: Any = model.get_submodule(family_of(model.config).layers)
+    inside = {id(module) for block in blocks for module in block.modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if id(module) not in inside and next(_own_tensors(module), None) is not None
+    }
+
+
+def _bytes(module: "nn.Module") -> int:
+    return sum(tensor.nbytes for tensor in _tensors(module))
 
 
 def _own_tensors(module: "nn.Module") -> "Iterator[Tensor]":

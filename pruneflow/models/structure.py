@@ -70,6 +70,11 @@ class Layer:
         return self.family.adds_plainly and getattr(self.module, "do_layer_norm_before", True)
 
     @property
+    def device(self) -> "torch.device":
+        """Where its weights are now."""
+        return matrix(self.mlp_consumer).device
+
+    @property
     def neurons(self) -> int:
         """Number of MLP neurons now."""
         return matrix(self.mlp_consumer).shape[1]

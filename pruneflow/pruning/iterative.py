@@ -76,7 +76,8 @@ def prune(
     In a script that `torchrun` starts, ranks share the calibration text, and the first writes.
 
     Args:
-        model: the dense model; it is cut in place, so load it anew to have it back.
+        model: the dense model; it is cut in place, so load it anew to have it back. It stays where
+            it is: on one device, spread over several (``device_map="auto"``), or streamed.
         calibration: a calibration set, or token ids by domain, ``[sequences, tokens]`` each,
             without padding. Of a set a round takes what its mixture says, and with
             `domain_feedback` more of the domains that lost more; of token ids it takes all.
@@ -89,14 +90,16 @@ def prune(
             activations.
 
     Raises:
-        InputError: the model's weights hold NaN or infinity or are of another type than float32,
-            float64 or bfloat16, the text is of another tokenizer or longer than the model knows,
-            `domain_feedback` has no held-out text, the target cannot be reached, or a round in
-            `directory` is of another run.
+        InputError: the model's weights hold NaN or infinity, are of another type than float32,
+            float64 or bfloat16, or are offloaded by its device map, the text is of another
+            tokenizer or longer than the model knows, `domain_feedback` has no held-out text, the
+            target cannot be reached, or a round in `directory` is of another run.
         DamagedArtifactError: a round in `directory` is damaged.
     """
     from pruneflow.models.loading import check_weights
+    from pruneflow.models.placement import place_like
 
+    place_like(model, model)
     chosen = _chosen(model, calibration)
     validation = _held_out(chosen) if recipe.domain_feedback else {}
     check_weights(model)
@@ -269,6 +272,7 @@ def _resume(
     place: Path, run: str, model: "PreTrainedModel"
 ) -> "tuple[PreTrainedModel, dict[str, Any]]":
     from pruneflow.models.loading import load_model
+    from pruneflow.models.placement import place_like
 
     record = read_record(place)
     if record.get("run") != run:
@@ -276,9 +280,8 @@ def _resume(
             f"{place} is a round of another run (model, text or recipe differ): give another "
             "directory, or delete it"
         )
-    compute = ComputeSettings(
-        device=model.device.type, dtype=str(model.dtype).removeprefix("torch.")
-    )
-    loaded, _ = load_model(place, compute)
+    dtype: Any = str(model.dtype).removeprefix("torch.")
+    loaded, _ = load_model(place, ComputeSettings(device="cpu", dtype=dtype))
+    place_like(loaded, model)
     log.info("%s: taken from %s", record["round"], place)
     return loaded, record

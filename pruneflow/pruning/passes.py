@@ -135,13 +135,13 @@ def _group_pass(
             for index, state in enumerate(states):
                 watch(index)
                 with torch.enable_grad():
-                    before = state.to(model.device, non_blocking=True).detach().requires_grad_(True)
+                    before = state.to(layer.device, non_blocking=True).detach().requires_grad_(True)
                     after = stream.run(layer, before)
                 for draw, by_after in enumerate(gradients[index]):
                     (by_before,) = torch.autograd.grad(
                         after,
                         before,
-                        by_after.to(model.device, non_blocking=True),
+                        by_after.to(layer.device, non_blocking=True),
                         retain_graph=draw + 1 < objective.draws,
                     )
                     gradients[index][draw] = by_before if near else to_host(by_before)

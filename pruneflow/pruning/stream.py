@@ -47,8 +47,8 @@ class BlockStream:
         model: the model whose blocks are run; they may be cut between calls.
         layers: its blocks, in order.
         batches: tokens of each batch, ``[n, tokens]`` without padding.
-        keep_on_device: leave the hidden states on the model's device, where they fit, instead of
-            moving them to the CPU between blocks.
+        keep_on_device: leave the hidden states on the device of the block that made them, where
+            they fit, instead of moving them to the CPU between blocks.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class BlockStream:
         batches: "list[torch.Tensor]",
         keep_on_device: bool = False,
     ) -> None:
-        self._device, self._near = model.device, keep_on_device
+        self._near = keep_on_device
         # Masks and positions depend on a batch's shape and, in some families, on the layer.
         self._arguments: dict[tuple[int, ...], list[Arguments]] = {}
         self._states: list[torch.Tensor] = []
@@ -121,7 +121,7 @@ class BlockStream:
             shape = (*state.shape[:2], -1)  # OPT's MLP sees all tokens in one row
             x, output = (tensor.reshape(shape) for tensor in caught[consumer])
             if layer.adds_plainly:
-                output = output + state.to(self._device, non_blocking=True)
+                output = output + state.to(output.device, non_blocking=True)
                 if kind == "neurons":  # by then attention's output has been added too
                     output = output + caught[attention][1].reshape(shape)
             caught.clear()
@@ -132,7 +132,7 @@ class BlockStream:
         import torch
 
         channels = matrix(consumer).shape[1]
-        total = torch.zeros(channels, channels, dtype=torch.double, device=self._device)
+        total = torch.zeros(channels, channels, dtype=torch.double, device=layer.device)
         for x in self.inputs(layer, consumer):
             rows = wide(x.flatten(0, -2))
             total += rows.T @ rows
@@ -160,9 +160,9 @@ class BlockStream:
         return state if self._near else to_host(state)
 
     def run(self, layer: "Layer", state: "torch.Tensor") -> "torch.Tensor":
-        """A block's output for hidden states ``[n, tokens, d]``, on the device."""
+        """A block's output for hidden states ``[n, tokens, d]``, on the block's device."""
         positional, keywords = self._arguments[tuple(state.shape[:2])][layer.index]
-        output = layer.module(state.to(self._device, non_blocking=True), *positional, **keywords)
+        output = layer.module(state.to(layer.device, non_blocking=True), *positional, **keywords)
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
@@ -233,10 +233,13 @@ def _passed_over(
         caught.append((hidden, (positional[1:], keywords)))
         return last if last is not None and len(caught) == len(layers) else hidden
 
+    own = [vars(layer.module).get("forward") for layer in layers]  # accelerate's, where spread
     for layer in layers:
         vars(layer.module)["forward"] = hand_on
     try:
         yield caught
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, own, strict=True):
             del vars(layer.module)["forward"]
+            if forward is not None:
+                vars(layer.module)["forward"] = forward

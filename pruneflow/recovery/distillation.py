@@ -93,7 +93,7 @@ def recover(
     _check_blocks(tokens, validation, weights or {}, label)
     _check_models(student, teacher, [*tokens.items(), *validation.items()], label)
     if is_streamed(student):  # training changes all blocks at once
-        place(student, str(student.device), streamed=False)
+        place(student, str(student.device))
     step_tokens = settings.batch_sequences * next(iter(tokens.values())).shape[1]
     steps = settings.token_budget // step_tokens
     if steps == 0:

@@ -171,8 +171,8 @@ class Trainer:
         for name, parameter in self._trained.items():
             self._optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.progress.step)),
-                "exp_avg": snapshot.moments[f"first/{name}"].to(self._device),
-                "exp_avg_sq": snapshot.moments[f"second/{name}"].to(self._device),
+                "exp_avg": snapshot.moments[f"first/{name}"].to(parameter.device),
+                "exp_avg_sq": snapshot.moments[f"second/{name}"].to(parameter.device),
             }
         torch.set_rng_state(snapshot.generators["cpu"])
         if self._device.type == "cuda" and "cuda" in snapshot.generators:

@@ -42,7 +42,7 @@ def test_scale_counts_the_weights_of_a_block_and_shares_what_ranks_can_share():
     assert weight_bytes(MODELS["405B"]) == pytest.approx(803e9, rel=0.01)
     limits = dict.fromkeys(("half", "single", "double"), 1e12)
     reached = Reached(dict.fromkeys(("score", "equations", "solve"), 0.5), rest=0.0)
-    known = Measured(limits, reached, reached, memory=1.0, characters=1.0)
+    known = Measured(limits, reached, reached, {}, 48, memory=1.0, characters=1.0)
     shared, solve, _, exchange = COLUMNS
     one, eight, many = (seconds(MODELS["70B"], 98_304, n, known) for n in (1, 8, 64))
     assert eight[shared] == pytest.approx(one[shared] / 8)

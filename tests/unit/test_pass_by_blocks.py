@@ -54,7 +54,7 @@ def test_block_by_block_shows_what_the_plain_pass_does(
     settings = {"needs": ALL, "gradient": "sampled", "draws": 2}
     by_blocks = collect(model, tiny_tokens, 48, "score", **settings)
     monkeypatch.setattr(statistics, "pass_by_blocks", plain_pass)
-    plain = collect(place(model, "cpu", streamed=False), tiny_tokens, 48, "score", **settings)
+    plain = collect(place(model, "cpu"), tiny_tokens, 48, "score", **settings)
     assert plain.sums.keys() == by_blocks.sums.keys()
     for key, values in plain.sums.items():
         largest = float(values.abs().max())
