@@ -86,7 +86,7 @@ def _memory_is_enough() -> Iterator[None]:
             raise
         raise InputError(
             "the GPU's memory is full: in configs/pipeline.yaml halve compute.batch_tokens and "
-            "compute.backward_batch_tokens, or set compute.placement to streamed"
+            "compute.backward_batch_tokens, or set compute.placement to spread or streamed"
         ) from None
 
 
@@ -226,7 +226,13 @@ def latency(settings: PipelineSettings) -> None:
     compute, asked = settings.compute, settings.latency.lm_eval_questions
     measured = measure_latency(CHECKPOINTS / DENSE, MODEL, settings.latency, compute)
     measured["lm_eval"] = lm_eval_command(
-        MODEL, BENCHMARKS, task, asked, resolve_dtype(compute, MODEL), resolve_device(compute)
+        MODEL,
+        BENCHMARKS,
+        task,
+        asked,
+        resolve_dtype(compute, MODEL),
+        resolve_device(compute),
+        fits=measured["placement"]["pruned"] == "whole",
     )
     write_json(LATENCY, measured)
 

@@ -252,13 +252,14 @@ def _memory() -> Iterator[Said]:
     needed = footprint(settings, dtype)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     kind = "GPU memory" if device == "cuda" else "memory"
+    otherwise = ", or leave compute.placement on auto" if device == "cuda" else ""
     if needed is None:
         yield OK, f"{_gigabytes(free)} of {kind} free; the model's size is known once it is fetched"
     elif free < needed.memory:
         yield (
             WARNING,
             f"{_gigabytes(free)} of {kind} free, and a run needs some {_gigabytes(needed.memory)}: "
-            "end other programs, or lower compute.batch_tokens",
+            f"end other programs, or lower compute.batch_tokens{otherwise}",
         )
     else:
         yield OK, f"{_gigabytes(free)} of {kind} free, a run needs some {_gigabytes(needed.memory)}"

@@ -42,7 +42,8 @@ def reload_alone(directory: Path, dtype: str, device: str = "cpu") -> dict[str, 
         ``ok``; ``reason`` when it is not; ``text`` that follows the first prompt, ``prompt_ids``
         and ``ids``; ``answers``, each ``prompt`` and the ``text`` after it; and ``memory`` in
         bytes: ``before`` loading and ``peak`` of the process on the CPU, ``device_peak`` on the GPU
-        (None without one). All but the first two are None when the process failed.
+        (None without one, and where the model does not fit it). All but the first two are None
+        when the process failed.
     """
     arguments = (str(directory.resolve()), dtype, str(RELOAD_TOKENS), device)
     result = isolated(str(RELOAD.resolve()), *arguments)
@@ -76,7 +77,13 @@ def task_to_ask(tasks: Iterable[str], benchmarks: Path) -> str:
 
 
 def lm_eval_command(
-    directory: Path, benchmarks: Path, task: str, questions: int, dtype: str, device: str
+    directory: Path,
+    benchmarks: Path,
+    task: str,
+    questions: int,
+    dtype: str,
+    device: str,
+    fits: bool = True,
 ) -> dict[str, Any]:
     """Ask a model directory the first questions of a task with lm-eval's own command.
 
@@ -90,6 +97,7 @@ def lm_eval_command(
         questions: how many to ask, at most, from the first on.
         dtype: ``bfloat16`` or ``float32``.
         device: ``cpu`` or ``cuda``.
+        fits: the model is whole there; else lm-eval shares it out over GPUs and host memory.
 
     Returns:
         ``ok`` and, when it is not, the ``reason``; the ``command``; ``task``; number of
@@ -99,6 +107,8 @@ def lm_eval_command(
     model = f"pretrained={directory},dtype={dtype}"
     if _brings_code(directory):
         model += ",trust_remote_code=True"
+    if not fits:
+        model += ",parallelize=True"
     arguments = ["--model", "hf", "--model_args", model]
     arguments += ["--tasks", task, "--include_path", str(benchmarks)]
     arguments += ["--limit", str(questions), "--batch_size", "1", "--device", device]

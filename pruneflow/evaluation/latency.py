@@ -4,7 +4,8 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 
+Visit = Callable[["PreTrainedModel"], AbstractContextManager[Any]]
+
 
 def measure_latency(
     dense: Path, pruned: Path, settings: LatencySettings, compute: ComputeSettings
@@ -26,7 +29,9 @@ def measure_latency(
     """Time both models in turn, so that whatever else the machine does hits both alike.
 
     Each model is first loaded and run in a fresh process by plain transformers (see `reload.py`),
-    where its peak memory is measured: always on the CPU, and on a GPU where one is used.
+    where its peak memory is measured: always on the CPU, and on a GPU where one is used and holds
+    it. Models that do not fit the GPU together are brought there in turn, and one that does not fit
+    it alone is spread or streamed, with a warning.
 
     Args:
         dense: directory of the dense model.
@@ -41,7 +46,8 @@ def measure_latency(
         the pruned model is faster). ``bytes`` on disk (see `disk_usage`) and ``memory`` in bytes
         of each, ``reload`` of the pruned model (``ok``, ``text``, ``reason``), ``answers``: each
         ``prompt`` and how ``dense`` and ``pruned`` continue it (None where the pruned one does not
-        load), ``warnings`` about its widths and the circumstances.
+        load), ``warnings`` about its widths and placement, the ``placement`` of each, and the
+        circumstances.
 
     Raises:
         InputError: a directory is no model, the dense one does not reload, or the prompt does not
@@ -56,12 +62,16 @@ def measure_latency(
     }
     if not alone["dense"]["ok"]:
         raise InputError(f"the dense model {dense} does not reload: {alone['dense']['reason']}")
-    models = {}
-    for name, directory in (("dense", dense), ("pruned", pruned)):
-        models[name], _ = load_model(directory, compute)
-        models[name].eval()
-    _confirm_first_token(models["pruned"], alone["pruned"])
-    runs = time_in_turn(models, settings)
+    on_host = compute.model_copy(update={"device": "cpu", "dtype": dtype, "placement": "whole"})
+    models = {
+        name: load_model(directory, on_host)[0].eval()
+        for name, directory in (("dense", dense), ("pruned", pruned))
+    }
+    placed: dict[str, str] = {}
+    visit = _visits(models, settings, compute, device, placed)
+    with visit(models["pruned"]):
+        _confirm_first_token(models["pruned"], alone["pruned"])
+    runs = time_in_turn(models, settings, visit)
     return {
         "dense": {measure: _spread(values) for measure, values in runs["dense"].items()},
         "pruned": {measure: _spread(values) for measure, values in runs["pruned"].items()},
@@ -70,9 +80,65 @@ def measure_latency(
         "memory": {name: result["memory"] for name, result in alone.items()},
         "reload": {key: alone["pruned"][key] for key in ("ok", "text", "reason")},
         "answers": _answers(alone["dense"]["answers"], alone["pruned"]["answers"]),
-        "warnings": slow_widths(models["pruned"], settings.width_multiple),
-        **_circumstances(models["dense"], settings),
+        "warnings": [
+            *slow_widths(models["pruned"], settings.width_multiple),
+            *_where_it_was(placed),
+        ],
+        "placement": placed,
+        **_circumstances(models["dense"], device, settings),
     }
+
+
+def _visits(
+    models: "dict[str, PreTrainedModel]",
+    settings: LatencySettings,
+    compute: ComputeSettings,
+    device: str,
+    placed: dict[str, str],
+) -> Visit:
+    """Put both models where they are timed, or say how each is brought there when its turn comes.
+
+    Args:
+        models: on the CPU.
+        settings: length of the prompt.
+        compute: the placement asked for.
+        device: ``cpu`` or ``cuda``.
+        placed: where each was is written into it.
+    """
+    import torch
+
+    from pruneflow.models.placement import fit_together, place, place_as_asked, placement_of
+
+    free_to_choose = compute.placement in ("auto", "whole")
+    if device == "cpu" or (free_to_choose and fit_together(models.values())):
+        for name, model in models.items():
+            placed[name] = placement_of(place(model, device))
+        return nullcontext
+
+    @contextmanager
+    def visit(model: "PreTrainedModel") -> "Iterator[None]":
+        place_as_asked(model, compute, device)
+        name = next(name for name, other in models.items() if other is model)
+        placed[name] = placement_of(model)
+        prompt = torch.zeros(1, settings.prompt_tokens, dtype=torch.long, device=model.device)
+        _time_once(model, prompt, 1)  # memory is taken anew: not a part of the time
+        yield
+        place(model, "cpu")
+
+    return visit
+
+
+def _where_it_was(placed: dict[str, str]) -> list[str]:
+    """What to think of a speed-up between models that were not whole on one GPU, a sentence."""
+    dense, pruned = placed["dense"], placed["pruned"]
+    if dense == pruned == "whole":
+        return []
+    if dense == pruned:
+        return [f"both models were timed {dense}, not whole on one GPU"]
+    return [
+        f"the dense model was timed {dense} and the pruned one {pruned}, so that the speed-up is "
+        "that of where their weights were, too"
+    ]
 
 
 def _confirm_first_token(model: "PreTrainedModel", alone: dict[str, Any]) -> None:
@@ -105,9 +171,15 @@ def _answers(
 
 
 def time_in_turn(
-    models: "dict[str, PreTrainedModel]", settings: LatencySettings
+    models: "dict[str, PreTrainedModel]", settings: LatencySettings, visit: Visit = nullcontext
 ) -> dict[str, dict[str, list[float]]]:
-    """Time every model once per repeat, changing who goes first; the first round is not counted."""
+    """Time every model once per repeat, changing who goes first; the first round is not counted.
+
+    Args:
+        models: where they are timed, or where `visit` brings them from.
+        settings: prompt length, decoded tokens, repeats.
+        visit: entered with a model for its turn.
+    """
     import torch
 
     some = models["dense"]
@@ -119,16 +191,16 @@ def time_in_turn(
             f"{context}: lower them"
         )
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(
-        some.config.vocab_size, (1, settings.prompt_tokens), generator=generator
-    ).to(some.device)
+    prompt = torch.randint(some.config.vocab_size, (1, settings.prompt_tokens), generator=generator)
     runs: dict[str, dict[str, list[float]]] = {
         name: {"prefill": [], "decode": [], "first_token": []} for name in models
     }
     names = list(models)
     for repeat in track(range(settings.repeats + 1), "latency"):
         for name in names if repeat % 2 else reversed(names):
-            first, rest = _time_once(models[name], prompt, settings.new_tokens)
+            model = models[name]
+            with visit(model):
+                first, rest = _time_once(model, prompt.to(model.device), settings.new_tokens)
             if repeat > 0:
                 runs[name]["prefill"].append(settings.prompt_tokens / first)
                 runs[name]["decode"].append(settings.new_tokens / rest)
@@ -190,12 +262,13 @@ def speedups(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
     return speedup
 
 
-def _circumstances(model: "PreTrainedModel", settings: LatencySettings) -> dict[str, Any]:
+def _circumstances(
+    model: "PreTrainedModel", device: str, settings: LatencySettings
+) -> dict[str, Any]:
     import torch
 
-    device = model.device
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),

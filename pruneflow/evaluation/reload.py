@@ -6,6 +6,7 @@ nothing of this project, and makes sure that nothing else can: what it loads, an
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str
     Returns:
         ``text``, ``prompt_ids`` and ``ids`` of the first continuation on the CPU; ``answers``: each
         ``prompt`` and the ``text`` that follows it; ``memory`` in bytes (``before`` loading and at
-        its ``peak``; ``device_peak`` on the GPU, None without one); and ``problems``: keys that
-        were missing, left over, or of the wrong shape.
+        its ``peak``; ``device_peak`` on the GPU, None without one or where the model does not fit
+        it); and ``problems``: keys that were missing, left over, or of the wrong shape.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -84,8 +85,9 @@ def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str
     peak, device_peak = peak_memory(), None
     if device == "cuda":
         first = prompts[0].to(device)
-        model.to(device).generate(**first, max_new_tokens=new_tokens, do_sample=False)
-        device_peak = torch.cuda.max_memory_allocated()
+        with suppress(torch.OutOfMemoryError):
+            model.to(device).generate(**first, max_new_tokens=new_tokens, do_sample=False)
+            device_peak = torch.cuda.max_memory_allocated()
     return {
         "text": texts[0],
         "answers": [

@@ -12,7 +12,7 @@ accelerate's hooks bring a part's inputs to where it is. It is described as tran
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DeviceMap = dict[str, Any]  # names of modules, and the device of each
 
 WEIGHTS_SHARE = 2 / 3  # of a GPU's free memory, for weights; the rest is for the work on them
+TOGETHER_SHARE = 0.9  # where one sequence is all the work
 
 
 def place_as_asked(
@@ -131,6 +132,21 @@ def place_like(model: "PreTrainedModel", other: "PreTrainedModel") -> "PreTraine
     """
     device_map = getattr(other, "hf_device_map", None)
     return place(model, str(other.device), streamed=is_streamed(other), device_map=device_map)
+
+
+def placement_of(model: "PreTrainedModel") -> str:
+    """``whole``, ``spread`` or ``streamed``."""
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    return "streamed" if is_streamed(model) else "spread" if spread else "whole"
+
+
+def fit_together(models: "Iterable[PreTrainedModel]") -> bool:
+    """Whether several models may be whole on this process's GPU at once."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    return sum(map(_bytes, models)) <= TOGETHER_SHARE * torch.cuda.mem_get_info()[0]
 
 
 def is_streamed(model: "PreTrainedModel") -> bool:

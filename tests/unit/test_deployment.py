@@ -227,10 +227,14 @@ def test_the_task_to_ask_is_the_first_with_choices(tmp_path):
 def test_the_stage_asks_the_first_task_with_choices_and_keeps_the_answer(project, monkeypatch):
     write_manifest(project / "benchmarks")
     asked = []
-    monkeypatch.setattr(latency, "measure_latency", lambda *_: {"warnings": []})
-    monkeypatch.setattr(
-        deployment, "lm_eval_command", lambda *given: asked.append(given) or {"ok": True}
-    )
+    measured = {"warnings": [], "placement": {"dense": "spread", "pruned": "whole"}}
+    monkeypatch.setattr(latency, "measure_latency", lambda *_: dict(measured))
+
+    def command(*given, fits):
+        asked.append((*given, fits))
+        return {"ok": True}
+
+    monkeypatch.setattr(deployment, "lm_eval_command", command)
     settings = SimpleNamespace(
         evaluation=EvaluationSettings(tasks={"counting": None}),
         latency=LatencySettings(lm_eval_questions=7),
@@ -238,9 +242,12 @@ def test_the_stage_asks_the_first_task_with_choices_and_keeps_the_answer(project
     )
     stages.latency(settings)
     report = json.loads((project / "reports/latency.json").read_text())
-    assert report == {"warnings": [], "lm_eval": {"ok": True}}
+    assert report == {**measured, "lm_eval": {"ok": True}}
     folders = (Path("data/model"), Path("data/benchmarks"))
-    assert asked == [(*folders, "counting", 7, "float32", "cpu")]
+    assert asked == [(*folders, "counting", 7, "float32", "cpu", True)]
+    measured["placement"]["pruned"] = "streamed"
+    stages.latency(settings)
+    assert asked[1][-1] is False
     (project / "benchmarks/counting.yaml").write_text("task: another\n")
     with pytest.raises(DamagedArtifactError, match=r"counting\.yaml is damaged"):
         stages.latency(settings)
@@ -305,6 +312,16 @@ def test_lm_evals_command_answers_as_the_model_does(project):
         *("lm_eval", "--model", "hf", "--model_args"),
         "pretrained=data/model,dtype=float32",
     ]
+
+
+def test_lm_eval_shares_out_a_model_that_does_not_fit(project, monkeypatch):
+    monkeypatch.setattr(
+        deployment, "isolated", lambda *_, **__: SimpleNamespace(returncode=1, stderr="")
+    )
+    folders = (project / "model", project / "benchmarks")
+    for fits, end in ((True, "dtype=float32"), (False, "dtype=float32,parallelize=True")):
+        result = deployment.lm_eval_command(*folders, "counting", 1, "float32", "cuda", fits=fits)
+        assert shlex.split(result["command"])[4].endswith(end)
 
 
 @pytest.mark.slow

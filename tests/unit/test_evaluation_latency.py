@@ -15,6 +15,7 @@ from pruneflow.errors import InputError
 from pruneflow.evaluation import latency
 from pruneflow.models.loading import model_digest
 from pruneflow.models.record import write_record
+from tests.pretend_devices import PretendDevices
 
 COMPUTE = ComputeSettings(device="cpu", dtype="float32")
 SETTINGS = LatencySettings(prompt_tokens=16, new_tokens=4, repeats=6)
@@ -135,6 +136,72 @@ def test_too_few_values_have_no_interval():
     assert latency._spread([1.0, 2.0, 3.0, 4.0, 5.0])["low"] is None
 
 
+def timed_on_a_gpu(monkeypatch, dense, pruned, size, placement="auto"):
+    """Time two models on a pretended GPU with so many times the dense one's bytes free.
+
+    Returns:
+        Where each was, and of every turn: whose it was, its new tokens, and where both were.
+    """
+    models = {
+        name: LlamaForCausalLM.from_pretrained(directory)
+        for name, directory in (("dense", dense), ("pruned", pruned))
+    }
+    free = int(size * sum(tensor.nbytes for tensor in models["dense"].state_dict().values()))
+    turns, placed, once = [], {}, latency._time_once
+
+    def time_once(model, prompt, new_tokens):
+        name = next(name for name, other in models.items() if other is model)
+        where = [str(other.lm_head.weight.device) for other in models.values()]
+        turns.append((name, new_tokens, *where))
+        return once(model, prompt, new_tokens)
+
+    with monkeypatch.context() as patch, PretendDevices():
+        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "mem_get_info", lambda _gpu=0: (free, free))
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # needs a driver
+        patch.setattr(latency, "_time_once", time_once)
+        compute = ComputeSettings(placement=placement)
+        settings = LatencySettings(prompt_tokens=4, new_tokens=2, repeats=6)
+        visit = latency._visits(models, settings, compute, "cuda", placed)
+        latency.time_in_turn(models, settings, visit)
+    return placed, turns
+
+
+@pytest.fixture
+def two(tmp_path):
+    return save(tmp_path / "dense", 64), save(tmp_path / "pruned", 24)
+
+
+def test_models_that_fit_the_gpu_together_stay_there(two, monkeypatch):
+    placed, turns = timed_on_a_gpu(monkeypatch, *two, size=2.5)
+    assert placed == {"dense": "whole", "pruned": "whole"}
+    assert {turn[1:] for turn in turns} == {(2, "cuda:0", "cuda:0")}
+    assert latency._where_it_was(placed) == []
+
+
+def test_models_that_do_not_are_brought_there_in_turn_and_warmed_up_there(two, monkeypatch):
+    placed, turns = timed_on_a_gpu(monkeypatch, *two, size=1.6)
+    assert placed == {"dense": "whole", "pruned": "whole"}
+    dense, pruned = ("cuda:0", "cpu"), ("cpu", "cuda:0")
+    assert turns[:4] == [
+        *(("pruned", 1, *pruned), ("pruned", 2, *pruned)),
+        *(("dense", 1, *dense), ("dense", 2, *dense)),
+    ]
+
+
+def test_a_model_that_does_not_fit_alone_is_streamed_and_a_warning_says_so(two, monkeypatch):
+    placed, _ = timed_on_a_gpu(monkeypatch, *two, size=1.45)
+    assert placed == {"dense": "streamed", "pruned": "whole"}
+    assert latency._where_it_was(placed) == [
+        "the dense model was timed streamed and the pruned one whole, so that the speed-up is that "
+        "of where their weights were, too"
+    ]
+    placed, _ = timed_on_a_gpu(monkeypatch, *two, size=9, placement="streamed")
+    assert latency._where_it_was(placed) == [
+        "both models were timed streamed, not whole on one GPU"
+    ]
+
+
 @pytest.mark.slow
 def test_measure_latency_of_two_models(tmp_path):
     dense, pruned = save(tmp_path / "dense", 64), save(tmp_path / "pruned", 24)
@@ -150,4 +217,5 @@ def test_measure_latency_of_two_models(tmp_path):
             assert spread["median"] <= spread["high"] <= spread["max"]
         assert result["memory"][name]["peak"] >= result["memory"][name]["before"] > 0
         assert result["memory"][name]["device_peak"] is None
+        assert result["placement"][name] == "whole"
     json.dumps(result, allow_nan=False)

@@ -19,9 +19,11 @@ from pruneflow.evaluation.likelihood import (
     plain_reach,
     score_rows,
 )
+from pruneflow.models.placement import place, spread_over
 from pruneflow.models.structure import layers_of
 from pruneflow.pruning.surgery import cut_heads, cut_neurons
 from tests.conftest import FAMILIES
+from tests.pretend_devices import PretendDevices
 from tests.unit.test_structure import all_heads
 
 LONGROPE = {
@@ -236,6 +238,20 @@ def test_texts_are_those_lm_eval_generates_one_by_one(tiny_model, tiny_tokenizer
 
 def labels(written):
     return {line.split(":")[0] for line in written.replace("\r", "\n").splitlines() if line}
+
+
+def test_a_model_spread_over_two_gpus_answers_the_same(tiny_model, tiny_tokenizer, questions):
+    model = tiny_model(vocab_size=400).float()
+    requests, texts = questions(model), prompts(["A licence", "Another"], 8)
+    whole = ours(model, tiny_tokenizer, 256)
+    expected = ask(whole, requests), whole.generate_until(texts)
+    with PretendDevices():
+        gpus = ["cuda:0", "cuda:1"]
+        spread = place(model, gpus[0], device_map=spread_over(model, gpus))
+        lm = ours(spread, tiny_tokenizer, 256)
+        found = ask(lm, requests), lm.generate_until(texts)
+    assert_same(found[0], expected[0])
+    assert found[1] == expected[1]
 
 
 def test_one_bar_over_all_batches_goes_to_the_terminal(
