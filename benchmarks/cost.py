@@ -238,7 +238,7 @@ def measure(case: Case, how: How) -> dict[str, Any]:
     model = random_model(case.shape, case.layers, how.dtype, start)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     model = place_as_asked(model, ComputeSettings(placement=case.placement), device)
-    cards = len({layer.device for layer in layers_of(model)})
+    gpus = len({layer.device for layer in layers_of(model)})
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(VOCABULARY, (case.sequences, how.length), generator=draw)
     blocks = {str(row): part for row, part in enumerate(tokens.chunk(6))}
@@ -272,7 +272,7 @@ def measure(case: Case, how: How) -> dict[str, Any]:
         "shape": case.shape._asdict(),
         "layers": case.layers,
         "sequences": case.sequences,
-        "cards": cards,
+        "gpus": gpus,
         **how._asdict(),
         "ratio": made.achieved_ratio,
         "seconds_by_round": per_round,

@@ -204,8 +204,8 @@ def _case(case: dict[str, Any]) -> list[str]:
     name, placement, *_ = case["case"].split(":")
     whole = case["layers"] == case["shape"]["layers"]
     part = "" if whole else f", {case['layers']} of {case['shape']['layers']} layers"
-    if case["cards"] > 1:
-        placement = f"spread over {case['cards']} GPUs"
+    if case["gpus"] > 1:
+        placement = f"spread over {case['gpus']} GPUs"
     times = [one["all"] for one in case["seconds_by_round"]]
     each = f"{case['seconds']:.0f}" + (
         f" ({', '.join(f'{t:.0f}' for t in times)})" if times[1:] else ""

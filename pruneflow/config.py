@@ -58,13 +58,13 @@ class ComputeSettings(Settings):
     placement: Literal["auto", "whole", "spread", "streamed"] = Field(
         "auto",
         description="Where a model's weights are: `whole` on one GPU, `spread` over the GPUs there "
-        "are, or `streamed`: blocks in host memory, brought to the GPU one at a time. `auto` takes "
-        "the first of these that leaves room to work.",
+        "are (one GPU has it whole), or `streamed`: blocks in host memory, brought to the GPU one "
+        "at a time. `auto` takes the first of these that leaves room to work.",
     )
     processes: Count = Field(
         1,
-        description="Processes that share a round's calibration set, one for each GPU; they are "
-        "started by torchrun. `1` starts none.",
+        description="Processes that share a round's calibration set and the GPUs; they are started "
+        "by torchrun. `1` starts none.",
     )
 
 

@@ -4,6 +4,7 @@ Every rank runs the same program on batches of its own. What they find is exchan
 ranks know the same, and come to what one process would: batches are added in their one order.
 """
 
+import hashlib
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from pruneflow.errors import PruneflowError
+from pruneflow.errors import InputError, PruneflowError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,18 @@ class Ranks:
             distributed.broadcast(tensor, src=0)
         return tensor
 
+    def agree(self, value: str, otherwise: str) -> None:
+        """See to it that all ranks have come to the same value.
+
+        Raises:
+            InputError: they have not; what it says is `otherwise`.
+        """
+        import torch
+
+        digest = torch.tensor(list(hashlib.sha256(value.encode()).digest()))
+        if any(not torch.equal(part, digest) for part in self.gather(digest)):
+            raise InputError(otherwise)
+
     def leave(self) -> None:
         """End the exchange: no rank waits for this one any more."""
         if self.size > 1:
@@ -92,10 +105,11 @@ def own_gpus() -> list[int]:
     import torch
 
     count = torch.cuda.device_count()
-    size = int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
-    rank = int(os.environ["LOCAL_RANK"]) if is_launched() else 0
-    share = max(1, count // size)
-    first = rank * share % count
+    if not is_launched():
+        first = torch.cuda.current_device()
+        return [first, *(gpu for gpu in range(count) if gpu != first)]
+    share = max(1, count // int(os.environ["LOCAL_WORLD_SIZE"]))
+    first = int(os.environ["LOCAL_RANK"]) * share % count
     return list(range(first, first + share))
 
 

@@ -86,7 +86,8 @@ def _memory_is_enough() -> Iterator[None]:
             raise
         raise InputError(
             "the GPU's memory is full: in configs/pipeline.yaml halve compute.batch_tokens and "
-            "compute.backward_batch_tokens, or set compute.placement to spread or streamed"
+            "compute.backward_batch_tokens, or set compute.placement to streamed (or, with "
+            "several GPUs, spread)"
         ) from None
 
 

@@ -252,17 +252,18 @@ def _memory() -> Iterator[Said]:
     needed = footprint(settings, dtype)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     kind = "GPU memory" if device == "cuda" else "memory"
-    otherwise = ", or leave compute.placement on auto" if device == "cuda" else ""
     if needed is None:
         yield OK, f"{_gigabytes(free)} of {kind} free; the model's size is known once it is fetched"
-    elif free < needed.memory:
-        yield (
-            WARNING,
-            f"{_gigabytes(free)} of {kind} free, and a run needs some {_gigabytes(needed.memory)}: "
-            f"end other programs, or lower compute.batch_tokens{otherwise}",
-        )
+        return
+    said = f"{_gigabytes(free)} of {kind} free, a run needs some {_gigabytes(needed.memory)}"
+    if free >= needed.memory:
+        yield OK, said
+    elif device == "cpu":
+        yield WARNING, f"{said}: end other programs, or lower compute.batch_tokens"
+    elif settings.compute.placement == "whole":
+        yield WARNING, f"{said}: end other programs, or set compute.placement to auto"
     else:
-        yield OK, f"{_gigabytes(free)} of {kind} free, a run needs some {_gigabytes(needed.memory)}"
+        yield OK, f"{said} where models are whole; they are spread or streamed (docs/how-to/gpu.md)"
 
 
 def _disk() -> Iterator[Said]:

@@ -45,7 +45,7 @@ class PretendDevices(TorchFunctionMode):
         else:
             meeting = [given]
         places = [_places(tensors) for tensors in meeting]
-        if func in INDICES and len(places[0]) > 1:
+        if func in INDICES and _where(args[0]) != CPU and len(places[0]) > 1:
             places[0].discard(CPU)
         for found in places:
             if len(found) > 1:
@@ -64,15 +64,23 @@ class PretendDevices(TorchFunctionMode):
         return made
 
 
+def pretend_gpus(patch: Any, *free: float) -> None:
+    """Let torch tell of GPUs with so many bytes free; `patch` is pytest's monkeypatch."""
+    patch.setattr(torch.cuda, "device_count", lambda: len(free))
+    patch.setattr(torch.cuda, "current_device", lambda: 0)
+    patch.setattr(torch.cuda, "mem_get_info", lambda gpu=0: (int(free[gpu]), int(free[gpu])))
+    patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # needs a driver
+
+
 def _device(asked: Any) -> torch.device:
     device = torch.device("cuda", asked) if isinstance(asked, int) else torch.device(asked)
     return torch.device("cuda", 0) if str(device) == "cuda" else device
 
 
 def _places(tensors: Any) -> set[torch.device]:
-    """Where tensors are; numbers, which may meet any, and what is on no device left aside."""
-    found = (_where(x) for x in tensors if isinstance(x, torch.Tensor) and x.dim())
-    return {place for place in found if place is not None}
+    """Where tensors are; the CPU's numbers, which may meet any, and what is nowhere left aside."""
+    given = [x for x in tensors if isinstance(x, torch.Tensor)]
+    return {place for x in given if (place := _where(x)) is not None and (x.dim() or place != CPU)}
 
 
 def _where(tensor: torch.Tensor) -> torch.device | None:

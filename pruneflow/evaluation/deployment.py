@@ -97,7 +97,7 @@ def lm_eval_command(
         questions: how many to ask, at most, from the first on.
         dtype: ``bfloat16`` or ``float32``.
         device: ``cpu`` or ``cuda``.
-        fits: the model is whole there; else lm-eval shares it out over GPUs and host memory.
+        fits: lm-eval puts the model there whole; else it shares it out over GPUs and host memory.
 
     Returns:
         ``ok`` and, when it is not, the ``reason``; the ``command``; ``task``; number of

@@ -4,8 +4,8 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 
-Visit = Callable[["PreTrainedModel"], AbstractContextManager[Any]]
+Turn = Callable[[str], AbstractContextManager[Any]]
 
 
 def measure_latency(
@@ -53,84 +53,53 @@ def measure_latency(
         InputError: a directory is no model, the dense one does not reload, or the prompt does not
             fit the model's context.
     """
-    from pruneflow.models.loading import load_model, resolve_device, resolve_dtype
+    from pruneflow.evaluation.turns import Turns
+    from pruneflow.models.loading import resolve_device, resolve_dtype
 
     device, dtype = resolve_device(compute), resolve_dtype(compute, dense)
+    directories = {"dense": dense, "pruned": pruned}
     alone = {
         name: reload_alone(directory, dtype, device)
-        for name, directory in track([("dense", dense), ("pruned", pruned)], "reload")
+        for name, directory in track(list(directories.items()), "reload")
     }
     if not alone["dense"]["ok"]:
         raise InputError(f"the dense model {dense} does not reload: {alone['dense']['reason']}")
-    on_host = compute.model_copy(update={"device": "cpu", "dtype": dtype, "placement": "whole"})
-    models = {
-        name: load_model(directory, on_host)[0].eval()
-        for name, directory in (("dense", dense), ("pruned", pruned))
-    }
-    placed: dict[str, str] = {}
-    visit = _visits(models, settings, compute, device, placed)
-    with visit(models["pruned"]):
-        _confirm_first_token(models["pruned"], alone["pruned"])
-    runs = time_in_turn(models, settings, visit)
+    with Turns(directories, compute.model_copy(update={"dtype": dtype})) as turns:
+        models = turns.models
+        _check_prompt(models["dense"], settings)
+        with turns.turn("pruned") as model:
+            _confirm_first_token(model, alone["pruned"])
+        runs = time_in_turn(models, settings, None if turns.together else turns.turn)
     return {
-        "dense": {measure: _spread(values) for measure, values in runs["dense"].items()},
-        "pruned": {measure: _spread(values) for measure, values in runs["pruned"].items()},
+        "dense": {measure: _with_interval(values) for measure, values in runs["dense"].items()},
+        "pruned": {measure: _with_interval(values) for measure, values in runs["pruned"].items()},
         "speedup": speedups(runs),
-        "bytes": {"dense": disk_usage(dense), "pruned": disk_usage(pruned)},
+        "bytes": {name: disk_usage(directory) for name, directory in directories.items()},
         "memory": {name: result["memory"] for name, result in alone.items()},
         "reload": {key: alone["pruned"][key] for key in ("ok", "text", "reason")},
         "answers": _answers(alone["dense"]["answers"], alone["pruned"]["answers"]),
         "warnings": [
             *slow_widths(models["pruned"], settings.width_multiple),
-            *_where_it_was(placed),
+            *_where_they_were(turns.placement),
         ],
-        "placement": placed,
+        "placement": turns.placement,
         **_circumstances(models["dense"], device, settings),
     }
 
 
-def _visits(
-    models: "dict[str, PreTrainedModel]",
-    settings: LatencySettings,
-    compute: ComputeSettings,
-    device: str,
-    placed: dict[str, str],
-) -> Visit:
-    """Put both models where they are timed, or say how each is brought there when its turn comes.
-
-    Args:
-        models: on the CPU.
-        settings: length of the prompt.
-        compute: the placement asked for.
-        device: ``cpu`` or ``cuda``.
-        placed: where each was is written into it.
-    """
-    import torch
-
-    from pruneflow.models.placement import fit_together, place, place_as_asked, placement_of
-
-    free_to_choose = compute.placement in ("auto", "whole")
-    if device == "cpu" or (free_to_choose and fit_together(models.values())):
-        for name, model in models.items():
-            placed[name] = placement_of(place(model, device))
-        return nullcontext
-
-    @contextmanager
-    def visit(model: "PreTrainedModel") -> "Iterator[None]":
-        place_as_asked(model, compute, device)
-        name = next(name for name, other in models.items() if other is model)
-        placed[name] = placement_of(model)
-        prompt = torch.zeros(1, settings.prompt_tokens, dtype=torch.long, device=model.device)
-        _time_once(model, prompt, 1)  # memory is taken anew: not a part of the time
-        yield
-        place(model, "cpu")
-
-    return visit
+def _check_prompt(model: "PreTrainedModel", settings: LatencySettings) -> None:
+    needed = settings.prompt_tokens + settings.new_tokens
+    context = getattr(model.config, "max_position_embeddings", None) or needed
+    if needed > context:
+        raise InputError(
+            f"latency.prompt_tokens + latency.new_tokens are {needed}, and the model's context is "
+            f"{context}: lower them"
+        )
 
 
-def _where_it_was(placed: dict[str, str]) -> list[str]:
+def _where_they_were(placement: dict[str, str]) -> list[str]:
     """What to think of a speed-up between models that were not whole on one GPU, a sentence."""
-    dense, pruned = placed["dense"], placed["pruned"]
+    dense, pruned = placement["dense"], placement["pruned"]
     if dense == pruned == "whole":
         return []
     if dense == pruned:
@@ -171,25 +140,20 @@ def _answers(
 
 
 def time_in_turn(
-    models: "dict[str, PreTrainedModel]", settings: LatencySettings, visit: Visit = nullcontext
+    models: "dict[str, PreTrainedModel]", settings: LatencySettings, turn: Turn | None = None
 ) -> dict[str, dict[str, list[float]]]:
     """Time every model once per repeat, changing who goes first; the first round is not counted.
 
     Args:
-        models: where they are timed, or where `visit` brings them from.
+        models: by name; where they are timed, unless there is a `turn`.
         settings: prompt length, decoded tokens, repeats.
-        visit: entered with a model for its turn.
+        turn: brings the model of a name to where it is timed, for so long. There every run is
+            preceded by one that is not counted, for memory is taken anew.
     """
     import torch
 
     some = models["dense"]
-    needed = settings.prompt_tokens + settings.new_tokens
-    context = getattr(some.config, "max_position_embeddings", None) or needed
-    if needed > context:
-        raise InputError(
-            f"latency.prompt_tokens + latency.new_tokens are {needed}, and the model's context is "
-            f"{context}: lower them"
-        )
+    _check_prompt(some, settings)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(some.config.vocab_size, (1, settings.prompt_tokens), generator=generator)
     runs: dict[str, dict[str, list[float]]] = {
@@ -199,8 +163,11 @@ def time_in_turn(
     for repeat in track(range(settings.repeats + 1), "latency"):
         for name in names if repeat % 2 else reversed(names):
             model = models[name]
-            with visit(model):
-                first, rest = _time_once(model, prompt.to(model.device), settings.new_tokens)
+            with turn(name) if turn else nullcontext():
+                here = prompt.to(model.device)
+                if turn:
+                    _time_once(model, here, 1)
+                first, rest = _time_once(model, here, settings.new_tokens)
             if repeat > 0:
                 runs[name]["prefill"].append(settings.prompt_tokens / first)
                 runs[name]["decode"].append(settings.new_tokens / rest)
@@ -229,7 +196,7 @@ def _time_once(model: "PreTrainedModel", prompt: "Tensor", new_tokens: int) -> t
         return first, time.perf_counter() - start
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
+def _with_interval(values: Sequence[float]) -> dict[str, float | None]:
     """Median, its exact 95 % interval, and the extremes.
 
     The interval's ends are two of the sorted values: the median of what was drawn from is below
@@ -256,7 +223,7 @@ def speedups(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
     for measure in runs["dense"]:
         pairs = list(zip(runs["dense"][measure], runs["pruned"][measure], strict=True))
         seconds = measure == "first_token"
-        speedup[measure] = _spread(
+        speedup[measure] = _with_interval(
             [dense / pruned if seconds else pruned / dense for dense, pruned in pairs]
         )
     return speedup

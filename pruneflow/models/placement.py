@@ -6,13 +6,13 @@ Its own forward pass works as ever, block by block; a backward pass needs `resid
 block there until it is done (pruneflow.pruning.passes). On a CPU
 nothing moves, and nothing is saved.
 
-A spread model has a part of its blocks on each of several devices and all else on the first;
-accelerate's hooks bring a part's inputs to where it is. It is described as transformers does it, by
+A spread model has a part of its blocks on each of several devices and all else on the first; what
+enters a part is sent to where it is. It is described as accelerate and transformers do it, by
 `hf_device_map`, so that a model loaded with ``device_map="auto"`` is one, too.
 """
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 DeviceMap = dict[str, Any]  # names of modules, and the device of each
 
 WEIGHTS_SHARE = 2 / 3  # of a GPU's free memory, for weights; the rest is for the work on them
-TOGETHER_SHARE = 0.9  # where one sequence is all the work
 
 
 def place_as_asked(
@@ -41,43 +40,41 @@ def place_as_asked(
     Args:
         model: its tensors are moved in place.
         compute: the settings.
-        device: ``cpu`` or ``cuda``; a model is spread over this rank's GPUs.
+        device: ``cpu`` or ``cuda``, which is this rank's GPUs.
 
     Raises:
-        InputError: it is to be spread, and the GPUs together have no room for its weights.
+        InputError: it is to be spread, and the GPUs have no room for its weights.
     """
-    import torch
-
     asked = compute.placement
     if device == "cpu":
         return place(model, device, streamed=asked == "streamed")
-    gc.collect()  # models that accelerate placed are let go of in cycles
-    torch.cuda.empty_cache()
-    free = {f"cuda:{gpu}": torch.cuda.mem_get_info(gpu)[0] for gpu in own_gpus()}
-    weights = _bytes(model)
-    if asked == "auto":
-        fits = weights <= WEIGHTS_SHARE * torch.cuda.mem_get_info()[0]
-        together = weights <= WEIGHTS_SHARE * len(free) * min(free.values())
-        asked = "whole" if fits else "spread" if together else "streamed"
-    if asked != "spread" or len(free) == 1:
-        return place(model, device, streamed=asked == "streamed")
-    if weights > sum(free.values()):
-        raise InputError(
-            f"compute.placement is spread, and the weights of {weights / 2**30:.1f} GiB do not fit "
-            f"{len(free)} GPUs with {sum(free.values()) / 2**30:.1f} GiB free: set it to streamed"
-        )
-    return place(model, device, device_map=spread_over(model, list(free)))
+    gpus, weights = own_gpus(), weight_bytes(model)
+    if asked == "auto" and weights <= WEIGHTS_SHARE * free_memory(gpus[0]):
+        asked = "whole"
+    if asked in ("auto", "spread"):
+        free = min(map(free_memory, gpus))  # each is to hold an equal share
+        if asked == "auto":
+            asked = "spread" if weights <= WEIGHTS_SHARE * free * len(gpus) else "streamed"
+        elif weights > free * len(gpus):
+            raise InputError(
+                f"compute.placement is spread, and {weights / 2**30:.1f} GiB of weights do not fit "
+                f"{len(gpus)} GPU(s) with {free / 2**30:.1f} GiB free on the fullest: set it to "
+                "streamed"
+            )
+    if asked == "spread" and len(gpus) > 1:
+        return place(model, spread_over(model, [f"cuda:{gpu}" for gpu in gpus]))
+    return place(model, f"cuda:{gpus[0]}", streamed=asked == "streamed")
 
 
 def spread_over(model: "PreTrainedModel", devices: list[str]) -> DeviceMap:
-    """Blocks in order on the devices, each with an equal share of the weights; the rest first."""
+    """Where blocks are when each device has an equal share of the weights, the first all else."""
     path = family_of(model.config).layers
     blocks: Any = model.get_submodule(path)
     placed = dict.fromkeys(_outside(model), devices[0])
-    share = _bytes(model) / len(devices)
-    before = _bytes(model) - sum(_bytes(block) for block in blocks)
+    share = weight_bytes(model) / len(devices)
+    before = weight_bytes(model) - sum(weight_bytes(block) for block in blocks)
     for index, block in enumerate(blocks):
-        size = _bytes(block)
+        size = weight_bytes(block)
         turn = int((before + size / 2) / share)
         placed[f"{path}.{index}"] = devices[min(turn, len(devices) - 1)]
         before += size
@@ -85,39 +82,35 @@ def spread_over(model: "PreTrainedModel", devices: list[str]) -> DeviceMap:
 
 
 def place(
-    model: "PreTrainedModel",
-    device: str,
-    *,
-    streamed: bool = False,
-    device_map: DeviceMap | None = None,
+    model: "PreTrainedModel", where: str | DeviceMap, *, streamed: bool = False
 ) -> "PreTrainedModel":
     """Put a model on a device or several; how it was placed before is forgotten.
 
     Args:
         model: it and its tensors are moved in place.
-        device: ``cpu``, ``cuda`` or one of several such as ``cuda:1``.
-        streamed: leave the blocks in host memory.
-        device_map: spread it so instead; see `spread_over`.
+        where: ``cpu``, ``cuda``, one of several such as ``cuda:1``, or the device of each part.
+        streamed: leave the blocks in host memory, and bring them to the one device.
 
     Raises:
-        InputError: the map leaves weights in host memory or on disk, or parts a block.
+        InputError: a map leaves weights in host memory or on disk, or parts a block.
     """
     chosen: Any = model
     path = family_of(model.config).layers
-    _check_map(device_map or {}, path)
+    if not isinstance(where, str):
+        _check_map(where, path)
     _forget(model)
-    if device_map:
-        _spread(model, device_map)
+    if not isinstance(where, str):
+        _spread(model, where)
     elif not streamed:
-        chosen.to(device)
+        chosen.to(where)
     else:
         for module in _outside(model).values():
             for tensor in _own_tensors(module):
-                tensor.data = tensor.data.to(device)
+                tensor.data = tensor.data.to(where)
         for block in chosen.get_submodule(path):
             for tensor in _tensors(block):
                 tensor.data = tensor.data.cpu()
-                if device != "cpu":
+                if where != "cpu":
                     tensor.data = tensor.data.pin_memory()
             block.guest = _Guest(model.device, block)
     chosen.is_streamed = streamed
@@ -125,13 +118,13 @@ def place(
 
 
 def place_like(model: "PreTrainedModel", other: "PreTrainedModel") -> "PreTrainedModel":
-    """Put a model where another is, which may be itself: then another's hooks become ours.
+    """Put a model where another is, which may be itself: then accelerate's hooks become ours.
 
     Raises:
         InputError: as `place`.
     """
     device_map = getattr(other, "hf_device_map", None)
-    return place(model, str(other.device), streamed=is_streamed(other), device_map=device_map)
+    return place(model, device_map or str(other.device), streamed=is_streamed(other))
 
 
 def placement_of(model: "PreTrainedModel") -> str:
@@ -140,13 +133,18 @@ def placement_of(model: "PreTrainedModel") -> str:
     return "streamed" if is_streamed(model) else "spread" if spread else "whole"
 
 
-def fit_together(models: "Iterable[PreTrainedModel]") -> bool:
-    """Whether several models may be whole on this process's GPU at once."""
+def weight_bytes(module: "nn.Module") -> int:
+    """Bytes of a model's or a part's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in _tensors(module))
+
+
+def free_memory(gpu: int) -> int:
+    """Bytes free on a GPU, once what this process no longer needs is given back."""
     import torch
 
-    gc.collect()
+    gc.collect()  # streamed models, and those that accelerate placed, are let go of in cycles
     torch.cuda.empty_cache()
-    return sum(map(_bytes, models)) <= TOGETHER_SHARE * torch.cuda.mem_get_info()[0]
+    return torch.cuda.mem_get_info(gpu)[0]
 
 
 def is_streamed(model: "PreTrainedModel") -> bool:
@@ -228,20 +226,27 @@ class _Guest:
 
 
 def _spread(model: "PreTrainedModel", device_map: DeviceMap) -> None:
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+    from accelerate.utils import send_to_device
 
     chosen: Any = model
     skip: Any = chosen._skip_keys_device_placement  # caches, which go with their blocks
+
+    def sent_to(device: Any) -> Callable[..., Any]:
+        def send(_module: Any, given: Any, named: Any) -> Any:
+            return send_to_device(given, device), send_to_device(named, device, skip_keys=skip)
+
+        return send
+
+    hooks = []
     for name, device in device_map.items():
         part = model.get_submodule(name)
         for tensor in _tensors(part):
             tensor.data = tensor.data.to(device)
-        add_hook_to_module(part, AlignDevicesHook(device, skip_keys=skip))
-    if "" not in device_map:
-        add_hook_to_module(
-            model, AlignDevicesHook(model.device, io_same_device=True, skip_keys=skip)
-        )
-    chosen.hf_device_map = device_map
+        hooks.append(part.register_forward_pre_hook(sent_to(device), with_kwargs=True))
+    home = str(model.device)  # logits come back to where tokens were
+    head: Any = model.get_output_embeddings()
+    hooks.append(head.register_forward_hook(lambda _module, _given, logits: logits.to(home)))
+    chosen.hf_device_map, chosen.spread_hooks = device_map, hooks
 
 
 def _check_map(device_map: DeviceMap, path: str) -> None:
@@ -271,14 +276,15 @@ def _forget(model: "PreTrainedModel") -> None:
         if guest is not None:
             for hook in guest.hooks:
                 hook.remove()
-    if hasattr(model, "hf_device_map"):
+    for hook in vars(model).pop("spread_hooks", ()):
+        hook.remove()
+    if vars(model).pop("hf_device_map", None):
         from accelerate.hooks import remove_hook_from_module
 
         remove_hook_from_module(model, recurse=True)
         for module in model.modules():  # it leaves the plain method behind
             if vars(module).get("forward") == MethodType(type(module).forward, module):
                 del vars(module)["forward"]
-        del chosen.hf_device_map
 
 
 def _outside(model: "PreTrainedModel") -> "dict[str, nn.Module]":
@@ -290,10 +296,6 @@ def _outside(model: "PreTrainedModel") -> "dict[str, nn.Module]":
         for name, module in model.named_modules()
         if id(module) not in inside and next(_own_tensors(module), None) is not None
     }
-
-
-def _bytes(module: "nn.Module") -> int:
-    return sum(tensor.nbytes for tensor in _tensors(module))
 
 
 def _own_tensors(module: "nn.Module") -> "Iterator[Tensor]":

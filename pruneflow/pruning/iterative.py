@@ -91,9 +91,9 @@ def prune(
 
     Raises:
         InputError: the model's weights hold NaN or infinity, are of another type than float32,
-            float64 or bfloat16, or are offloaded by its device map, the text is of another
-            tokenizer or longer than the model knows, `domain_feedback` has no held-out text, the
-            target cannot be reached, or a round in `directory` is of another run.
+            float64 or bfloat16, or its device map offloads some or parts a block, the text is of
+            another tokenizer or longer than the model knows, `domain_feedback` has no held-out
+            text, the target cannot be reached, or a round in `directory` is of another run.
         DamagedArtifactError: a round in `directory` is damaged.
     """
     from pruneflow.models.loading import check_weights

@@ -12,7 +12,7 @@ from pruneflow.config import PruningSettings, Target
 from pruneflow.errors import InputError
 from pruneflow.models.export import rebuild
 from pruneflow.models.families import allowed_attention
-from pruneflow.models.placement import resident
+from pruneflow.models.placement import placement_of, resident
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix, parameters
 from pruneflow.progress import track
 from pruneflow.pruning.allocation import Kept, LayerUnits, Limits, allocate
@@ -93,11 +93,18 @@ def prune_round(
         label: names the progress bars.
 
     Raises:
-        InputError: the target is below what floors and protected layers leave, or already passed.
+        InputError: the target is below what floors and protected layers leave, or already passed,
+            or ranks placed their models differently.
     """
     import torch
 
     layers = layers_of(model)
+    devices = list(dict.fromkeys(layer.device for layer in layers))
+    joined().agree(
+        f"{placement_of(model)} {[devices.index(layer.device) for layer in layers]}",
+        "ranks placed the model differently, for their GPUs have more or less memory free: set "
+        "compute.placement",
+    )
     to_remove = _to_remove(model, target, dense, stored_bytes, label)
     limits, notes = _limits(model, layers, dense, settings)
     names = list(dict.fromkeys([settings.score, *settings.also_score]))

@@ -233,13 +233,10 @@ def _passed_over(
         caught.append((hidden, (positional[1:], keywords)))
         return last if last is not None and len(caught) == len(layers) else hidden
 
-    own = [vars(layer.module).get("forward") for layer in layers]  # accelerate's, where spread
     for layer in layers:
         vars(layer.module)["forward"] = hand_on
     try:
         yield caught
     finally:
-        for layer, forward in zip(layers, own, strict=True):
+        for layer in layers:
             del vars(layer.module)["forward"]
-            if forward is not None:
-                vars(layer.module)["forward"] = forward

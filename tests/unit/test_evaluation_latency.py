@@ -12,10 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pruneflow.config import ComputeSettings, LatencySettings
 from pruneflow.errors import InputError
-from pruneflow.evaluation import latency
+from pruneflow.evaluation import latency, turns
+from pruneflow.evaluation.turns import Turns
 from pruneflow.models.loading import model_digest
+from pruneflow.models.placement import is_streamed, weight_bytes
 from pruneflow.models.record import write_record
-from tests.pretend_devices import PretendDevices
+from tests.pretend_devices import PretendDevices, pretend_gpus
 
 COMPUTE = ComputeSettings(device="cpu", dtype="float32")
 SETTINGS = LatencySettings(prompt_tokens=16, new_tokens=4, repeats=6)
@@ -117,7 +119,7 @@ def test_the_interval_of_a_median_is_the_narrowest_that_a_coin_allows(count):
     values = numpy.random.default_rng(count).permutation(count).astype(float)
     tails = [math.comb(count, heads) / 2**count for heads in range(count)]
     k = max(k for k in range(1, count // 2 + 1) if sum(tails[:k]) <= 0.025)
-    spread = latency._spread(list(values))
+    spread = latency._with_interval(list(values))
     assert (spread["low"], spread["high"]) == (k - 1, count - k)
     assert (spread["min"], spread["max"]) == (0, count - 1)
 
@@ -127,79 +129,88 @@ def test_the_interval_covers_the_median_of_skewed_times_in_95_of_100_runs(count)
     generator = numpy.random.default_rng(0)
     covered = 0
     for _ in range(1000):
-        spread = latency._spread(list(generator.exponential(size=count)))
+        spread = latency._with_interval(list(generator.exponential(size=count)))
         covered += spread["low"] <= math.log(2) <= spread["high"]
     assert covered >= 935  # 950 less two standard errors
 
 
 def test_too_few_values_have_no_interval():
-    assert latency._spread([1.0, 2.0, 3.0, 4.0, 5.0])["low"] is None
+    assert latency._with_interval([1.0, 2.0, 3.0, 4.0, 5.0])["low"] is None
 
 
-def timed_on_a_gpu(monkeypatch, dense, pruned, size, placement="auto"):
+def timed_on_a_gpu(monkeypatch, directories, size, placement="auto"):
     """Time two models on a pretended GPU with so many times the dense one's bytes free.
 
     Returns:
-        Where each was, and of every turn: whose it was, its new tokens, and where both were.
+        Where each was timed, and of every run: whose it was, its new tokens, where both were.
     """
-    models = {
-        name: LlamaForCausalLM.from_pretrained(directory)
-        for name, directory in (("dense", dense), ("pruned", pruned))
-    }
-    free = int(size * sum(tensor.nbytes for tensor in models["dense"].state_dict().values()))
-    turns, placed, once = [], {}, latency._time_once
-
-    def time_once(model, prompt, new_tokens):
-        name = next(name for name, other in models.items() if other is model)
-        where = [str(other.lm_head.weight.device) for other in models.values()]
-        turns.append((name, new_tokens, *where))
-        return once(model, prompt, new_tokens)
-
+    weights = weight_bytes(LlamaForCausalLM.from_pretrained(directories["dense"]))
+    runs, once = [], latency._time_once
+    compute = ComputeSettings(placement=placement, dtype="float32")
+    settings = LatencySettings(prompt_tokens=4, new_tokens=2, repeats=6)
     with monkeypatch.context() as patch, PretendDevices():
-        patch.setattr(torch.cuda, "device_count", lambda: 1)
-        patch.setattr(torch.cuda, "mem_get_info", lambda _gpu=0: (free, free))
-        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # needs a driver
-        patch.setattr(latency, "_time_once", time_once)
-        compute = ComputeSettings(placement=placement)
-        settings = LatencySettings(prompt_tokens=4, new_tokens=2, repeats=6)
-        visit = latency._visits(models, settings, compute, "cuda", placed)
-        latency.time_in_turn(models, settings, visit)
-    return placed, turns
+        pretend_gpus(patch, size * weights)
+        patch.setattr(turns, "resolve_device", lambda _: "cuda")
+        with Turns(directories, compute) as both:
+
+            def time_once(model, prompt, new_tokens):
+                name = next(name for name, other in both.models.items() if other is model)
+                where = [str(other.lm_head.weight.device) for other in both.models.values()]
+                runs.append((name, new_tokens, *where))
+                return once(model, prompt, new_tokens)
+
+            patch.setattr(latency, "_time_once", time_once)
+            turn = None if both.together else both.turn
+            latency.time_in_turn(both.models, settings, turn)
+        assert [str(model.device) for model in both.models.values()] == ["cpu", "cpu"]
+    return both.placement, runs
 
 
 @pytest.fixture
 def two(tmp_path):
-    return save(tmp_path / "dense", 64), save(tmp_path / "pruned", 24)
+    return {"dense": save(tmp_path / "dense", 64), "pruned": save(tmp_path / "pruned", 24)}
 
 
 def test_models_that_fit_the_gpu_together_stay_there(two, monkeypatch):
-    placed, turns = timed_on_a_gpu(monkeypatch, *two, size=2.5)
-    assert placed == {"dense": "whole", "pruned": "whole"}
-    assert {turn[1:] for turn in turns} == {(2, "cuda:0", "cuda:0")}
-    assert latency._where_it_was(placed) == []
+    placement, runs = timed_on_a_gpu(monkeypatch, two, size=2.3)
+    assert placement == {"dense": "whole", "pruned": "whole"}
+    assert {run[1:] for run in runs} == {(2, "cuda:0", "cuda:0")}
+    assert latency._where_they_were(placement) == []
 
 
 def test_models_that_do_not_are_brought_there_in_turn_and_warmed_up_there(two, monkeypatch):
-    placed, turns = timed_on_a_gpu(monkeypatch, *two, size=1.6)
-    assert placed == {"dense": "whole", "pruned": "whole"}
+    placement, runs = timed_on_a_gpu(monkeypatch, two, size=1.2)
+    assert placement == {"dense": "whole", "pruned": "whole"}
     dense, pruned = ("cuda:0", "cpu"), ("cpu", "cuda:0")
-    assert turns[:4] == [
+    assert runs[:4] == [
         *(("pruned", 1, *pruned), ("pruned", 2, *pruned)),
         *(("dense", 1, *dense), ("dense", 2, *dense)),
     ]
 
 
 def test_a_model_that_does_not_fit_alone_is_streamed_and_a_warning_says_so(two, monkeypatch):
-    placed, _ = timed_on_a_gpu(monkeypatch, *two, size=1.45)
-    assert placed == {"dense": "streamed", "pruned": "whole"}
-    assert latency._where_it_was(placed) == [
+    placement, _ = timed_on_a_gpu(monkeypatch, two, size=1.05)
+    assert placement == {"dense": "streamed", "pruned": "whole"}
+    assert latency._where_they_were(placement) == [
         "the dense model was timed streamed and the pruned one whole, so that the speed-up is that "
         "of where their weights were, too"
     ]
-    placed, _ = timed_on_a_gpu(monkeypatch, *two, size=9, placement="streamed")
-    assert latency._where_it_was(placed) == [
+    placement, _ = timed_on_a_gpu(monkeypatch, two, size=9, placement="streamed")
+    assert latency._where_they_were(placement) == [
         "both models were timed streamed, not whole on one GPU"
     ]
+
+
+def test_a_turn_that_fails_leaves_the_device_free(two, monkeypatch):
+    with monkeypatch.context() as patch, PretendDevices():
+        pretend_gpus(patch, 1e9)
+        patch.setattr(turns, "resolve_device", lambda _: "cuda")
+        both = Turns(two, ComputeSettings(placement="streamed", dtype="float32"))
+        with pytest.raises(ZeroDivisionError), both.turn("dense") as model:
+            assert is_streamed(model)
+            raise ZeroDivisionError
+        assert not is_streamed(model)
+        assert str(model.device) == "cpu"
 
 
 @pytest.mark.slow

@@ -247,7 +247,7 @@ def test_a_model_spread_over_two_gpus_answers_the_same(tiny_model, tiny_tokenize
     expected = ask(whole, requests), whole.generate_until(texts)
     with PretendDevices():
         gpus = ["cuda:0", "cuda:1"]
-        spread = place(model, gpus[0], device_map=spread_over(model, gpus))
+        spread = place(model, spread_over(model, gpus))
         lm = ours(spread, tiny_tokenizer, 256)
         found = ask(lm, requests), lm.generate_until(texts)
     assert_same(found[0], expected[0])

@@ -4,6 +4,8 @@ There is one processor here: the devices are pretended (tests/pretend_devices.py
 """
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -14,14 +16,21 @@ from pruneflow import Recipe, prune, recover
 from pruneflow.config import ComputeSettings
 from pruneflow.errors import InputError
 from pruneflow.evaluation.drift import compare_models
-from pruneflow.models.placement import is_streamed, place, place_as_asked, spread_over
+from pruneflow.models.placement import (
+    is_streamed,
+    place,
+    place_as_asked,
+    placement_of,
+    spread_over,
+    weight_bytes,
+)
 from pruneflow.models.structure import layers_of
 from pruneflow.pruning.recorder import ACTIVATIONS, MASKS, WEIGHT_GRADIENTS
 from pruneflow.pruning.statistics import collect
-from pruneflow.ranks import own_gpus
+from pruneflow.ranks import Ranks, own_gpus
 from pruneflow.recovery.trainer import Trainer
 from tests.conftest import FAMILIES
-from tests.pretend_devices import PretendDevices
+from tests.pretend_devices import PretendDevices, pretend_gpus
 from tests.unit.recovery_example import cut, same_bytes, settings
 
 TWO = ["cuda:0", "cuda:1"]
@@ -29,7 +38,13 @@ ALL = (ACTIVATIONS, MASKS, WEIGHT_GRADIENTS)
 
 
 def spread(model, devices=TWO):
-    return place(model, devices[0], device_map=spread_over(model, devices))
+    return place(model, spread_over(model, devices))
+
+
+def launched(monkeypatch, rank, ranks):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
 
 
 def recipe(**changes):
@@ -37,8 +52,9 @@ def recipe(**changes):
     return Recipe(**values)
 
 
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("shape", FAMILIES)
+@pytest.mark.parametrize(
+    ("shape", "layout"), [*((family, "uniform") for family in FAMILIES), ("llama", "per_layer")]
+)
 def test_rounds_make_the_same_model_and_leave_it_spread(tiny_model, tiny_tokens, shape, layout):
     whole, asked = tiny_model(shape), recipe(layout=layout, towards_dense=0.3)
     expected = prune(copy.deepcopy(whole), tiny_tokens, asked).model
@@ -88,7 +104,7 @@ def test_a_spread_student_recovers_and_goes_on_from_a_checkpoint(
 
     def trained(place_it, directory, **changes):
         student, teacher = (place_it(model) for model in (cut(tiny_model()), tiny_model()))
-        asked = settings(method=method, checkpoint_every=2, **changes)
+        asked = settings(method=method, token_budget=6 * 4 * 16, checkpoint_every=2, **changes)
         text = tiny_tokens, tiny_tokens
         return recover(student, teacher, *text, asked, checkpoint_dir=tmp_path / directory).model
 
@@ -96,7 +112,7 @@ def test_a_spread_student_recovers_and_goes_on_from_a_checkpoint(
     step = Trainer.step
 
     def die(trainer, batch):
-        if trainer.progress.step == 6:
+        if trainer.progress.step == 4:
             raise ZeroDivisionError
         step(trainer, batch)
 
@@ -144,7 +160,7 @@ def test_what_cannot_be_cut_is_refused_before_anything_moves(
         with pytest.raises(InputError, match=message):
             prune(model, tiny_tokens, recipe())
         assert [(layer.device, layer.neurons) for layer in layers_of(model)] == before
-        assert all(hasattr(layer.module, "_hf_hook") for layer in layers_of(model))
+        assert model(input_ids=tiny_tokens["code"].to(TWO[0])).logits.shape[0] == 6
 
 
 def test_a_model_placed_anew_forgets_its_hooks(tiny_model, tiny_tokens):
@@ -153,8 +169,12 @@ def test_a_model_placed_anew_forgets_its_hooks(tiny_model, tiny_tokens):
     spread(model, ["cpu", "cpu"])
     assert hasattr(model, "hf_device_map")
     assert torch.equal(model(input_ids=tiny_tokens["code"]).logits, logits)
-    place(model, "cpu", streamed=True)
+    place(model, "cpu")
     assert not hasattr(model, "hf_device_map")
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    dispatch_model(model, spread_over(model, ["cpu"]), force_hooks=True)
+    model.hf_device_map = spread_over(model, ["cpu"])
+    place(model, "cpu", streamed=True)
     assert not any("forward" in vars(m) or hasattr(m, "_hf_hook") for m in model.modules())
     assert torch.equal(model(input_ids=tiny_tokens["code"]).logits, logits)
 
@@ -173,17 +193,6 @@ def test_devices_have_equal_shares_in_order_and_the_first_all_that_is_no_block(t
     )
 
 
-@pytest.fixture
-def gpus(monkeypatch):
-    """So many GPUs with so many bytes free, as torch tells of them."""
-
-    def pretend(*free):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu=0: (free[gpu], free[gpu]))
-
-    return pretend
-
-
 @pytest.mark.parametrize(
     ("asked", "free", "where"),
     [
@@ -197,25 +206,63 @@ def gpus(monkeypatch):
         ("spread", (2.0,), "whole"),
     ],
 )
-def test_a_model_goes_where_there_is_room(tiny_model, gpus, monkeypatch, asked, free, where):
+def test_a_model_goes_where_there_is_room(tiny_model, monkeypatch, asked, free, where):
     model = tiny_model()
-    weights = sum(p.nbytes for p in [*model.parameters(), *model.buffers()])
-    gpus(*(int(share * weights) for share in free))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # needs a driver
+    pretend_gpus(monkeypatch, *(share * weight_bytes(model) for share in free))
     with PretendDevices():
         place_as_asked(model, ComputeSettings(placement=asked), "cuda")
-        found = [str(layer.device) for layer in layers_of(model)]
+        found = {str(layer.device) for layer in layers_of(model)}
         assert str(model.device) == "cuda:0"
-    expected = {"whole": {"cuda:0"}, "spread": set(TWO), "streamed": {"cpu"}}
-    assert set(found) == expected[where]
-    assert is_streamed(model) == (where == "streamed")
+    assert found == {"whole": {"cuda:0"}, "spread": set(TWO), "streamed": {"cpu"}}[where]
+    assert placement_of(model) == where
 
 
-def test_a_model_that_all_gpus_cannot_hold_is_not_spread(tiny_model, gpus):
-    model = tiny_model()
-    gpus(1000, 1000)
-    with pytest.raises(InputError, match=r"do not fit 2 GPUs .* set it to streamed"):
-        place_as_asked(model, ComputeSettings(placement="spread"), "cuda")
+@pytest.mark.parametrize(("free", "many"), [((1000, 1000), 2), ((1000,), 1)])
+def test_a_model_that_the_gpus_cannot_hold_is_not_spread(tiny_model, monkeypatch, free, many):
+    pretend_gpus(monkeypatch, *free)
+    message = rf"do not fit {many} GPU\(s\) with 0.0 GiB free .* set it to streamed"
+    with pytest.raises(InputError, match=message):
+        place_as_asked(tiny_model(), ComputeSettings(placement="spread"), "cuda")
+
+
+@pytest.mark.parametrize("asked", ["whole", "streamed", "auto"])
+def test_gpus_that_are_not_needed_are_not_touched(tiny_model, monkeypatch, asked):
+    pretend_gpus(monkeypatch, 1e9, 1e9)
+    info = torch.cuda.mem_get_info
+    seen = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: seen.append(gpu) or info(gpu))
+    with PretendDevices():
+        place_as_asked(tiny_model(), ComputeSettings(placement=asked), "cuda")
+    assert set(seen) <= {0}
+
+
+def test_a_rank_takes_its_own_gpu_before_it_has_met_the_others(tiny_model, monkeypatch):
+    pretend_gpus(monkeypatch, 1e9, 1e9)
+    launched(monkeypatch, rank=1, ranks=2)
+    with PretendDevices():
+        assert str(place_as_asked(tiny_model(), ComputeSettings(), "cuda").device) == "cuda:1"
+
+
+def test_ranks_that_placed_the_model_differently_are_told():
+    class Others(Ranks):
+        def gather(self, tensor):
+            return [tensor, tensor + 1]
+
+    with pytest.raises(InputError, match="they differ"):
+        Others(0, 2).agree("whole", "they differ")
+    Ranks().agree("whole", "they differ")
+
+
+def test_a_spread_model_is_let_go_of_at_once(tiny_model):
+    gc.collect()
+    gc.disable()
+    try:
+        model = spread(tiny_model(), ["cpu", "cpu"])
+        alive = weakref.ref(model)
+        del model
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_library_model_is_placed_too(tiny_model_directory):
@@ -236,10 +283,8 @@ def test_a_library_model_is_placed_too(tiny_model_directory):
     ],
 )
 def test_ranks_share_out_the_gpus(monkeypatch, gpus_there, ranks, shares):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus_there)
+    pretend_gpus(monkeypatch, *[1] * gpus_there)
     for rank, expected in enumerate(shares):
         if ranks:
-            monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            launched(monkeypatch, rank, ranks)
         assert own_gpus() == expected
