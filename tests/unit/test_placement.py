@@ -127,14 +127,16 @@ def test_a_spread_student_recovers_and_goes_on_from_a_checkpoint(
 
 
 def test_a_model_that_accelerate_spread_is_pruned_where_it_is(tiny_model, tiny_tokens):
-    whole, asked = tiny_model(), recipe(rounds=1, towards_dense=0.3)
+    whole, asked = tiny_model(tie_word_embeddings=False), recipe(rounds=1, towards_dense=0.3)
     expected = prune(copy.deepcopy(whole), tiny_tokens, asked).model
-    last_on_second = {**spread_over(whole, TWO), "model.norm": "cuda:1"}
+    last_on_second = {**spread_over(whole, TWO), "model.norm": "cuda:1", "lm_head": "cuda:1"}
     with PretendDevices():
         dispatch_model(whole, last_on_second, main_device=TWO[0])
         made = prune(whole, tiny_tokens, asked).model
         assert made.hf_device_map == last_on_second
-        assert str(made.model.norm.weight.device) == TWO[1]
+        assert str(made.lm_head.weight.device) == TWO[1]
+        given = tiny_tokens["code"].to(TWO[0])
+        assert str(made(input_ids=given).logits.device) == TWO[0]
     assert same_bytes(made, expected)
 
 
