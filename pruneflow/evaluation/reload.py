@@ -6,7 +6,6 @@ nothing of this project, and makes sure that nothing else can: what it loads, an
 
 import json
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +83,15 @@ def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
     peak, device_peak = peak_memory(), None
     if device == "cuda":
-        first = prompts[0].to(device)
-        with suppress(torch.OutOfMemoryError):
+        try:
+            first = prompts[0].to(device)
             model.to(device).generate(**first, max_new_tokens=new_tokens, do_sample=False)
             device_peak = torch.cuda.max_memory_allocated()
+        except (
+            RuntimeError
+        ) as error:  # of more than one class, where the GPU is full from the start
+            if "out of memory" not in str(error):
+                raise
     return {
         "text": texts[0],
         "answers": [

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from pruneflow import stages
 from pruneflow.artifacts import write_manifest
@@ -20,6 +20,7 @@ from pruneflow.models.export import rebuild, save
 from pruneflow.models.record import RECORD
 from pruneflow.models.structure import layers_of
 from pruneflow.pruning.surgery import cut_neurons
+from tests.pretend_devices import PretendDevices
 
 QUESTIONS = [
     {
@@ -83,6 +84,25 @@ def test_a_complete_model_reloads_and_writes(tiny_model_directory):
     with torch.no_grad():
         first = model(torch.tensor([result["prompt_ids"]])).logits[0, -1].argmax()
     assert result["ids"][0] == first
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried", "CUDA error: out of memory"])
+def test_a_gpu_that_is_too_small_is_no_failure_to_reload(
+    tiny_model_directory, monkeypatch, message
+):
+    def full(_model, _device):
+        raise RuntimeError(said[-1])
+
+    said = [message]
+
+    monkeypatch.setattr(LlamaForCausalLM, "to", full)
+    with PretendDevices():
+        result = reload.reload(str(tiny_model_directory), "float32", 2, "cuda")
+    assert result["memory"]["device_peak"] is None
+    assert len(result["ids"]) == 2
+    said.append("CUDA error: an illegal memory access was encountered")
+    with PretendDevices(), pytest.raises(RuntimeError, match="illegal"):
+        reload.reload(str(tiny_model_directory), "float32", 2, "cuda")
 
 
 def test_a_left_over_tensor_is_a_problem(tiny_model_directory):

@@ -169,9 +169,16 @@ def test_an_unknown_stage_is_refused_and_the_known_are_named(real_workspace):
         stages.run_stage_by_name("bake")
 
 
-def test_a_full_gpu_is_one_line_that_says_what_to_lower(real_workspace, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("CUDA error: out of memory"),  # no room for as much as a context
+    ],
+)
+def test_a_full_gpu_is_one_line_that_says_what_to_lower(real_workspace, monkeypatch, error):
     def too_large(_settings):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setitem(stages.STAGES, "evaluation", too_large)
     monkeypatch.setattr(stages, "load_settings", lambda: None)
