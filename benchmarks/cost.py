@@ -1,17 +1,19 @@
 """What a round costs: time by phase, most GPU memory, and the share of the GPU's limit reached.
 
 Llama-shaped models with random weights, which cost what trained ones do. Each case is a process of
-its own, so that peaks are its own. A case is SHAPE:PLACEMENT, with the number of layers and of
-sequences behind it where they are not the shape's own and 192: fewer layers for a model that no
-host's memory holds, whose streamed rounds take time in proportion. Of several GPUs the peak is the
-fullest one's.
+its own, or several that share the text, so that peaks are its own. A case is SHAPE:PLACEMENT, with
+the number of layers and of sequences behind it where they are not the shape's own and 192: fewer
+layers for a model that no host's memory holds, whose streamed rounds take time in proportion. Of
+several GPUs the peak is the fullest one's, of several processes the first one's.
 
     python benchmarks/cost.py --case 7b:whole --case 7b:streamed --case 70b:streamed:16:48
     python benchmarks/cost.py --rounds 1 --case 70b:spread:80:48
+    python benchmarks/cost.py --rounds 2 --digests --processes 2 --case 1b:whole --out FILE
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,11 +25,12 @@ from typing import Any, Literal, NamedTuple, cast
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import machine, now, peak_gib, product_rate, reset_peak
-from pruneflow.artifacts import read_json, write_json
+from pruneflow.artifacts import read_json, sha256_json, write_json
+from pruneflow.ranks import is_launched, joined, launch
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/cost.json"
-RATIO, VOCABULARY = 0.2, 32_000
+RATIO, VOCABULARY, SEED = 0.2, 32_000, 0
 Placement = Literal["whole", "spread", "streamed"]
 
 
@@ -82,8 +85,8 @@ def random_model(shape: Shape, layers: int, dtype: str, device: str) -> Any:
     )
     with torch.device(device):
         model = empty_model(config, getattr(torch, dtype))
-    draw = torch.Generator(device=device).manual_seed(0)
-    table = torch.randn(1_000_003, generator=draw, device=device).mul_(0.02).to(model.dtype)
+    draw = torch.Generator().manual_seed(SEED)  # the same numbers on every device
+    table = torch.randn(1_000_003, generator=draw).mul_(0.02).to(device, model.dtype)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.fill_(1.0)
@@ -149,6 +152,12 @@ def work(
         "equations": Operations(half=2 * forward, single=gram),
         "solve": Operations(double=layers * solved),
     }
+
+
+def neurons_after(shape: Shape, ratio: float) -> int:
+    """Neurons of each layer once so much of the block weights is gone, in whole steps of 64."""
+    gone = ratio * shape.block / (3 * shape.hidden)
+    return shape.neurons - 64 * math.ceil(gone / 64)
 
 
 def limits(device: str) -> dict[str, float]:
@@ -222,31 +231,40 @@ class How(NamedTuple):
     batch_tokens: int = 4096
     backward_batch_tokens: int = 4096
     length: int = 512
+    processes: int = 1
 
 
-def measure(case: Case, how: How) -> dict[str, Any]:
-    """Prune in rounds; seconds by phase, peaks, and the share of the limit that a phase reaches."""
+def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
+    """Prune in rounds; seconds by phase, peaks, and the share of the limit that a phase reaches.
+
+    Args:
+        case: what is pruned.
+        how: passes and rounds.
+        digests: also of the units kept and of the weights, to compare with other placements.
+    """
     import torch
 
     from pruneflow.config import ComputeSettings, PruningSettings, Target
+    from pruneflow.models.loading import tensors_digest
     from pruneflow.models.placement import place_as_asked
     from pruneflow.models.structure import layers_of
     from pruneflow.pruning.rounds import DenseShape, prune_round
 
+    joined()  # a rank's own GPU is the current one from here on
     device = "cuda" if torch.cuda.is_available() else "cpu"
     start = device if case.placement == "whole" else "cpu"
     model = random_model(case.shape, case.layers, how.dtype, start)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     model = place_as_asked(model, ComputeSettings(placement=case.placement), device)
     gpus = len({layer.device for layer in layers_of(model)})
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(SEED)
     tokens = torch.randint(VOCABULARY, (case.sequences, how.length), generator=draw)
     blocks = {str(row): part for row, part in enumerate(tokens.chunk(6))}
     settings = PruningSettings(layout="uniform", neuron_multiple=64)
     dense = DenseShape.of(model)
     per_round: list[dict[str, float]] = []
     peaks: dict[str, float] = {}
-    kept = []
+    kept, units = [], []
     for number in range(1, how.rounds + 1):
         seconds: dict[str, float] = {}
         with phases(seconds, peaks), timed(seconds, "all"):
@@ -262,12 +280,15 @@ def measure(case: Case, how: How) -> dict[str, Any]:
             )
         model = made.model
         kept.append(layers_of(model)[0].neurons)
+        units += [part.tolist() for part in (*made.kept.neurons, *made.kept.heads)]
         per_round.append(seconds)
     peak = max(peaks.values(), default=None)
     needed = work(case.shape, case.layers, case.sequences, how.length, kept[0])
     reached = limits(device)
     first = per_round[0]
     return {
+        "machine": machine(device),
+        "seed": SEED,
         "case": case.name,
         "shape": case.shape._asdict(),
         "layers": case.layers,
@@ -275,6 +296,13 @@ def measure(case: Case, how: How) -> dict[str, Any]:
         "gpus": gpus,
         **how._asdict(),
         "ratio": made.achieved_ratio,
+        "neurons": kept,
+        "digests": {
+            "units": sha256_json(units),
+            "weights": tensors_digest(model.state_dict()),
+        }
+        if digests
+        else None,
         "seconds_by_round": per_round,
         "seconds": sum(seconds["all"] for seconds in per_round),
         "weights_gib": weights / 2**30,
@@ -293,16 +321,19 @@ def main() -> None:
     parser.add_argument("--case", action="append", required=True)
     for name, default in How()._asdict().items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--digests", action="store_true", help="of what was kept and the weights")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     if "PRUNEFLOW_CASE" in os.environ:
         how = How(*(getattr(given, name) for name in How._fields))
-        write_json(given.out, measure(Case.parse(given.case[-1]), how))
+        if how.processes > 1 and not is_launched():
+            sys.exit(launch(how.processes, *sys.argv))
+        found = measure(Case.parse(given.case[-1]), how, given.digests)
+        if joined().is_first:
+            write_json(given.out, found)
+        joined().leave()
         return
-    import torch
-
     results: list[Any] = []
-    facts = machine("cuda" if torch.cuda.is_available() else "cpu")
     for case in given.case:
         part = given.out.with_suffix(".part.json")
         command = [sys.executable, *sys.argv, "--case", case, "--out", str(part)]
@@ -313,7 +344,7 @@ def main() -> None:
             results.append(read_json(part))
             part.unlink()
         print(json.dumps(results[-1], indent=2), flush=True)
-        write_json(given.out, {"machine": facts, "cases": results})
+        write_json(given.out, {"cases": results})
 
 
 if __name__ == "__main__":

@@ -45,9 +45,10 @@ class Measured(NamedTuple):
     Attributes:
         limits: operations a second, by type.
         whole: the 7B model on the GPU.
-        streamed: 8 of the 70B model's blocks, from host memory.
+        streamed: 24 of the 70B model's blocks, from host memory.
         spread: a round's phases in seconds of the 70B model, spread over two GPUs.
         spread_sequences: of that round.
+        two_ranks: how much faster than one they were in a second round.
         memory: most memory of the streamed refit over what its tensors add up to.
         characters: of text a second, read and cleaned, on two cores.
     """
@@ -57,6 +58,7 @@ class Measured(NamedTuple):
     streamed: Reached
     spread: dict[str, float]
     spread_sequences: int
+    two_ranks: float
     memory: float
     characters: float
 
@@ -64,9 +66,16 @@ class Measured(NamedTuple):
 def constants(results: Path) -> Measured:
     """Read them off the raw results."""
     cases = {case["case"]: case for case in read_json(results / "cost.json")["cases"]}
-    whole, large = cases["7b:whole"], cases["70b:streamed:8:48"]
+    whole, large = cases["7b:whole"], cases["70b:streamed:24:48"]
+    placements = read_json(results / "placements.json")["cases"]
     spread = cases["70b:spread:80:48"]
     expected = refit_bytes(SHAPES["70b"], large["sequences"] * LENGTH)
+    alone, two = (
+        next(case for case in placements if case["processes"] == ranks)["seconds_by_round"][1][
+            "all"
+        ]
+        for ranks in (1, 2)
+    )
     texts = read_json(results / "data.json")["scales"][-1]["documents"]
     return Measured(
         {kind: value * 1e12 for kind, value in whole["limits_tflops"].items()},
@@ -74,6 +83,7 @@ def constants(results: Path) -> Measured:
         Reached.of(large),
         spread["seconds_by_round"][0],
         spread["sequences"],
+        alone / two,
         max(large["peak_gib"].values()) * GIB / expected,
         texts["characters"] / texts["seconds"],
     )
@@ -87,6 +97,16 @@ def weight_bytes(shape: Shape) -> int:
 def gram_bytes(shape: Shape) -> int:
     """``X^T X`` and ``X^T D`` of one MLP in float64: what a layer's ranks exchange and hold."""
     return 8 * shape.neurons * (shape.neurons + shape.hidden)
+
+
+def score_bytes(shape: Shape) -> int:
+    """What a batch shows of every neuron, head and KV group, two sums in float64."""
+    return 8 * 2 * shape.layers * (shape.neurons + shape.heads + shape.groups)
+
+
+def exchanged(shape: Shape, tokens: float) -> float:
+    """Bytes that a rank sends and receives in a round: normal equations, and every batch's sums."""
+    return 2 * shape.layers * gram_bytes(shape) + tokens / BATCH * score_bytes(shape)
 
 
 def refit_bytes(shape: Shape, tokens: float) -> float:
@@ -118,7 +138,7 @@ def seconds(shape: Shape, tokens: float, ranks: int, known: Measured) -> dict[st
     own = math.ceil(tokens / LENGTH / busy)  # sequences of the rank that has most
     trips = 2 * groups(shape, tokens / busy) + 2 if streamed and ranks > 1 else 0
     bandwidth = INSIDE if ranks <= 8 else BETWEEN
-    sent = 2 * shape.layers * gram_bytes(shape) if ranks > 1 else 0
+    sent = exchanged(shape, tokens) if ranks > 1 else 0
     spent = (
         own * (score + equations) * (1 + reached.rest),
         solve,
@@ -175,8 +195,9 @@ def _rows(tokens: float, known: Measured) -> Iterator[list[str]]:
         for ranks in RANKS:
             parts = seconds(shape, tokens, ranks, known)
             whole = sum(parts.values())
-            hours = f"{ROUNDS * whole * ranks / 3600:,.1f}"
-            yield [name, str(ranks), _time(whole), hours, *map(_time, parts.values())]
+            hours = ROUNDS * whole * ranks / 3600
+            shown = f"{hours:,.1f}" if hours >= 1 else f"{hours:.2f}"
+            yield [name, str(ranks), _time(whole), shown, *map(_time, parts.values())]
 
 
 def _times(known: Measured) -> Iterator[str]:
@@ -187,8 +208,10 @@ def _times(known: Measured) -> Iterator[str]:
     yield (
         "Ranks share batches. Each solves every layer's system for itself, brings all weights to "
         "its GPU (on one GPU that is within the measured share), and exchanges every layer's "
-        f"normal equations with all others. There are {tokens // BATCH} batches of {BATCH:,} "
-        "tokens: more GPUs than that gain nothing, and for a set of this size one host is enough.\n"
+        f"normal equations and every batch's sums with all others. There are {tokens // BATCH} "
+        f"batches of {BATCH:,} tokens: more GPUs than that gain nothing, and for a set of this "
+        "size one host is enough. Sharing is taken as ideal: two ranks on two H200 were "
+        f"{known.two_ranks:.2f} times as fast as one in a warm round of a 1B model.\n"
     )
     more = SEQUENCES / known.spread_sequences
     took = known.spread["all"]
@@ -216,7 +239,7 @@ def _memory(known: Measured) -> Iterator[str]:
             _bytes(known.memory * refit_bytes(shape, tokens)),
             f"{_bytes(weights + states)}, and up to {_bytes(boundaries)}",
             _bytes(weights * (1 + left)),
-            _bytes(2 * shape.layers * gram_bytes(shape)),
+            _bytes(exchanged(shape, tokens)),
         ]
 
     yield from table(head, (row(name, shape) for name, shape in MODELS.items()))
@@ -226,7 +249,10 @@ def _memory(known: Measured) -> Iterator[str]:
         "the rest in further groups. Disk: the dense model and five rounds to 20 %, without DVC's "
         "cache, which is as large again where it cannot link; `pruneflow gc` removes what nothing "
         "needs. Exchanged: what a rank sends and receives in a round, all layers' normal "
-        "equations.\n"
+        "equations and what every batch shows of every unit. Not in the times above: a round also "
+        "reads its models' bytes about five times and writes them once "
+        "([operations](operations.md#what-the-pipeline-costs)), and compares its result with the "
+        "dense model.\n"
     )
 
 
@@ -236,6 +262,8 @@ def _billion(known: Measured) -> Iterator[str]:
     yield from table(head, (row for row in _rows(BILLION, known) if row[1] != "1"))
     reading = BILLION * CHARACTERS / known.characters / 3600
     large = SHAPES["70b"]
+    own = known.spread["all"] - known.spread["solve"]  # of two GPUs
+    held = ROUNDS * 2 * own * BILLION / (known.spread_sequences * LENGTH) / 3600
     states, boundaries = (kept * BILLION * large.hidden for kept in (2 * 2, 2 * large.layers))
     yield (
         f"Reading and cleaning {BILLION * CHARACTERS / 1e9:.0f} GB of text takes {reading:.1f} "
@@ -243,7 +271,9 @@ def _billion(known: Measured) -> Iterator[str]:
         f"[data](reference/data.md)); the token blocks are {_bytes(4 * BILLION)}. The 70B model's "
         f"hidden states of both streams are {_bytes(states)} and those at all boundaries "
         f"{_bytes(boundaries)}: scoring takes the set in groups, {groups(large, BILLION / 8):,} of "
-        "them on each of eight GPUs, but the refit holds its streams in memory as a whole.\n"
+        "them on each of eight GPUs, but the refit holds its streams in memory as a whole. Where "
+        "GPUs hold the 70B model, two a rank, its round as measured makes that "
+        f"{held:,.0f} GPU hours for {ROUNDS} rounds.\n"
     )
 
 

@@ -1,6 +1,7 @@
-"""Tables of Markdown."""
+"""What the generated pages are written with."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -10,3 +11,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         yield f"| {' | '.join(row)} |"
     yield ""
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """The device and the versions of what a result was measured with."""
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return f"{facts['device']}; {versions}"

@@ -68,7 +68,8 @@ def pretend_gpus(patch: Any, *free: float) -> None:
     """Let torch tell of GPUs with so many bytes free; `patch` is pytest's monkeypatch."""
     patch.setattr(torch.cuda, "device_count", lambda: len(free))
     patch.setattr(torch.cuda, "current_device", lambda: 0)
-    patch.setattr(torch.cuda, "mem_get_info", lambda gpu=0: (int(free[gpu]), int(free[gpu])))
+    patch.setattr(torch.cuda, "mem_get_info", lambda gpu: (int(free[_device(gpu).index]), 0))
+    patch.setattr(torch.cuda, "synchronize", lambda _gpu: None)
     patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # needs a driver
 
 

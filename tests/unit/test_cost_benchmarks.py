@@ -5,11 +5,30 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import rivals
-from benchmarks.cost import VOCABULARY, Shape, random_model, work
+from benchmarks.cost import (
+    VOCABULARY,
+    Case,
+    How,
+    Shape,
+    measure,
+    neurons_after,
+    random_model,
+    work,
+)
 from benchmarks.growth import cases, exponent
-from docs.scale import COLUMNS, MODELS, Measured, Reached, gram_bytes, seconds, weight_bytes
+from docs.scale import (
+    COLUMNS,
+    MODELS,
+    Measured,
+    Reached,
+    gram_bytes,
+    score_bytes,
+    seconds,
+    weight_bytes,
+)
 from pruneflow.errors import InputError
-from pruneflow.models.structure import block_weights
+from pruneflow.models.structure import block_weights, layers_of
+from pruneflow.pruning.recorder import MASKS, Recorder
 
 SMALL = Shape(2, 64, 128, 4, 2)
 
@@ -37,19 +56,34 @@ def test_growth_is_the_slope_in_logarithms():
         assert len({(case.shape, case.layers, case.sequences) for case in sizes.values()}) == 4
 
 
+def test_a_batch_shows_as_many_numbers_as_are_counted():
+    layers = layers_of(random_model(SMALL, 2, "float32", "cpu"))
+    assert 8 * (Recorder(layers, {MASKS}, 1, "cpu")._size - 1) == score_bytes(SMALL)
+
+
+def test_widths_after_a_round_are_those_that_a_round_makes():
+    case = Case("small", Shape(2, 64, 640, 1, 1), 2, sequences=4)  # one head stays
+    found = measure(case, How(rounds=2, dtype="float32", length=16), digests=True)
+    assert found["neurons"] == [neurons_after(case.shape, ratio) for ratio in (0.1, 0.2)]
+    again = measure(case, How(rounds=2, dtype="float32", length=16), digests=True)
+    assert again["digests"] == found["digests"]
+
+
 def test_scale_counts_the_weights_of_a_block_and_shares_what_ranks_can_share():
     assert SMALL.layers * SMALL.block == block_weights(random_model(SMALL, 2, "float32", "cpu"))
     assert weight_bytes(MODELS["405B"]) == pytest.approx(803e9, rel=0.01)
     limits = dict.fromkeys(("half", "single", "double"), 1e12)
     reached = Reached(dict.fromkeys(("score", "equations", "solve"), 0.5), rest=0.0)
-    known = Measured(limits, reached, reached, {}, 48, memory=1.0, characters=1.0)
+    known = Measured(limits, reached, reached, {}, 48, 2.0, memory=1.0, characters=1.0)
     shared, solve, _, exchange = COLUMNS
     one, eight, many = (seconds(MODELS["70B"], 98_304, n, known) for n in (1, 8, 64))
     assert eight[shared] == pytest.approx(one[shared] / 8)
     assert many[shared] == pytest.approx(one[shared] / 24)  # there are no more batches
     assert eight[solve] == one[solve]
     assert one[exchange] == 0
-    assert eight[exchange] == pytest.approx(2 * 80 * gram_bytes(MODELS["70B"]) / 300e9)
+    vectors = 24 * 8 * 2 * 80 * (28672 + 64 + 8)
+    sent = 2 * 80 * gram_bytes(MODELS["70B"]) + vectors
+    assert eight[exchange] == pytest.approx(sent / 300e9)
 
 
 def test_a_rival_that_is_not_installed_says_how_to_install_it(monkeypatch):

@@ -69,6 +69,22 @@ def test_rounds_make_the_same_model_and_leave_it_spread(tiny_model, tiny_tokens,
     assert same_bytes(made, expected)
 
 
+@pytest.mark.parametrize("room", [1e9, 1], ids=["states on the GPU", "states in host memory"])
+@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
+def test_a_streamed_model_is_scored_and_cut_from_host_memory(
+    tiny_model, tiny_tokens, monkeypatch, layout, room
+):
+    whole, asked = tiny_model(), recipe(layout=layout, towards_dense=0.3)
+    expected = prune(copy.deepcopy(whole), tiny_tokens, asked).model
+    pretend_gpus(monkeypatch, room)
+    with PretendDevices():
+        made = prune(place(whole, "cuda:0", streamed=True), tiny_tokens, asked).model
+        assert str(made.device) == "cuda:0"
+        assert {str(layer.device) for layer in layers_of(made)} == {"cpu"}
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(tensor, made.state_dict()[name], rtol=1e-9, atol=1e-12), name
+
+
 @pytest.mark.parametrize("score", ["obs", "wanda_sp"])
 def test_scores_that_make_passes_of_their_own_or_none_back_agree(tiny_model, tiny_tokens, score):
     whole = tiny_model()
