@@ -103,9 +103,9 @@ def placements(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"A 1B-shaped model in {first['dtype']}, {first['sequences']} sequences, two rounds: "
         "seconds of each, memory of the fullest GPU, and the beginnings of the digests of all "
-        "units kept and of all weights (`benchmarks/cost.py --digests`, `--processes`). The weights "
-        "of the whole model were drawn on the GPU, those of the others on the CPU, so that digests "
-        "compare within each pair.\n"
+        "units kept and of all weights (`benchmarks/cost.py --digests`, `--processes`). The "
+        "weights of the whole model were drawn on the GPU, those of the others on the CPU, so that "
+        "digests compare within each pair.\n"
     )
     rows = []
     for case in sorted(cases, key=lambda case: (case["digests"]["units"], case["processes"])):
