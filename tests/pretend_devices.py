@@ -5,6 +5,8 @@ show on a machine with several GPUs alone. What autograd makes itself is on no d
 any.
 """
 
+import weakref
+from collections import Counter
 from typing import Any
 
 import torch
@@ -21,7 +23,26 @@ INDICES = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)  # indices may st
 
 
 class PretendDevices(TorchFunctionMode):
-    """Within it, ``cuda:0``, ``cuda:1`` and so on are there."""
+    """Within it, ``cuda:0``, ``cuda:1`` and so on are there.
+
+    Attributes:
+        peak: most bytes that were on each device at a time, autograd's own left aside.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak: dict[torch.device, int] = {}
+        self._held: Counter[torch.device] = Counter()
+
+    def _put(self, tensor: torch.Tensor, place: torch.device) -> None:
+        storage = tensor.untyped_storage()
+        size = storage.nbytes()
+        if (before := getattr(storage, "leave", None)) is not None:
+            before()
+        storage.where = place
+        self._held[place] += size
+        self.peak[place] = max(self.peak.get(place, 0), self._held[place])
+        storage.leave = weakref.finalize(storage, self._held.subtract, {place: size})
 
     def __torch_function__(
         self,
@@ -34,7 +55,7 @@ class PretendDevices(TorchFunctionMode):
         if func == torch.Tensor.device.__get__:
             return _where(args[0]) or CPU
         if func in (torch.Tensor.to, torch.Tensor.cpu):
-            return _sent(func, args, kwargs)
+            return self._sent(func, args, kwargs)
         asked = kwargs.pop("device", None)
         kwargs.pop("pin_memory", None)
         given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
@@ -60,7 +81,28 @@ class PretendDevices(TorchFunctionMode):
         if place is not None and func != torch.Tensor.data.__set__:
             for x in pytree.tree_leaves(made):
                 if isinstance(x, torch.Tensor) and (asked is not None or _where(x) is None):
-                    x.untyped_storage().where = place
+                    self._put(x, place)
+        return made
+
+    def _sent(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        """What `Tensor.to` or `Tensor.cpu` gives: a copy where the device is another."""
+        tensor, *rest = args
+        made, before = tensor, _where(tensor)
+        if func is torch.Tensor.cpu:
+            target = CPU
+        elif rest and isinstance(rest[0], torch.Tensor):
+            target, made = _where(rest[0]), tensor.to(rest[0].dtype)
+        else:
+            copied = kwargs.pop("copy", False)
+            asked, dtype, _, _ = torch._C._nn._parse_to(*rest, **kwargs)
+            target = None if asked is None else _device(asked)
+            made = tensor if dtype is None else tensor.to(dtype)
+            made = tensor.clone() if copied and made is tensor else made
+        target = target or before
+        if made is tensor and target != before:
+            made = tensor.clone()
+        if made is not tensor and target is not None:
+            self._put(made, target)
         return made
 
 
@@ -86,25 +128,3 @@ def _places(tensors: Any) -> set[torch.device]:
 
 def _where(tensor: torch.Tensor) -> torch.device | None:
     return getattr(tensor.untyped_storage(), "where", None)
-
-
-def _sent(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """What `Tensor.to` or `Tensor.cpu` gives: a copy where the device is another."""
-    tensor, *rest = args
-    made, before = tensor, _where(tensor)
-    if func is torch.Tensor.cpu:
-        target = CPU
-    elif rest and isinstance(rest[0], torch.Tensor):
-        target, made = _where(rest[0]), tensor.to(rest[0].dtype)
-    else:
-        copied = kwargs.pop("copy", False)
-        asked, dtype, _, _ = torch._C._nn._parse_to(*rest, **kwargs)
-        target = None if asked is None else _device(asked)
-        made = tensor if dtype is None else tensor.to(dtype)
-        made = tensor.clone() if copied and made is tensor else made
-    target = target or before
-    if made is tensor and target != before:
-        made = tensor.clone()
-    if made is not tensor and target is not None:
-        made.untyped_storage().where = target
-    return made

@@ -85,6 +85,22 @@ def test_a_streamed_model_is_scored_and_cut_from_host_memory(
         assert torch.allclose(tensor, made.state_dict()[name], rtol=1e-9, atol=1e-12), name
 
 
+def test_a_streamed_models_device_memory_does_not_grow_with_depth(
+    tiny_model, tiny_tokens, monkeypatch
+):
+    pretend_gpus(monkeypatch, 1e9)
+    peaks = {}
+    for streamed in (True, False):
+        for depth in (3, 6):
+            with PretendDevices() as devices:
+                model = place(tiny_model(num_hidden_layers=depth), "cuda:0", streamed=streamed)
+                block = weight_bytes(layers_of(model)[0].module)
+                prune(model, tiny_tokens, recipe(towards_dense=0.3), batch_tokens=16)
+            peaks[streamed, depth] = devices.peak[torch.device("cuda:0")]
+    assert peaks[True, 6] <= 1.01 * peaks[True, 3]
+    assert peaks[False, 6] >= peaks[False, 3] + 2 * block
+
+
 @pytest.mark.parametrize("score", ["obs", "wanda_sp"])
 def test_scores_that_make_passes_of_their_own_or_none_back_agree(tiny_model, tiny_tokens, score):
     whole = tiny_model()
