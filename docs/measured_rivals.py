@@ -89,14 +89,15 @@ def _mean(row: dict[str, Any]) -> float:
     return float(row["perplexity_ratio_mean"])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Four digits, or three from ten on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
 def _quality(row: dict[str, Any]) -> list[str]:
     return [
         NAMES[row["row"]],
-        _number(_mean(row)),
+        number(_mean(row)),
         *(f"{100 * row['zero_shot'][task]:.1f}" for task in TASKS),
         f"{row['seconds']:.1f}",
         f"{row['peak_gib']:.1f}",
@@ -111,7 +112,7 @@ def _by_set(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
         mine["perplexity"] / theirs["perplexity"]
         for mine, theirs in ((both[0][name], both[1][name]) for name in HELD_OUT)
     ]
-    return [_plain(row["row"]), *map(_number, ratios)]
+    return [_plain(row["row"]), *map(number, ratios)]
 
 
 def _verdict(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -12,6 +12,7 @@ import pytest
 from typer.main import get_command
 
 from docs.generate import FOLDER, pages
+from docs.measured_rivals import number
 from flows.cli import app
 from tests.markdown import PAGES, ROOT, anchors, blocks, commands, links, quoted
 
@@ -118,6 +119,25 @@ def test_make_help_lists_every_command_of_the_makefile() -> None:
 
 
 TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def test_what_the_readme_says_of_others_is_the_recorded_comparison() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/side_by_side.json").read_text())["rows"]
+    ours = ("uniform", "uniform_one_shot", "per_layer")
+    said = []
+    for theirs in (False, True):
+        for ratio in (0.2, 0.5):
+            means = {
+                row["row"]: row["perplexity_ratio_mean"] for row in rows if row["ratio"] == ratio
+            }
+            best = min((name for name in means if (name not in ours) is theirs), key=means.get)
+            assert best == ("osscar" if theirs else "per_layer")
+            assert len(means) == 10 + len(ours)
+            said.append(number(means[best]))
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    one, two, three, four = said
+    assert f"rises {one} times at 20 % of the block weights and {two} at 50 %" in readme
+    assert f"OSSCAR, {three} and {four}." in readme
 
 
 def test_the_table_of_the_readme_is_the_recorded_demo() -> None:
