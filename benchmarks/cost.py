@@ -13,57 +13,25 @@ several GPUs the peak is the fullest one's, of several processes the first one's
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import machine, now, peak_gib, product_rate, reset_peak
+from benchmarks.operations import RATIO, SHAPES, VOCABULARY, Shape, shares_of_limit
 from pruneflow.artifacts import read_json, sha256_json, write_json
+from pruneflow.config import Placement
 from pruneflow.ranks import is_launched, joined, launch
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/cost.json"
-RATIO, VOCABULARY, SEED = 0.2, 32_000, 0
-Placement = Literal["whole", "spread", "streamed"]
-
-
-class Shape(NamedTuple):
-    """A Llama's sizes."""
-
-    layers: int
-    hidden: int
-    neurons: int
-    heads: int
-    groups: int
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head."""
-        return self.hidden // self.heads
-
-    @property
-    def block(self) -> int:
-        """Weights of one block's matrices."""
-        heads = 2 * (self.heads + self.groups) * self.head_dim
-        return self.hidden * (3 * self.neurons + heads)
-
-
-SHAPES = {
-    "0.1b": Shape(12, 768, 2048, 6, 2),
-    "1b": Shape(16, 2048, 8192, 16, 4),
-    "3b": Shape(28, 3072, 8192, 24, 8),
-    "7b": Shape(32, 4096, 11008, 32, 32),
-    "13b": Shape(40, 5120, 13824, 40, 40),
-    "70b": Shape(80, 8192, 28672, 64, 8),
-    "405b": Shape(126, 16384, 53248, 128, 8),
-}
+SEED = 0
 
 
 def random_model(shape: Shape, layers: int, dtype: str, device: str) -> Any:
@@ -117,47 +85,6 @@ def watched(peaks: dict[str, float], name: str) -> Iterator[None]:
     peak = peak_gib()
     if peak is not None:
         peaks[name] = max(peaks.get(name, 0.0), peak)
-
-
-class Operations(NamedTuple):
-    """Floating-point operations that a phase needs at the least, by the type they are done in."""
-
-    half: float = 0.0
-    single: float = 0.0
-    double: float = 0.0
-
-    def seconds(self, limits: dict[str, float]) -> float:
-        """How long they take at the limits, in operations a second."""
-        return sum(done / limits[kind] for kind, done in self._asdict().items() if done)
-
-
-def work(
-    shape: Shape, layers: int, sequences: int, length: int, kept: int
-) -> dict[str, Operations]:
-    """What a round of an unpruned model in bfloat16 that loses MLP neurons alone needs, by phase.
-
-    ``score``: a forward pass, and a backward pass by activations alone; running blocks again is not
-    counted. ``equations``: the pruned and the unpruned stream forward once each, and for the MLP's
-    consumer ``X^T X`` and ``X^T D``, products of float32. ``solve``: Cholesky and two triangular
-    solves in float64.
-    """
-    tokens = sequences * length
-    attention = 2 * shape.hidden * length  # causal: half of 4 d T a token
-    forward = tokens * layers * (2 * shape.block + attention)
-    head = 2 * tokens * VOCABULARY * shape.hidden
-    gram = 2 * tokens * layers * shape.neurons * (shape.neurons + shape.hidden)
-    solved = kept**3 / 3 + 2 * kept**2 * shape.hidden
-    return {
-        "score": Operations(half=2 * (forward + head)),
-        "equations": Operations(half=2 * forward, single=gram),
-        "solve": Operations(double=layers * solved),
-    }
-
-
-def neurons_after(shape: Shape, ratio: float) -> int:
-    """Neurons of each layer once so much of the block weights is gone, in whole steps of 64."""
-    gone = ratio * shape.block / (3 * shape.hidden)
-    return shape.neurons - 64 * math.ceil(gone / 64)
 
 
 def limits(device: str) -> dict[str, float]:
@@ -283,10 +210,7 @@ def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
         units += [part.tolist() for part in (*made.kept.neurons, *made.kept.heads)]
         per_round.append(seconds)
     peak = max(peaks.values(), default=None)
-    needed = work(case.shape, case.layers, case.sequences, how.length, kept[0])
-    reached = limits(device)
-    first = per_round[0]
-    return {
+    found = {
         "machine": machine(device),
         "seed": SEED,
         "case": case.name,
@@ -308,11 +232,11 @@ def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
         "weights_gib": weights / 2**30,
         "peak_gib": peaks,
         "peak_over_weights": None if peak is None else peak * 2**30 / weights,
-        "limits_tflops": {kind: value / 1e12 for kind, value in reached.items()},
-        "share_of_limit": {
-            phase: needed[phase].seconds(reached) / first[phase] for phase in needed
-        },
+        "limits_tflops": {kind: value / 1e12 for kind, value in limits(device).items()},
     }
+    # Of the first round, which later ones of a warm process surpass.
+    first = {phase: shares[0] for phase, shares in shares_of_limit(found).items()}
+    return {**found, "share_of_limit": first}
 
 
 def main() -> None:

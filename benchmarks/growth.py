@@ -17,8 +17,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.cost import Case, How, Shape, measure
+from benchmarks.cost import Case, How, measure
 from benchmarks.machine import machine
+from benchmarks.operations import Shape
 from pruneflow.artifacts import write_json
 
 RESULT = Path(__file__).parent / "results/growth.json"

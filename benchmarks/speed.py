@@ -52,8 +52,9 @@ from typing import Any
 # So that it also runs where the project is not installed.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.cost import SHAPES, random_model
+from benchmarks.cost import random_model
 from benchmarks.machine import load, machine, now, product_rate
+from benchmarks.operations import SHAPES
 from benchmarks.speed_variants import (
     ACTIVATION,
     ATTENTION,

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.cost import RATIO, SHAPES, neurons_after, work
+from benchmarks.operations import RATIO, shares_of_limit
 from docs.tables import machine_line, table
+
+PHASES = ("score", "equations", "solve")
 
 
 def cost(found: dict[str, Any]) -> Iterator[str]:
@@ -28,9 +30,7 @@ def cost(found: dict[str, Any]) -> Iterator[str]:
         "seconds",
         "most GPU memory",
         "over weights",
-        "score",
-        "equations",
-        "solve",
+        *PHASES,
     ]
     yield from table(head, [_case(case) for case in found["cases"]])
     yield (
@@ -65,6 +65,7 @@ def _case(case: dict[str, Any]) -> list[str]:
     part = "" if whole else f", {case['layers']} of {case['shape']['layers']} layers"
     if case["gpus"] > 1:
         placement = f"spread over {case['gpus']} GPUs"
+    shares = shares_of_limit(case)
     times = [one["all"] for one in case["seconds_by_round"]]
     each = f"{case['seconds']:.0f}" + (
         f" ({', '.join(f'{t:.0f}' for t in times)})" if times[1:] else ""
@@ -75,24 +76,8 @@ def _case(case: dict[str, Any]) -> list[str]:
         each,
         f"{max(case['peak_gib'].values()):.1f} GiB",
         f"{case['peak_over_weights']:.2f}",
-        *(", ".join(f"{share:.0%}" for share in shares) for shares in _shares(case)),
+        *(", ".join(f"{share:.0%}" for share in shares[phase][:2]) for phase in PHASES),
     ]
-
-
-def _shares(case: dict[str, Any]) -> Iterator[list[float]]:
-    """By phase, what the first and the second round reach of the limit."""
-    name, rounds = case["case"].split(":")[0], len(case["seconds_by_round"])
-    limits = {kind: value * 1e12 for kind, value in case["limits_tflops"].items()}
-    shape = SHAPES[name]
-    for phase in ("score", "equations", "solve"):
-        shares = [case["share_of_limit"][phase]]
-        if rounds > 1:
-            before, after = (neurons_after(shape, RATIO * n / rounds) for n in (1, 2))
-            smaller = shape._replace(neurons=before)
-            needed = work(smaller, case["layers"], case["sequences"], case["length"], after)
-            took = case["seconds_by_round"][1][phase]
-            shares.append(needed[phase].seconds(limits) / took)
-        yield shares
 
 
 def placements(found: dict[str, Any]) -> Iterator[str]:
@@ -133,7 +118,7 @@ def growth(found: dict[str, Any]) -> Iterator[str]:
     )
     for kind, growth in found["growth"].items():
         sizes = sorted(growth["sizes"].items(), key=lambda item: int(item[0]))
-        phases = ("score", "equations", "solve", "all")
+        phases = (*PHASES, "all")
         unit = {"tokens": "sequences", "width": "hidden size", "depth": "layers"}[kind]
         yield from table(
             [unit, *phases, "most memory"],

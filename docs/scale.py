@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.cost import SHAPES, VOCABULARY, Shape, work
+from benchmarks.operations import RATIO, SHAPES, VOCABULARY, Shape, work
 from docs.tables import table
 from pruneflow.artifacts import read_json
 
 MODELS = {"7B": SHAPES["7b"], "70B": SHAPES["70b"], "405B": SHAPES["405b"]}
 RANKS = (1, 8, 64)
-LENGTH, SEQUENCES, BATCH, RATIO, ROUNDS = 512, 192, 4096, 0.2, 5
+LENGTH, SEQUENCES, BATCH, ROUNDS = 512, 192, 4096, 5
 BILLION = 1_000_000_000
 # Bytes a second and bytes, assumed: see the page.
 INSIDE, BETWEEN, TO_GPU, HOST = 300e9, 50e9, 25e9, 1e12

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pruneflow.artifacts import staged_directory
 from pruneflow.calibration.blocks import CalibrationSet
-from pruneflow.config import ComputeSettings, ModelSettings
+from pruneflow.config import ComputeSettings, ModelSettings, Placement
 from pruneflow.errors import InputError
 from pruneflow.evaluation.perplexity import DomainLoss, perplexity_by_domain
 from pruneflow.models.record import RECORD
@@ -21,7 +21,7 @@ def load_model(
     *,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    placement: Literal["auto", "whole", "spread", "streamed"] = "auto",
+    placement: Placement = "auto",
     revision: str | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a model of either layout, weights frozen, and its tokenizer.

@@ -39,6 +39,9 @@ class ModelSettings(Settings):
     )
 
 
+Placement = Literal["auto", "whole", "spread", "streamed"]
+
+
 class ComputeSettings(Settings):
     """How models are run."""
 
@@ -55,11 +58,12 @@ class ComputeSettings(Settings):
         1024,
         description="Tokens in one forward and backward pass, which keeps one block's activations.",
     )
-    placement: Literal["auto", "whole", "spread", "streamed"] = Field(
+    placement: Placement = Field(
         "auto",
         description="Where a model's weights are: `whole` on one GPU, `spread` over the GPUs there "
         "are (one GPU has it whole), or `streamed`: blocks in host memory, brought to the GPU one "
-        "at a time. `auto` takes the first of these that leaves room to work.",
+        "at a time. `auto` takes the first of these that leaves room to work. Without a GPU all "
+        "are the same.",
     )
     processes: Count = Field(
         1,

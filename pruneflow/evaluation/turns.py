@@ -44,16 +44,16 @@ class Turns:
         self.placement: dict[str, str] = {}
         self._asked = dict.fromkeys(directories, compute)
         on_host = compute.model_copy(update={"device": "cpu", "placement": "whole"})
+        may_be_whole = self._device == "cuda" and compute.placement in ("auto", "whole")
         for name, directory in directories.items():
-            self.models[name] = model = load_model(directory, on_host)[0].eval()
-            if self._device == "cuda" and compute.placement in ("auto", "whole"):
-                if not self.placement:
-                    self.together = self._has_room(2 * weight_bytes(model))
-                if self._has_room(weight_bytes(model)):
-                    self._asked[name] = compute.model_copy(update={"placement": "whole"})
-            self.placement[name] = "whole"
+            model = load_model(directory, on_host)[0].eval()
+            if may_be_whole and not self.models:
+                self.together = self._has_room(2 * weight_bytes(model))
             if self.together:
                 place(model, self._device)
+            elif may_be_whole and self._has_room(weight_bytes(model)):
+                self._asked[name] = compute.model_copy(update={"placement": "whole"})
+            self.models[name], self.placement[name] = model, placement_of(model)
 
     def _has_room(self, weights: int) -> bool:
         return weights <= ROOM * free_memory(own_gpus()[0])

@@ -99,12 +99,7 @@ def prune_round(
     import torch
 
     layers = layers_of(model)
-    devices = list(dict.fromkeys(layer.device for layer in layers))
-    joined().agree(
-        f"{placement_of(model)} {[devices.index(layer.device) for layer in layers]}",
-        "ranks placed the model differently, for their GPUs have more or less memory free: set "
-        "compute.placement",
-    )
+    _agree_on_placement(model, layers)
     to_remove = _to_remove(model, target, dense, stored_bytes, label)
     limits, notes = _limits(model, layers, dense, settings)
     names = list(dict.fromkeys([settings.score, *settings.also_score]))
@@ -126,6 +121,16 @@ def prune_round(
     pruned = rebuild(model, settings.layout)
     achieved = 1 - block_weights(pruned) / dense.block_weights
     return RoundResult(pruned, scores, kept, achieved, notes)
+
+
+def _agree_on_placement(model: "PreTrainedModel", layers: list[Layer]) -> None:
+    """Ranks that exchange tensors of different devices would wait for each other for ever."""
+    devices = list(dict.fromkeys(layer.device for layer in layers))
+    joined().agree(
+        f"{placement_of(model)} {[devices.index(layer.device) for layer in layers]}",
+        "ranks placed the model differently, for their GPUs have more or less memory free: set "
+        "compute.placement",
+    )
 
 
 def _to_remove(

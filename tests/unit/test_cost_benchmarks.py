@@ -5,17 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import rivals
-from benchmarks.cost import (
-    VOCABULARY,
-    Case,
-    How,
-    Shape,
-    measure,
-    neurons_after,
-    random_model,
-    work,
-)
+from benchmarks.cost import Case, How, measure, random_model
 from benchmarks.growth import cases, exponent
+from benchmarks.operations import VOCABULARY, Shape, neurons_after, work
 from docs.scale import (
     COLUMNS,
     MODELS,

@@ -4,15 +4,19 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from flows.cli import app
 from pruneflow import footprint
 from pruneflow.config import load_settings
 from pruneflow.errors import InputError
+from pruneflow.models import loading
 from pruneflow.plan import configure
 from tasks import doctor, sharing, versions
 from tasks.doctor import CHECKS, OK, PROBLEM, WARNING, Finding, examine
@@ -146,6 +150,38 @@ def test_disk_is_measured_against_the_model_and_its_rounds(
         monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
         ((said, _),) = found("disk")
         assert said == status
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "placement", "level", "advice"),
+    [
+        ("cpu", 9e9, "auto", OK, "free, a run needs some"),
+        ("cpu", 1e9, "auto", WARNING, "lower compute.batch_tokens"),
+        ("cuda", 9e9, "whole", OK, "GPU memory free, a run needs some"),
+        ("cuda", 1e9, "whole", WARNING, "set compute.placement to auto"),
+        ("cuda", 1e9, "auto", OK, "they are spread or streamed"),
+    ],
+)
+def test_too_little_memory_is_told_of_where_nothing_makes_do_with_it(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    free: float,
+    placement: str,
+    level: str,
+    advice: str,
+) -> None:
+    monkeypatch.setattr(loading, "resolve_device", lambda _compute: device)
+    monkeypatch.setattr(loading, "computes_bfloat16", lambda _device: False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free), 0))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(free)))
+    read = load_settings()
+    compute = read.compute.model_copy(update={"placement": placement})
+    settings = read.model_copy(update={"compute": compute})
+    monkeypatch.setattr(doctor, "load_settings", lambda: settings)
+    [(found, said)] = CHECKS["memory"]()
+    assert found == level
+    assert advice in said
 
 
 def test_weights_are_counted_without_loading_them(
