@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.machine import machine, now, peak_gib, product_rate, reset_peak
 from benchmarks.operations import RATIO, SHAPES, VOCABULARY, Shape, shares_of_limit
 from pruneflow.artifacts import read_json, sha256_json, write_json
-from pruneflow.config import Placement
-from pruneflow.ranks import is_launched, joined, launch
+from pruneflow.compute.ranks import joined, launch
+from pruneflow.compute.torchrun import is_launched
+from pruneflow.settings.pipeline import Placement
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/cost.json"
@@ -171,11 +172,11 @@ def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
     """
     import torch
 
-    from pruneflow.config import ComputeSettings, PruningSettings, Target
-    from pruneflow.models.loading import tensors_digest
-    from pruneflow.models.placement import place_as_asked
+    from pruneflow.compute.placement import place_as_asked
+    from pruneflow.models.digests import tensors_digest
     from pruneflow.models.structure import layers_of
     from pruneflow.pruning.rounds import DenseShape, prune_round
+    from pruneflow.settings.pipeline import ComputeSettings, PruningSettings, Target
 
     joined()  # a rank's own GPU is the current one from here on
     device = "cuda" if torch.cuda.is_available() else "cpu"

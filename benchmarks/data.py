@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from pruneflow.artifacts import read_json, write_json, write_manifest
-from pruneflow.calibration.settings import CalibrationSettings, DocumentSettings
+from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/data.json"
@@ -115,7 +115,7 @@ def run(stage: str, root: Path, scale: int) -> dict[str, Any]:
     out = root / "documents"
     began = time.perf_counter()
     if stage == "documents":
-        from pruneflow.calibration.documents import build_documents
+        from pruneflow.data.documents import build_documents
 
         manifest = build_documents(
             settings, root / "domains.yaml", root / "sources.lock", root / "benchmarks", out, root
@@ -127,13 +127,14 @@ def run(stage: str, root: Path, scale: int) -> dict[str, Any]:
             "dropped": sum(sum(domain["dropped"].values()) for domain in domains),
         }
     elif stage == "validate":
-        from pruneflow.calibration.validation import validate_documents
+        from pruneflow.data.validation import validate_documents
 
         validate_documents(out, root / "benchmarks", settings, root / "validation.json")
         facts = {}
     else:
-        from pruneflow.calibration.blocks import build_blocks
-        from pruneflow.models.loading import load_tokenizer, tokenizer_digest
+        from pruneflow.models.digests import tokenizer_digest
+        from pruneflow.models.loading import load_tokenizer
+        from pruneflow.tokens.calibration_set import build_blocks
 
         dense = ROOT / "data/checkpoints/dense"
         build_blocks(

@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import machine
 from pruneflow.artifacts import read_json, write_json, write_manifest
-from pruneflow.calibration.task_files import quiet
-from pruneflow.config import ComputeSettings
-from pruneflow.evaluation.benchmarks import SHOWN_ANSWERS, answer_questions
 from pruneflow.models.loading import load_model, resolve_device
-from pruneflow.schema import read_yaml
+from pruneflow.questions.answers import SHOWN_ANSWERS, answer_questions
+from pruneflow.questions.task_files import quiet
+from pruneflow.settings.base import read_yaml
+from pruneflow.settings.pipeline import ComputeSettings
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/evaluation.json"
@@ -183,7 +183,7 @@ def main() -> None:
     """Measure every type and kind of question, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "data/checkpoints/dense")
-    parser.add_argument("--benchmarks", type=Path, default=ROOT / "data/benchmarks")
+    parser.add_argument("--benchmarks", type=Path, default=ROOT / "data/questions")
     parser.add_argument("--questions", type=int, default=10, help="of each task, at most")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])

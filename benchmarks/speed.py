@@ -71,9 +71,9 @@ from benchmarks.speed_variants import (
     work_of,
 )
 from pruneflow.artifacts import write_json
-from pruneflow.config import ComputeSettings
 from pruneflow.models.loading import computes_bfloat16, resolve_device
 from pruneflow.models.structure import layers_of
+from pruneflow.settings.pipeline import ComputeSettings
 
 RESULTS = Path(__file__).parent / "results"
 PHASES = ("prefill", "decode")

@@ -4,7 +4,7 @@ import copy
 from typing import Any, NamedTuple
 
 from pruneflow.models.structure import block_weights, layers_of, matrix, sizes_of
-from pruneflow.pruning.surgery import cut_heads, cut_neurons
+from pruneflow.models.surgery import cut_heads, cut_neurons
 
 RATIOS = (0.2, 0.5)
 MULTIPLE = 64  # of neurons, in an aligned layer

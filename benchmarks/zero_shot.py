@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pruneflow.errors import InputError
-from pruneflow.evaluation.likelihood import Question, batches_by_tokens, by_context, score_rows
 from pruneflow.progress import track
+from pruneflow.questions.likelihood import Question, batches_by_tokens, by_context, score_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

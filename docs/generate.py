@@ -16,12 +16,12 @@ from pydantic import BaseModel
 
 from docs.measured import benchmarks_page
 from docs.scale import scale_page
-from pruneflow.calibration.kinds import KINDS, Source
-from pruneflow.calibration.records import RecordFormat
-from pruneflow.config import PipelineSettings
-from pruneflow.evaluation.gates import GatesSettings
-from pruneflow.evaluation.metrics import METRICS, Metric
-from pruneflow.sweep import SweepSettings
+from pruneflow.data.record_template import RecordFormat
+from pruneflow.data.source_kinds import KINDS, Source
+from pruneflow.judge.gates import GatesSettings
+from pruneflow.judge.metrics import METRICS, Metric
+from pruneflow.settings.pipeline import PipelineSettings
+from pruneflow.sweep_recipes import SweepSettings
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "benchmarks/results"
@@ -60,7 +60,7 @@ EXAMPLES = re.compile(r"^Examples?:\s+(pruneflow .*(?:\n +pruneflow .*)*)$", re.
 """The commands at the end of a command's help."""
 
 NAME = "^[a-zA-Z]["
-"""How the patterns of names in `pruneflow/schema.py` begin."""
+"""How the patterns of names in `pruneflow/settings/base.py` begin."""
 
 
 def pages() -> dict[str, str]:

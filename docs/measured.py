@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from docs.measured_cost import cost, growth, placements
-from docs.measured_rivals import side_by_side
+from docs.measured_methods import side_by_side
 from docs.measured_speed import SPEED, home, speed
 from pruneflow.artifacts import read_json
 

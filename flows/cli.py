@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli_options import AsJson, examples, one_of, print_json, profiles, schedules, stages
 from flows.data_cli import app as data_app
-from flows.housekeeping_cli import app as housekeeping_app
+from flows.flow_runner import run_flow, run_sweep, set_environment
+from flows.gc_cli import app as housekeeping_app
 from flows.inspection_cli import app as inspection_app
-from flows.options import AsJson, examples, one_of, print_json, profiles, schedules, stages
 from flows.registry_cli import app as registry_app
-from flows.running import run_flow, run_sweep, set_environment
 from pruneflow.errors import PruneflowError, report
 
 if TYPE_CHECKING:
     from flows.pipeline import Outcome
-    from pruneflow.config import PipelineSettings, RegistrySettings
-    from pruneflow.evaluation.pareto import Row
+    from pruneflow.judge.pareto import Row
+    from pruneflow.settings.pipeline import PipelineSettings, RegistrySettings
 
 REFUSED, INTERRUPTED = 1, 130
 
@@ -106,8 +106,8 @@ def plan(
     """
     _enter_workspace()
     from pruneflow import plan as planning
-    from pruneflow.pruning.settings import Target
-    from pruneflow.schema import check
+    from pruneflow.settings.base import check
+    from pruneflow.settings.pruning import Target
 
     asked = {"ratio": ratio, "parameters": parameters, "bytes": size}
     goal = check(Target, {key: value for key, value in asked.items() if value is not None}, "plan")
@@ -157,7 +157,7 @@ def sweep(
     Exit code: 0 if at least one recipe finished, 1 if none did, 2 bad input, 130 interrupted.
     """
     _enter_workspace()
-    from pruneflow.sweep import load_recipes
+    from pruneflow.sweep_recipes import load_recipes
     from pruneflow.workspace import run_lock
 
     with run_lock() as environment:
@@ -198,12 +198,12 @@ def preflight() -> "PipelineSettings":
         InputError: a setting, the model, a domain, the data folder or MLflow's store cannot be
             used.
     """
-    from pruneflow.calibration.sources import known_domains
-    from pruneflow.evaluation.gates import load_gates
-    from pruneflow.models.loading import check_source
+    from pruneflow.data.sources import known_domains
+    from pruneflow.judge.gates import load_gates
+    from pruneflow.models.source import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
     from pruneflow.workspace import check_writable
-    from tasks.store import connect, has_store
+    from tasks.tracking.store import connect, has_store
 
     settings = _settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
@@ -219,7 +219,7 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
     from rich.console import Console
 
     from pruneflow.paths import MODEL, PAGE
-    from pruneflow.reporting.table import result_table
+    from pruneflow.report.result_table import result_table
 
     name = settings.registry.name
     Console().print(result_table(outcome.summary))
@@ -254,7 +254,7 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
 
 
 def _mlflow_page(settings: "RegistrySettings") -> str:
-    from tasks.store import is_server
+    from tasks.tracking.store import is_server
 
     if is_server(settings):
         return settings.tracking_uri
@@ -265,7 +265,7 @@ def _print_sweep(rows: "list[Row]") -> None:
     from rich.console import Console
 
     from pruneflow.paths import SWEEP, SWEEP_TABLE
-    from pruneflow.reporting.sweep_table import sweep_table
+    from pruneflow.report.sweep_table import sweep_table
 
     Console().print(sweep_table(rows))
     print(f"table       {SWEEP_TABLE}")
@@ -285,7 +285,7 @@ def _enter_workspace() -> None:
 
 
 def _settings() -> "PipelineSettings":
-    from pruneflow.config import load_settings
+    from pruneflow.settings.pipeline import load_settings
 
     return load_settings()
 

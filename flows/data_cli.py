@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.options import AsJson, examples, print_json
+from flows.cli_options import AsJson, examples, print_json
 from pruneflow.workspace import check_workspace
 
 if TYPE_CHECKING:
-    from pruneflow.calibration.sources import LockChange
+    from pruneflow.data.sources import LockChange
 
 app = typer.Typer(
     help="Pin the sources of text, and see what changed in it.",
@@ -27,7 +27,7 @@ def refresh(as_json: AsJson = False) -> None:
     """
     check_workspace()
     from pruneflow import paths
-    from pruneflow.calibration.sources import refresh_lock
+    from pruneflow.data.sources import refresh_lock
 
     change = refresh_lock(paths.DOMAINS_FILE, paths.SOURCES_LOCK, paths.LM_EVAL)
     if as_json:
@@ -47,7 +47,7 @@ def diff(
     and licences gained and lost. The commit must hold the dvc.lock of a run.
     """
     check_workspace()
-    from tasks.data import changes_since
+    from tasks.dvc.data_history import changes_since
 
     changes = changes_since(revision)
     if as_json:

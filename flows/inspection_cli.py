@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from flows.options import AsJson, examples, models, one_of, print_json
-from flows.running import set_environment
+from flows.cli_options import AsJson, examples, models, one_of, print_json
+from flows.flow_runner import set_environment
 from pruneflow.workspace import check_workspace
 
 app = typer.Typer(rich_markup_mode=None)
@@ -29,7 +29,7 @@ def doctor(as_json: AsJson = False) -> None:
     """
     check_workspace()
     set_environment()
-    from tasks.doctor import PROBLEM, WARNING, examine
+    from tasks.doctor.checks import PROBLEM, WARNING, examine
 
     findings = []
     for finding in examine():
@@ -69,10 +69,10 @@ def compare(a: Model, b: Model, as_json: AsJson = False) -> None:
     and what was not measured for one of them.
     """
     check_workspace()
-    from pruneflow.config import load_settings
-    from pruneflow.evaluation.side_by_side import side_by_side
-    from pruneflow.reporting.side_table import side_table
-    from tasks.sides import find_side
+    from pruneflow.judge.model_comparison import side_by_side
+    from pruneflow.report.model_comparison_table import side_table
+    from pruneflow.settings.pipeline import load_settings
+    from tasks.registry.named_models import find_side
 
     settings = load_settings()
     sides = [find_side(name, settings) for name in (a, b)]

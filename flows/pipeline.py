@@ -6,7 +6,6 @@ has side effects outside the workspace's data, and so is no DVC stage.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -21,11 +20,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.notification import REFUSED, TOLD, tell
+from flows.outcome import REFUSED, Outcome
+from flows.run_notification import TOLD, tell
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
-from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError, StoreBusyError
-from pruneflow.evaluation.gates import GatesSettings, decide, load_gates, may_register, refuse
+from pruneflow.judge.gates import GatesSettings, decide, load_gates, may_register, refuse
 from pruneflow.paths import (
     CALIBRATION_SET,
     DECISION,
@@ -36,41 +35,17 @@ from pruneflow.paths import (
     PAGE,
     SUMMARY,
 )
+from pruneflow.settings.pipeline import PipelineSettings, load_settings
 from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
-from tasks import promotion, registry
-from tasks.dvc_state import doubt_changed_files, mend_dvc
-from tasks.production import compare_with_production
-from tasks.runs import only_run
-from tasks.sharing import push
-from tasks.stages import RETRIES, RETRY_SECONDS, failed, run_stage, stage_order
-from tasks.tracking import git_state, log_run
+from tasks.dvc.remote import push
+from tasks.dvc.repair import doubt_changed_files, mend_dvc
+from tasks.dvc.repro import RETRIES, RETRY_SECONDS, failed, run_stage, stage_order
+from tasks.prefect.flow_runs import only_run
+from tasks.registry import promotion, versions
+from tasks.registry.production import compare_with_production
+from tasks.tracking.runs import git_state, log_run
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: whether the gates accepted the model, and what became of it.
-
-    Attributes:
-        accepted: by the gates.
-        reasons: why not; empty when they did.
-        summary: what was measured.
-        run_id: MLflow's run.
-        version: of the registered model; None when it was refused.
-        in_production: whether that version is in production now.
-        new: whether this run made the version or put it into production.
-        not_pushed: why an accepted run could not be pushed to DVC's remote; None when it could.
-    """
-
-    accepted: bool
-    reasons: list[str]
-    summary: dict[str, Any]
-    run_id: str
-    version: str | None = None
-    in_production: bool = False
-    new: bool = False
-    not_pushed: str | None = None
 
 
 class StepFailed(PruneflowError):
@@ -175,7 +150,7 @@ def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
     name = settings.registry.name
     registered = _step(
         "registration",
-        lambda: registry.register(settings.registry, MODEL, run_id, lineage, served_model_needs()),
+        lambda: versions.register(settings.registry, MODEL, run_id, lineage, served_model_needs()),
     )
     number = registered.version
     logger.info(f"version {number} of {name} is the candidate")
@@ -209,7 +184,7 @@ def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
 def _decide(
     summary: dict[str, Any], settings: PipelineSettings, gates: GatesSettings
 ) -> dict[str, Any]:
-    from pruneflow.reporting.freshness import stale
+    from pruneflow.judge.freshness import stale
 
     production = None
     if gates.run_mode != "disabled" and any(gate.against == "production" for gate in gates.gates):
@@ -219,8 +194,8 @@ def _decide(
     return decision
 
 
-def _lineage(decision: Mapping[str, Any]) -> registry.Lineage:
-    from pruneflow.models.loading import model_digest
+def _lineage(decision: Mapping[str, Any]) -> versions.Lineage:
+    from pruneflow.models.digests import model_digest
 
     digest = model_digest(MODEL)
     if digest != decision["model"]:
@@ -229,7 +204,7 @@ def _lineage(decision: Mapping[str, Any]) -> registry.Lineage:
             "`dvc repro -f -s select` and then `pruneflow run` again"
         )
     commit, dirty = git_state()
-    return registry.Lineage(
+    return versions.Lineage(
         model_digest=digest,
         dense_digest=decision["digests"]["dense"],
         data_digest=str(read_json(CALIBRATION_SET / "manifest.json")["digest"]),
@@ -249,7 +224,7 @@ def _versions() -> dict[str, str]:
 
 def _publish(summary: dict[str, Any], accepted: bool, reasons: list[str]) -> None:
     """Show the result on the run's page in Prefect."""
-    from pruneflow.reporting.comparison import comparison
+    from pruneflow.report.comparison_table import comparison
 
     lines = ["| | dense | pruned | change or kept |", "|---|---:|---:|---:|"]
     for section, rows in comparison(summary).items():

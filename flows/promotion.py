@@ -6,12 +6,12 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.notification import TOLD
-from pruneflow.config import RegistrySettings, load_settings
+from flows.run_notification import TOLD
 from pruneflow.errors import PruneflowError
+from pruneflow.settings.pipeline import RegistrySettings, load_settings
 from pruneflow.workspace import check_workspace
-from tasks.promotion import Approval, Move, promote, rollback
-from tasks.stages import failed
+from tasks.dvc.repro import failed
+from tasks.registry.promotion import Approval, Move, promote, rollback
 
 
 @flow(name="promotion", **TOLD)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.options import AsJson, examples, one_of, print_json, versions
+from flows.cli_options import AsJson, examples, one_of, print_json, versions
 from pruneflow.workspace import check_workspace
 
 if TYPE_CHECKING:
-    from pruneflow.config import RegistrySettings
-    from tasks.promotion import Move
+    from pruneflow.settings.pipeline import RegistrySettings
+    from tasks.registry.promotion import Move
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -24,10 +24,10 @@ Because = Annotated[str | None, typer.Option("--because", help="Why; kept in the
 def status(as_json: AsJson = False) -> None:
     """Show which version is in production, and what it came from."""
     settings = _settings()
-    from tasks import promotion, registry
+    from tasks.registry import promotion, versions
 
     promotion.make_whole(settings)
-    known = registry.status(settings)
+    known = versions.status(settings)
     moves = promotion.history(settings) if any(known.values()) else []
     if as_json:
         print_json({"model": settings.name, **known, "history": moves})
@@ -35,7 +35,7 @@ def status(as_json: AsJson = False) -> None:
     print(f"model       {settings.name}")
     for alias, version in known.items():
         print(f"{alias:<12}{_version_line(version)}")
-        if alias == registry.PRODUCTION and version is not None:
+        if alias == versions.PRODUCTION and version is not None:
             print(f"  model digest      {version.get('model_digest', 'unknown')}")
             print(f"  calibration set   {version.get('data_digest', 'unknown')}")
             print(f"  gates' decision   {version.get('decision_digest', 'unknown')}")
@@ -71,7 +71,7 @@ def promote(
     repeat.
     """
     settings = _settings()
-    from tasks import promotion
+    from tasks.registry import promotion
 
     approval = promotion.Approval(approved_by, because)
     _print_move(promotion.promote(settings, version, approval), settings, as_json)
@@ -90,7 +90,7 @@ def rollback(
     A second rollback undoes the first.
     """
     settings = _settings()
-    from tasks import promotion
+    from tasks.registry import promotion
 
     approval = promotion.Approval(approved_by, because)
     _print_move(promotion.rollback(settings, approval), settings, as_json)
@@ -112,7 +112,7 @@ def restore(
 ) -> None:
     """Put back any version that was in production before."""
     settings = _settings()
-    from tasks import promotion
+    from tasks.registry import promotion
 
     approval = promotion.Approval(approved_by, because)
     _print_move(promotion.restore(settings, version, approval), settings, as_json)
@@ -129,14 +129,14 @@ def serve(
     {"inputs": ["a prompt"], "params": {"max_new_tokens": 32}}.
     """
     settings = _settings()
-    from tasks import serving
+    from tasks.registry import serving
 
     serving.serve(settings, port)
 
 
 def _settings() -> "RegistrySettings":
     check_workspace()
-    from pruneflow.config import load_settings
+    from pruneflow.settings.pipeline import load_settings
 
     return load_settings().registry
 

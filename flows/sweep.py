@@ -11,20 +11,20 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from prefect_dask import DaskTaskRunner
 
-from flows.notification import TOLD, tell
+from flows.run_notification import TOLD, tell
 from pruneflow.artifacts import read_json, write_json
-from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError, PruneflowError
-from pruneflow.evaluation.pareto import Row, figures_of, pareto_table
+from pruneflow.judge.pareto import Row, figures_of, pareto_table
 from pruneflow.paths import SUMMARY, SWEEP, SWEEP_TABLE
-from pruneflow.reporting.sweep_table import sweep_rows
-from pruneflow.sweep import load_recipes
+from pruneflow.report.sweep_table import sweep_rows
+from pruneflow.settings.pipeline import PipelineSettings, load_settings
+from pruneflow.sweep_recipes import load_recipes
 from pruneflow.workspace import STATE, check_workspace, run_lock
-from tasks.recipe_workspaces import RecipeWorkspace, prepare, to_share
-from tasks.recipes import beside, clear_recipes, run_recipe, stop_recipes
-from tasks.runs import only_run
-from tasks.stages import failed
-from tasks.tracking import log_sweep
+from tasks.dvc.repro import failed
+from tasks.prefect.flow_runs import only_run
+from tasks.sweep.recipes import beside, clear_recipes, run_recipe, stop_recipes
+from tasks.sweep.workspaces import RecipeWorkspace, prepare, to_share
+from tasks.tracking.runs import log_sweep
 
 
 @flow(name="sweep", validate_parameters=False, **TOLD)

@@ -10,8 +10,8 @@ import sys
 import time
 
 from pruneflow.errors import InputError, PruneflowError, report
-from tasks.limits import check_server
-from tasks.schedules import check_crons, switch_as_before, switches
+from tasks.prefect.schedules import check_crons, switch_as_before, switches
+from tasks.registry.lock import check_server
 
 POOL = "pruneflow"
 WAIT_SECONDS = 120.0

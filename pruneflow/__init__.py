@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruneflow.api import evaluate, load_model, save_model
-    from pruneflow.calibration.blocks import CalibrationSet
     from pruneflow.pruning.iterative import Recipe, prune
     from pruneflow.recovery.distillation import recover
-    from pruneflow.recovery.settings import RecoverySettings
+    from pruneflow.settings.recovery import RecoverySettings
+    from pruneflow.tokens.calibration_set import CalibrationSet
 
 __all__ = [
     "CalibrationSet",
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CalibrationSet": "pruneflow.calibration.blocks",
+    "CalibrationSet": "pruneflow.tokens.calibration_set",
     "Recipe": "pruneflow.pruning.iterative",
-    "RecoverySettings": "pruneflow.recovery.settings",
+    "RecoverySettings": "pruneflow.settings.recovery",
     "evaluate": "pruneflow.api",
     "load_model": "pruneflow.api",
     "prune": "pruneflow.pruning.iterative",

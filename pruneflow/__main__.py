@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from pruneflow.compute.torchrun import is_first
 from pruneflow.errors import InputError, PruneflowError, report
-from pruneflow.ranks import is_first
 
 NEEDED = ("filelock", "pydantic", "torch", "transformers")
 PROJECT_PYTHON = Path(".venv/bin/python")

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.artifacts import staged_directory
-from pruneflow.calibration.blocks import CalibrationSet
-from pruneflow.config import ComputeSettings, ModelSettings, Placement
+from pruneflow.compute.placement import place_as_asked
 from pruneflow.errors import InputError
-from pruneflow.evaluation.perplexity import DomainLoss, perplexity_by_domain
-from pruneflow.models.record import RECORD
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pruneflow.measure.perplexity import DomainLoss, perplexity_by_domain
+from pruneflow.models import loading
+from pruneflow.models.export import save
+from pruneflow.models.round_record import RECORD
+from pruneflow.report.directory_card import write_library_card
+from pruneflow.settings.pipeline import ComputeSettings, ModelSettings, Placement
+from pruneflow.tokens.calibration_set import CalibrationSet
 
 
 def load_model(
@@ -23,7 +26,7 @@ def load_model(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     placement: Placement = "auto",
     revision: str | None = None,
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model of either layout, weights frozen, and its tokenizer.
 
     Nothing in the directory is executed, and a directory that this project wrote is checked
@@ -43,9 +46,6 @@ def load_model(
             a GPU is asked for and there is none, or all GPUs together are too small to spread it.
         DamagedArtifactError: it is not what its record says.
     """
-    from pruneflow.models import loading
-    from pruneflow.models.placement import place_as_asked
-
     compute = ComputeSettings(device=device, dtype=dtype, placement=placement)
     target = loading.resolve_device(compute)  # a missing GPU shows before weights are read
     path = Path(source).expanduser()
@@ -58,7 +58,7 @@ def load_model(
 
 
 def save_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", directory: str | Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path
 ) -> None:
     """Write a model directory that plain transformers loads (see docs/method.md, layouts).
 
@@ -67,9 +67,6 @@ def save_model(
     Raises:
         InputError: the directory exists.
     """
-    from pruneflow.models.card import write_library_card
-    from pruneflow.models.export import save
-
     directory = Path(directory)
     if directory.exists():
         raise InputError(f"{directory} exists already: give another directory, or delete it")
@@ -79,8 +76,8 @@ def save_model(
 
 
 def evaluate(
-    model: "PreTrainedModel",
-    text: "CalibrationSet | Mapping[str, torch.Tensor]",
+    model: PreTrainedModel,
+    text: CalibrationSet | Mapping[str, torch.Tensor],
     *,
     batch_tokens: int = 2048,
 ) -> dict[str, DomainLoss]:

@@ -3,7 +3,11 @@
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
 from pruneflow.artifacts import (
     MANIFEST,
@@ -12,20 +16,25 @@ from pruneflow.artifacts import (
     staged_directory,
     write_json,
 )
-from pruneflow.config import DENSE, PipelineSettings
+from pruneflow.compute.ranks import joined
 from pruneflow.errors import InputError
-from pruneflow.models.card import write_card
-from pruneflow.models.record import read_record, write_record
+from pruneflow.judge.health import check_round
+from pruneflow.measure.drift import compare_models
+from pruneflow.measure.perplexity import NonFiniteLossError
+from pruneflow.models.digests import model_digest, tokenizer_digest
+from pruneflow.models.export import save
+from pruneflow.models.loading import load_model, load_unrecorded
+from pruneflow.models.round_record import read_record, write_record
 from pruneflow.models.structure import sizes_of
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY, RECOVERY_DONE
-from pruneflow.ranks import joined
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
-    from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.pruning.rounds import RoundResult
+from pruneflow.pruning.domain_disagreement import disagreement
+from pruneflow.pruning.iterative import check_blocks
+from pruneflow.pruning.rounds import DenseShape, RoundResult, prune_round
+from pruneflow.pruning.schedule import next_weights
+from pruneflow.recovery.distillation import recover
+from pruneflow.report.directory_card import write_card
+from pruneflow.settings.pipeline import DENSE, PipelineSettings
+from pruneflow.tokens.calibration_set import CalibrationSet
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +74,6 @@ def prune(settings: PipelineSettings, name: str) -> None:
 
 
 def _prune(settings: PipelineSettings, name: str, parent: dict[str, Any], directory: Path) -> None:
-    from pruneflow.models.loading import model_digest
-    from pruneflow.pruning.schedule import next_weights
 
     chosen, weights = _calibration(parent)
     made = _make(settings, name, parent, chosen, weights, directory)
@@ -115,11 +122,8 @@ def _help(settings: PipelineSettings, name: str, parent: dict[str, Any]) -> None
     _compute(settings, name, parent, chosen.take(weights), weights)
 
 
-def _calibration(parent: dict[str, Any]) -> "tuple[CalibrationSet, dict[str, float]]":
+def _calibration(parent: dict[str, Any]) -> tuple[CalibrationSet, dict[str, float]]:
     """The calibration set of a round, and the weights of its domains."""
-    from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.models.loading import tokenizer_digest
-
     chosen = CalibrationSet.load(CALIBRATION_SET, tokenizer_digest(CHECKPOINTS / parent["round"]))
     return chosen, parent.get("next_weights") or chosen.mixture.weights
 
@@ -128,16 +132,10 @@ def _compute(
     settings: PipelineSettings,
     name: str,
     parent: dict[str, Any],
-    blocks: "dict[str, torch.Tensor]",
+    blocks: dict[str, torch.Tensor],
     weights: dict[str, float],
-) -> "tuple[RoundResult, PreTrainedTokenizerBase]":
+) -> tuple[RoundResult, PreTrainedTokenizerBase]:
     """Prune the parent, with all ranks; the tokenizer is its own."""
-    import torch
-
-    from pruneflow.models.loading import load_model
-    from pruneflow.pruning.iterative import check_blocks
-    from pruneflow.pruning.rounds import DenseShape, prune_round
-
     start, tokenizer = load_model(CHECKPOINTS / parent["round"], settings.compute)
     check_blocks(start, blocks)
     result = prune_round(
@@ -160,7 +158,7 @@ def _make(
     settings: PipelineSettings,
     name: str,
     parent: dict[str, Any],
-    chosen: "CalibrationSet",
+    chosen: CalibrationSet,
     weights: dict[str, float],
     directory: Path,
 ) -> dict[str, Any]:
@@ -168,10 +166,6 @@ def _make(
 
     No model outlives it, so that what is checked after it has the memory.
     """
-    import torch
-
-    from pruneflow.models.export import save
-
     blocks = chosen.take(weights)
     result, tokenizer = _compute(settings, name, parent, blocks, weights)
     save(result.model, tokenizer, directory, getattr(torch, settings.model.dtype))
@@ -188,17 +182,12 @@ def _make(
 
 
 def _check(
-    settings: PipelineSettings, name: str, chosen: "CalibrationSet", directory: Path
+    settings: PipelineSettings, name: str, chosen: CalibrationSet, directory: Path
 ) -> dict[str, Any]:
     """Compare what is stored with the dense model: ``validation``, ``drift`` and ``health``.
 
     Of a model that gives NaN there is only the verdict.
     """
-    from pruneflow.evaluation.drift import compare_models
-    from pruneflow.evaluation.health import check_round
-    from pruneflow.evaluation.perplexity import NonFiniteLossError
-    from pruneflow.models.loading import load_model, load_unrecorded
-
     dense, _ = load_model(CHECKPOINTS / DENSE, settings.compute)
     stored = load_unrecorded(directory, settings.compute)
     try:
@@ -227,13 +216,6 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
 
     Checkpoints lie beside the workspace's outs, in .pruneflow/recovery, until the result is safe.
     """
-    import torch
-
-    from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.models.export import save
-    from pruneflow.models.loading import load_model, model_digest, tokenizer_digest
-    from pruneflow.recovery.distillation import recover
-
     record = read_record(source)
     chosen = CalibrationSet.load(CALIBRATION_SET, tokenizer_digest(source))
     student, tokenizer = load_model(source, settings.compute)
@@ -307,12 +289,8 @@ def _target(settings: PipelineSettings, name: str) -> dict[str, Any]:
     return settings.rounds[name].model_dump(mode="json", exclude={"parent"})
 
 
-def _write_statistics(directory: Path, result: "RoundResult", score: str) -> None:
+def _write_statistics(directory: Path, result: RoundResult, score: str) -> None:
     """Write what the round found out: every score by domain, how domains disagree, what stayed."""
-    from safetensors.torch import save_file
-
-    from pruneflow.pruning.disagreement import disagreement
-
     directory.mkdir()
     save_file(
         {

@@ -3,9 +3,10 @@
 import math
 from typing import NamedTuple
 
-from pruneflow.config import DENSE, PipelineSettings
-from pruneflow.models.loading import source_parameters, weight_bytes
+from pruneflow.models.digests import weight_file_bytes
+from pruneflow.models.source import source_parameters
 from pruneflow.paths import CHECKPOINTS, MODEL
+from pruneflow.settings.pipeline import DENSE, PipelineSettings
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _LIBRARIES = 2 * 10**9  # torch, transformers and the activations of a small batch
@@ -39,7 +40,7 @@ def footprint(settings: PipelineSettings, dtype: str) -> Footprint | None:
     Raises:
         InputError: the model cannot be read.
     """
-    weights = weight_bytes(CHECKPOINTS / DENSE)  # 0 when it is not there yet
+    weights = weight_file_bytes(CHECKPOINTS / DENSE)  # 0 when it is not there yet
     stored = _BYTES[settings.model.dtype]
     parameters: int | None = math.ceil(weights / stored) or source_parameters(settings.model)
     if parameters is None:
@@ -56,4 +57,4 @@ def footprint(settings: PipelineSettings, dtype: str) -> Footprint | None:
 def present() -> int:
     """Bytes of the models that are in the workspace already, which a run writes over."""
     folders = [*CHECKPOINTS.glob("[!.]*"), MODEL]
-    return sum(weight_bytes(folder) for folder in folders if folder.is_dir())
+    return sum(weight_file_bytes(folder) for folder in folders if folder.is_dir())

@@ -9,7 +9,7 @@ SWEEP_FILE = Path("configs/sweep.yaml")
 SOURCES_LOCK = Path("data/sources.lock")
 DVC_LOCK = Path("dvc.lock")
 
-BENCHMARKS = Path("data/benchmarks")
+QUESTIONS = Path("data/questions")
 DOCUMENTS = Path("data/calibration/documents")
 VALIDATION = Path("data/calibration/validation.json")
 CALIBRATION_SET = Path("data/calibration/set")

@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from pruneflow.artifacts import staged_file
-from pruneflow.config import (
+from pruneflow.errors import InputError
+from pruneflow.models.digests import weight_file_bytes
+from pruneflow.models.round_record import read_record
+from pruneflow.paths import CHECKPOINTS
+from pruneflow.pruning.schedule import targets
+from pruneflow.settings.base import read_yaml
+from pruneflow.settings.pipeline import (
     DENSE,
     PIPELINE_FILE,
     ModelSettings,
@@ -13,12 +19,7 @@ from pruneflow.config import (
     parse_settings,
     write_settings,
 )
-from pruneflow.errors import InputError
-from pruneflow.models.record import read_record
-from pruneflow.paths import CHECKPOINTS
-from pruneflow.pruning.schedule import targets
-from pruneflow.pruning.settings import Target
-from pruneflow.schema import read_yaml
+from pruneflow.settings.pruning import Target
 
 PROFILES = Path("configs/profiles")
 
@@ -101,7 +102,6 @@ def dense_size(goal: Target, model: ModelSettings) -> int | None:
             f"a goal in parameters or bytes needs the dense model, and {directory} is not there: "
             "run `dvc repro model` first, or give --ratio"
         )
-    from pruneflow.models.loading import weight_bytes
 
     record = read_record(directory)
     if (record.get("source"), record.get("revision")) != (model.source, model.revision):
@@ -109,7 +109,7 @@ def dense_size(goal: Target, model: ModelSettings) -> int | None:
             f"a goal in parameters or bytes needs the dense model, and {directory} is not of "
             f"{model.source}: run `dvc repro model` first, or give --ratio"
         )
-    return int(record["parameters"]) if goal.parameters else weight_bytes(directory)
+    return int(record["parameters"]) if goal.parameters else weight_file_bytes(directory)
 
 
 def _profiles() -> list[Path]:

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from pruneflow.ranks import is_first
+from tqdm import tqdm
+
+from pruneflow.compute.torchrun import is_first
 
 Item = TypeVar("Item")
 
@@ -20,8 +22,6 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
         label: a few words naming the work, e.g. ``"score r1"``.
         total: number of items, when `items` has no length.
     """
-    from tqdm import tqdm
-
     if not is_first():  # of many ranks one speaks
         yield from items
         return

@@ -16,15 +16,14 @@ from pruneflow.artifacts import (
     verify_manifest,
     write_json,
 )
-from pruneflow.config import DENSE, PipelineSettings, load_settings
+from pruneflow.compute.ranks import launch
+from pruneflow.compute.torchrun import is_first, is_launched
 from pruneflow.descent import prune, read_disagreement, recover_round
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.card import write_card
-from pruneflow.models.record import read_record, write_record
+from pruneflow.models.round_record import read_record, write_record
 from pruneflow.models.structure import sizes_of
 from pruneflow.paths import (
     BASELINE,
-    BENCHMARKS,
     CALIBRATION_SET,
     CARD,
     CHECKPOINTS,
@@ -40,11 +39,13 @@ from pruneflow.paths import (
     MODEL,
     PAGE,
     PLOTS,
+    QUESTIONS,
     SOURCES_LOCK,
     SUMMARY,
     VALIDATION,
 )
-from pruneflow.ranks import is_first, is_launched, launch
+from pruneflow.report.directory_card import write_card
+from pruneflow.settings.pipeline import DENSE, PipelineSettings, load_settings
 from pruneflow.workspace import stage_lock
 
 
@@ -103,8 +104,10 @@ def model(settings: PipelineSettings) -> None:
     """Write the dense model as an ordinary directory: data/checkpoints/dense."""
     import torch
 
+    from pruneflow.models.digests import model_digest
     from pruneflow.models.export import save
-    from pruneflow.models.loading import check_source, load_source, model_digest
+    from pruneflow.models.loading import load_source
+    from pruneflow.models.source import check_source
     from pruneflow.models.structure import layers_of
 
     check_source(settings.model)
@@ -133,33 +136,34 @@ def model(settings: PipelineSettings) -> None:
 
 
 def questions(settings: PipelineSettings) -> None:
-    """Write the evaluation questions as local files: data/benchmarks."""
-    from pruneflow.calibration.questions import build_questions
+    """Write the evaluation questions as local files: data/questions."""
+    from pruneflow.questions.question_set import build_questions
 
     chosen = settings.evaluation
-    build_questions(chosen.tasks, chosen.seed, LM_EVAL, SOURCES_LOCK, BENCHMARKS)
+    build_questions(chosen.tasks, chosen.seed, LM_EVAL, SOURCES_LOCK, QUESTIONS)
 
 
 def documents(settings: PipelineSettings) -> None:
     """Draw the table of documents: data/calibration/documents."""
-    from pruneflow.calibration.documents import build_documents
+    from pruneflow.data.documents import build_documents
 
     build_documents(
-        settings.documents, DOMAINS_FILE, SOURCES_LOCK, BENCHMARKS, DOCUMENTS, Path.cwd()
+        settings.documents, DOMAINS_FILE, SOURCES_LOCK, QUESTIONS, DOCUMENTS, Path.cwd()
     )
 
 
 def validate(settings: PipelineSettings) -> None:
     """Check the table with Great Expectations: data/calibration/validation.json."""
-    from pruneflow.calibration.validation import validate_documents
+    from pruneflow.data.validation import validate_documents
 
-    validate_documents(DOCUMENTS, BENCHMARKS, settings.documents, VALIDATION)
+    validate_documents(DOCUMENTS, QUESTIONS, settings.documents, VALIDATION)
 
 
 def calibration(settings: PipelineSettings) -> None:
     """Pack tokens: data/calibration/set and data/calibration/held_out."""
-    from pruneflow.calibration.blocks import build_blocks
-    from pruneflow.models.loading import context_length, load_tokenizer, tokenizer_digest
+    from pruneflow.models.digests import tokenizer_digest
+    from pruneflow.models.loading import context_length, load_tokenizer
+    from pruneflow.tokens.calibration_set import build_blocks
 
     checked = read_json(VALIDATION)
     if checked["documents"] != verify_manifest(DOCUMENTS)["digest"]:
@@ -187,7 +191,7 @@ def baseline(settings: PipelineSettings) -> None:
 
 def select(settings: PipelineSettings) -> None:
     """Write the round that the descent delivers to data/model, recovered where asked for."""
-    from pruneflow.models.loading import model_digest
+    from pruneflow.models.digests import model_digest
 
     last = read_record(CHECKPOINTS / settings.final_round)
     source = CHECKPOINTS / last["delivered"]
@@ -211,24 +215,24 @@ def evaluation(settings: PipelineSettings) -> None:
 
 
 def _evaluate(settings: PipelineSettings, directory: Path, out: Path, label: str) -> None:
-    from pruneflow.evaluation.record import measure_model
+    from pruneflow.measure.evaluation import measure_model
 
-    write_json(out, measure_model(directory, HELD_OUT, BENCHMARKS, settings.compute, label))
+    write_json(out, measure_model(directory, HELD_OUT, QUESTIONS, settings.compute, label))
 
 
 def latency(settings: PipelineSettings) -> None:
     """Measure speed and memory, and use the model without us: data/reports/latency.json."""
-    from pruneflow.evaluation.deployment import lm_eval_command, task_to_ask
-    from pruneflow.evaluation.latency import measure_latency
+    from pruneflow.measure.deployment import lm_eval_command, task_to_ask
+    from pruneflow.measure.latency import measure_latency
     from pruneflow.models.loading import resolve_device, resolve_dtype
 
-    verify_manifest(BENCHMARKS)
-    task = task_to_ask(settings.evaluation.tasks, BENCHMARKS)
+    verify_manifest(QUESTIONS)
+    task = task_to_ask(settings.evaluation.tasks, QUESTIONS)
     compute, asked = settings.compute, settings.latency.lm_eval_questions
     measured = measure_latency(CHECKPOINTS / DENSE, MODEL, settings.latency, compute)
     measured["lm_eval"] = lm_eval_command(
         MODEL,
-        BENCHMARKS,
+        QUESTIONS,
         task,
         asked,
         resolve_dtype(compute, MODEL),
@@ -240,13 +244,13 @@ def latency(settings: PipelineSettings) -> None:
 
 def report(settings: PipelineSettings) -> None:
     """Write what people, gates and DVC read: report.html, summary.json, cards and plots."""
-    from pruneflow.evaluation.gates import load_gates
-    from pruneflow.reporting.data_card import render_data_card
-    from pruneflow.reporting.model_card import render_card
-    from pruneflow.reporting.page import Sources, render_page
-    from pruneflow.reporting.series import headline, series
-    from pruneflow.reporting.summary import build_summary
-    from pruneflow.reporting.verdict import rule
+    from pruneflow.judge.gates import load_gates
+    from pruneflow.judge.summary import build_summary
+    from pruneflow.report.data_card import render_data_card
+    from pruneflow.report.dvc_plots import headline, series
+    from pruneflow.report.model_card import render_card
+    from pruneflow.report.page import Sources, render_page
+    from pruneflow.report.verdict import rule
 
     gates = load_gates(GATES_FILE)
     rounds = [read_record(CHECKPOINTS / name) for name in settings.rounds]

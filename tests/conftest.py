@@ -68,7 +68,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def sequence_losses(model: Any, tokens: Any) -> Any:
     """Mean negative log-likelihood of each sequence's tokens after its first, ``[n]``."""
-    from pruneflow.pruning.losses import losses_of
+    from pruneflow.pruning.token_losses import losses_of
 
     return losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)[1].mean(1)
 

@@ -1,1 +1,1 @@
-"""Models: loading, the structure of each family, export and proof of loading."""
+"""Models: loading, structure, surgery, export."""

@@ -5,21 +5,20 @@ Layout `uniform`: all layers have the same widths, and the directory is an ordin
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruneflow.compute.placement import place_like
 from pruneflow.errors import PruneflowError
 from pruneflow.models.families import configured_widths, uniform_config
 from pruneflow.models.loading import cast_parameters, empty_model
 from pruneflow.models.per_layer import describe
-from pruneflow.models.placement import place_like
 from pruneflow.models.structure import layers_of, widths_of
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-def rebuild(model: "PreTrainedModel", layout: str = "uniform") -> "PreTrainedModel":
+def rebuild(model: PreTrainedModel, layout: str = "uniform") -> PreTrainedModel:
     """Make a cut model one that can be saved in a layout.
 
     For `uniform` it is built anew from a configuration with its present widths, and takes over its
@@ -59,9 +58,9 @@ def rebuild(model: "PreTrainedModel", layout: str = "uniform") -> "PreTrainedMod
 
 def save(
     model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: PreTrainedTokenizerBase,
     directory: Path,
-    dtype: "torch.dtype",
+    dtype: torch.dtype,
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer into an existing directory.
 

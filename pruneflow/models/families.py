@@ -8,12 +8,11 @@ as its twin where its own configuration refuses.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from transformers import MistralConfig, PreTrainedConfig
 
 from pruneflow.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 PRUNED = "pruned_"  # before the model type of a directory whose layers differ in width
 
@@ -114,7 +113,7 @@ class ModelType:
     model_type: str | None
 
 
-def family_of(config: "PreTrainedConfig | ModelType") -> Family:
+def family_of(config: PreTrainedConfig | ModelType) -> Family:
     """The description of a model's family, from a configuration of either layout.
 
     Raises:
@@ -138,7 +137,7 @@ class Widths(NamedTuple):
     heads: int
 
 
-def configured_widths(config: "PreTrainedConfig") -> Widths:
+def configured_widths(config: PreTrainedConfig) -> Widths:
     """The widths that a configuration gives every layer."""
     family = family_of(config)
     heads = int(getattr(config, family.heads_field))
@@ -148,7 +147,7 @@ def configured_widths(config: "PreTrainedConfig") -> Widths:
     return Widths(int(neurons), groups, heads)
 
 
-def uniform_config(config: "PreTrainedConfig", widths: Widths) -> "PreTrainedConfig | None":
+def uniform_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig | None:
     """A configuration that gives every layer these widths, the head size staying as it is.
 
     Returns:
@@ -172,7 +171,7 @@ def uniform_config(config: "PreTrainedConfig", widths: Widths) -> "PreTrainedCon
     return resized
 
 
-def allowed_attention(config: "PreTrainedConfig") -> set[tuple[int, int]]:
+def allowed_attention(config: PreTrainedConfig) -> set[tuple[int, int]]:
     """Pairs (KV groups, heads per group), none above the present, that can be exported `uniform`.
 
     Raises:
@@ -194,7 +193,7 @@ def allowed_attention(config: "PreTrainedConfig") -> set[tuple[int, int]]:
     return allowed
 
 
-def _accepted(kind: type, values: dict[str, Any]) -> "PreTrainedConfig | None":
+def _accepted(kind: type, values: dict[str, Any]) -> PreTrainedConfig | None:
     try:
         config: PreTrainedConfig = kind.from_dict(dict(values))  # type: ignore[attr-defined]
     except Exception:  # noqa: BLE001 - each family refuses with a type of its own
@@ -206,7 +205,6 @@ def _twin(values: dict[str, Any]) -> tuple[type, dict[str, Any]] | None:
     """The configuration class that takes the same tensors with any head count, and its values."""
     if values["model_type"] != "llama" or values["attention_bias"] or values["mlp_bias"]:
         return None
-    from transformers import MistralConfig
 
     foreign = ("model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp")
     kept = {key: value for key, value in values.items() if key not in foreign}

@@ -1,58 +1,33 @@
 """Models from wherever the user has them, as ordinary directories that are verified when read."""
 
-import hashlib
-import importlib.util
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pruneflow.artifacts import read_json, sha256_file, sha256_json
-from pruneflow.config import ComputeSettings, ModelSettings
-from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.families import FAMILIES, ModelType, family_of
-from pruneflow.models.per_layer import is_per_layer, load_per_layer
-from pruneflow.models.placement import place_as_asked
-from pruneflow.models.record import read_record
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-PACKAGE = "package:"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
+
+from pruneflow.artifacts import read_json
+from pruneflow.compute.placement import place_as_asked
+from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.models.digests import model_digest
+from pruneflow.models.families import FAMILIES, family_of
+from pruneflow.models.per_layer import is_per_layer, load_per_layer
+from pruneflow.models.round_record import read_record
+from pruneflow.models.source import locate
+from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
+
 STORED_TYPES = ("F64", "F32", "F16", "BF16")
-CONFIG_FILES = ("config.json", "generation_config.json")
-
-
-def model_digest(directory: Path) -> str:
-    """Digest of a model directory: weights, configuration, model file and tokenizer only."""
-    names = [*CONFIG_FILES, *TOKENIZER_FILES]
-    paths = [directory / name for name in names if (directory / name).is_file()]
-    paths += sorted(directory.glob("*.safetensors")) + sorted(directory.glob("*.index.json"))
-    paths += sorted(directory.glob("*.py"))
-    return sha256_json({path.name: sha256_file(path) for path in paths})
-
-
-def tokenizer_digest(directory: Path) -> str:
-    """Digest of a model directory's tokenizer files."""
-    paths = [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
-    return sha256_json({path.name: sha256_file(path) for path in paths})
-
-
-def weight_bytes(directory: Path) -> int:
-    """Bytes of the weights on disk."""
-    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
 def resolve_device(compute: ComputeSettings) -> str:
@@ -61,8 +36,6 @@ def resolve_device(compute: ComputeSettings) -> str:
     Raises:
         InputError: a GPU is asked for and torch sees none.
     """
-    import torch
-
     if compute.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if compute.device == "cuda" and not torch.cuda.is_available():
@@ -85,42 +58,14 @@ def computes_bfloat16(device: str) -> bool:
 
     Without them (AVX-512 BF16, AMX) a processor computes in it ten times slower than in float32.
     """
-    import torch
-
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def source_parameters(settings: ModelSettings) -> int | None:
-    """Count the weights of `model.source` without loading them; None for what is on the hub.
-
-    Raises:
-        InputError: as `check_source`, or the files cannot be read.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    location, gguf = _locate(settings)
-    try:
-        if gguf is not None:
-            from gguf import GGUFReader
-
-            return sum(int(each.n_elements) for each in GGUFReader(Path(location) / gguf).tensors)
-        if not Path(location).is_dir():
-            return None
-        total = 0
-        for file in Path(location).glob("*.safetensors"):
-            with safe_open(file, framework="numpy") as tensors:
-                shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
-                total += sum(math.prod(shape) for shape in shapes)
-        return total
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model.source: {settings.source} cannot be read ({error})") from None
-
-
 def load_model(
     directory: Path, compute: ComputeSettings
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model directory of the pipeline for measuring or pruning, weights frozen.
 
     The directory's digest is checked against its record before anything is trusted.
@@ -137,7 +82,7 @@ def load_model(
     return load_unrecorded(directory, compute), load_tokenizer(directory)
 
 
-def load_unrecorded(directory: Path, compute: ComputeSettings) -> "PreTrainedModel":
+def load_unrecorded(directory: Path, compute: ComputeSettings) -> PreTrainedModel:
     """Load the model of a directory that is being written and has no record yet.
 
     Either layout is loaded, and no file of the directory is run.
@@ -145,9 +90,6 @@ def load_unrecorded(directory: Path, compute: ComputeSettings) -> "PreTrainedMod
     Raises:
         DamagedArtifactError: keys of the weights and of the configuration do not fit.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     dtype: torch.dtype = getattr(torch, resolve_dtype(compute, directory))
     model: Any
     if is_per_layer(directory):
@@ -167,10 +109,8 @@ def load_unrecorded(directory: Path, compute: ComputeSettings) -> "PreTrainedMod
     return place_as_asked(loaded, compute, resolve_device(compute))
 
 
-def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory."""
-    from transformers import AutoTokenizer, PreTrainedConfig
-
     # It would look for the class in the model's configuration, which is code in layout per_layer.
     known: dict[str, Any] = {"config": PreTrainedConfig()} if is_per_layer(directory) else {}
     return AutoTokenizer.from_pretrained(
@@ -180,32 +120,12 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
 
 def context_length(directory: Path) -> int | None:
     """The longest sequence that a plain model directory's configuration allows, in tokens."""
-    from transformers import AutoConfig
-
     return getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
-
-
-def check_source(settings: ModelSettings) -> None:
-    """Find out quickly, without loading weights, whether `model.source` can be used.
-
-    Raises:
-        InputError: it does not exist, is not a model, or is of a family that is not supported.
-    """
-    location, gguf = _locate(settings)
-    if gguf is None and Path(location).is_dir():
-        config_file = Path(location) / "config.json"
-        if not config_file.is_file():
-            raise InputError(f"model.source: {location} has no config.json: not a model directory")
-        try:
-            model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-            raise InputError(f"model.source: {config_file} is not valid JSON") from None
-        family_of(ModelType(model_type))
 
 
 def load_source(
     settings: ModelSettings,
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the dense model from `model.source` in `model.dtype`, a GGUF file dequantised.
 
     A directory of layout `per_layer` may be pruned further. No file of the source is run.
@@ -214,11 +134,7 @@ def load_source(
         InputError: the source does not exist, cannot be read, is not supported, or its weights
             are not ordinary floating-point numbers or hold NaN or infinity (the tensor is named).
     """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    location, gguf = _locate(settings)
+    location, gguf = locate(settings)
     dtype: torch.dtype = getattr(torch, settings.dtype)
     common: dict[str, Any] = {"trust_remote_code": False}
     if settings.revision:
@@ -257,64 +173,22 @@ def load_source(
     return _plain(model, dtype), tokenizer
 
 
-def _locate(settings: ModelSettings) -> tuple[str, str | None]:
-    """Where the model is: (directory or hub id, name of the GGUF file in it or None)."""
-    source = settings.source
-    if source.startswith(PACKAGE):
-        package, _, name = source.removeprefix(PACKAGE).partition("/")
-        found = importlib.util.find_spec(package)
-        if found is None or not found.submodule_search_locations:
-            raise InputError(
-                f"model.source: package {package} is not installed: run `make setup`, "
-                "or give a model directory"
-            )
-        path = Path(found.submodule_search_locations[0]) / name
-    else:
-        path = Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"model.source: {source} does not exist: correct the path")
-        if settings.sha256 and sha256_file(path) != settings.sha256:
-            raise InputError(f"model.source: {path} does not have the sha256 in model.sha256")
-        return str(path.parent), path.name
-    for key in ("sha256", "revision") if path.is_dir() else ("sha256",):
-        if getattr(settings, key) is not None:
-            kind = "a local directory" if path.is_dir() else "a hub id"
-            raise InputError(f"model.{key} is not used for {kind} such as {source}: set it to null")
-    if path.is_dir():
-        return str(path), None
-    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
-        raise InputError(
-            f"model.source: {source} does not exist: give a model directory, a .gguf file or a "
-            "hub id with its revision"
-        )
-    if settings.revision is None:
-        raise InputError(
-            f"model.source: {source} is no local directory; for a hub id also set model.revision "
-            "to a commit, so that the same model is read every time"
-        )
-    return source, None
-
-
-def empty_model(config: "PreTrainedConfig", dtype: "torch.dtype") -> Any:
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> Any:
     """A causal language model of this configuration, its weights still to be filled in."""
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
     with no_init_weights():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # part of the initialisation that was skipped
     return model
 
 
-def cast_parameters(model: Any, dtype: "torch.dtype") -> Any:
+def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
     """Change the type of the weights and leave buffers alone: rotary frequencies stay float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
 
 
-def _plain(model: "PreTrainedModel", dtype: "torch.dtype") -> "PreTrainedModel":
+def _plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The same weights in a fresh object whose configuration knows no quantisation and no code."""
     values = model.config.to_dict()
     for key in ("quantization_config", "auto_map", "_model_name_or_path", "_name_or_path"):
@@ -336,14 +210,12 @@ def _check_keys(info: dict[str, Any], where: str) -> None:
             )
 
 
-def check_weights(model: "PreTrainedModel") -> None:
+def check_weights(model: PreTrainedModel) -> None:
     """Refuse a model that cannot be measured or pruned.
 
     Raises:
         InputError: a tensor holds NaN or infinity, or is of a type that passes cannot run in.
     """
-    import torch
-
     for name, tensor in model.named_parameters():
         if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
             raise InputError(
@@ -352,18 +224,6 @@ def check_weights(model: "PreTrainedModel") -> None:
             )
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"tensor {name} holds NaN or infinity: mend the model")
-
-
-def tensors_digest(tensors: "Mapping[str, torch.Tensor]") -> str:
-    """Hex sha256 over names, types, shapes and bytes, in the order of the names."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_stored_types(directory: Path) -> None:

@@ -7,17 +7,25 @@ instead of building wrong widths. pruneflow reads such a directory without runni
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
 
 from pruneflow.errors import DamagedArtifactError
 from pruneflow.models.families import PRUNED, ModelType, Widths, configured_widths, family_of
 from pruneflow.models.structure import Layer, layers_of, matrix, widths_of
-from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_attributes
+from pruneflow.models.surgery import cut_heads, cut_neurons, head_attributes
 from pruneflow.templating import templates
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 TEMPLATE = "per_layer_model.py.jinja"
 
@@ -27,15 +35,13 @@ def is_per_layer(directory: Path) -> bool:
     return str(_read_config(directory).get("model_type")).startswith(PRUNED)
 
 
-def describe(model: "PreTrainedModel", directory: Path) -> None:
+def describe(model: PreTrainedModel, directory: Path) -> None:
     """Turn a directory that `save_pretrained` wrote for a cut model into one of this layout.
 
     Args:
         model: a model of a supported family whose configuration holds the dense widths.
         directory: where its weights and ``config.json`` are.
     """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
-
     layers = layers_of(model)
     family = layers[0].family
     base_config = CONFIG_MAPPING[family.model_type]
@@ -62,7 +68,7 @@ def describe(model: "PreTrainedModel", directory: Path) -> None:
     (directory / f"{module}.py").write_text(source, encoding="utf-8")
 
 
-def load_per_layer(directory: Path, dtype: "torch.dtype") -> "PreTrainedModel":
+def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a directory of this layout as the family's plain class with cut layers, on the CPU.
 
     No file of the directory is run.
@@ -70,10 +76,6 @@ def load_per_layer(directory: Path, dtype: "torch.dtype") -> "PreTrainedModel":
     Raises:
         DamagedArtifactError: widths, names or shapes do not belong together.
     """
-    from accelerate import init_empty_weights
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
-    from transformers.initialization import no_init_weights
-
     values = _read_config(directory)
     overrides = values.pop("per_layer_config", None)
     if not isinstance(overrides, dict):
@@ -115,8 +117,6 @@ def _overrides(layer: Layer) -> dict[str, int]:
 
 def _shape(layer: Layer, fields: dict[str, int], dense: Widths, directory: Path) -> None:
     """Cut a dense layer, still without weights, to the widths that its fields say."""
-    import torch
-
     family = layer.family
     heads = fields.get(family.heads_field, dense.heads)
     widths = Widths(
@@ -139,10 +139,8 @@ def _shape(layer: Layer, fields: dict[str, int], dense: Widths, directory: Path)
         cut_heads(layer, present[: widths.kv_groups, :kept_ratio])
 
 
-def _fill(model: Any, directory: Path, dtype: "torch.dtype") -> None:
+def _fill(model: Any, directory: Path, dtype: torch.dtype) -> None:
     """Give a model on the meta device the weights of a directory; every name and shape must fit."""
-    from safetensors import SafetensorError, safe_open
-
     wanted = dict(model.state_dict())
     tensors: dict[str, torch.Tensor] = {}
     try:

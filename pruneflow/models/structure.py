@@ -8,14 +8,13 @@ configuration: a model is cut in place before it gets one that fits.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from pruneflow.models.families import Family, Widths, family_of
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-    from transformers import PreTrainedModel
 
 Kind = Literal["neurons", "heads", "kv_groups"]
 
@@ -32,7 +31,7 @@ class Member:
 
     linear: Any
     axis: Literal["out", "in"]
-    units: "torch.Tensor"
+    units: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Layer:
     """One transformer block. Its widths are read from the tensors it has now."""
 
     index: int
-    module: "nn.Module"
+    module: nn.Module
     family: Family
     head_dim: int
 
@@ -70,7 +69,7 @@ class Layer:
         return self.family.adds_plainly and getattr(self.module, "do_layer_norm_before", True)
 
     @property
-    def device(self) -> "torch.device":
+    def device(self) -> torch.device:
         """Where its weights are now."""
         return matrix(self.mlp_consumer).device
 
@@ -96,14 +95,12 @@ class Layer:
         """Query heads that share one key and value head now."""
         return self.heads // self.kv_groups
 
-    def projection(self, part: int) -> tuple[str, "torch.Tensor"]:
+    def projection(self, part: int) -> tuple[str, torch.Tensor]:
         """Where queries (0), keys (1) or values (2) are made.
 
         Returns:
             The linear's name, and its rows ``[heads or KV groups, head_dim]``.
         """
-        import torch
-
         names, heads, groups = self.family.attention_producers, self.heads, self.kv_groups
         count = groups if part else heads
         if self.family.interleaved:
@@ -118,8 +115,6 @@ class Layer:
 
         A query head's own are its query rows and its columns; keys and values are the group's.
         """
-        import torch
-
         if kind == "neurons":
             members = []
             for name in self.family.mlp_producers:
@@ -184,13 +179,13 @@ class Layer:
         return self._of_one_unit("kv_groups", biases=True)
 
 
-def matrix(linear: Any) -> "torch.Tensor":
+def matrix(linear: Any) -> torch.Tensor:
     """A linear layer's weight as a view ``[out, in]``; ``Conv1D`` keeps it the other way round."""
     weight: torch.Tensor = linear.weight
     return weight if hasattr(linear, "out_features") else weight.T
 
 
-def layers_of(model: "PreTrainedModel") -> list[Layer]:
+def layers_of(model: PreTrainedModel) -> list[Layer]:
     """The blocks of a model, first to last."""
     family = family_of(model.config)
     blocks: Any = model.get_submodule(family.layers)
@@ -208,7 +203,7 @@ def widths_of(layer: Layer) -> Widths:
     return Widths(layer.neurons, layer.kv_groups, layer.heads)
 
 
-def block_weights(model: "PreTrainedModel") -> int:
+def block_weights(model: PreTrainedModel) -> int:
     """Weights in the matrices of all transformer blocks; embeddings, head, norms and biases apart.
 
     Every *ratio* in this project is a share of this number of the dense model.
@@ -221,12 +216,12 @@ def block_weights(model: "PreTrainedModel") -> int:
     )
 
 
-def parameters(model: "PreTrainedModel") -> int:
+def parameters(model: PreTrainedModel) -> int:
     """All parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def sizes_of(model: "PreTrainedModel") -> dict[str, Any]:
+def sizes_of(model: PreTrainedModel) -> dict[str, Any]:
     """What records say of a model's size: parameters, block weights, widths of every layer."""
     layers = layers_of(model)
     return {

@@ -1,1 +1,1 @@
-"""One round of pruning: statistics, scores, allocation, surgery, refit."""
+"""Pruning: statistics, scores, allocation, refit, rounds."""

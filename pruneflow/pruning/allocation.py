@@ -10,12 +10,11 @@ break by index.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from pruneflow.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class LayerUnits:
         group_size: what one KV group takes with all its present query heads.
     """
 
-    neurons: "Tensor"
-    heads: "Tensor"
-    kv_groups: "Tensor"
+    neurons: Tensor
+    heads: Tensor
+    kv_groups: Tensor
     neuron_size: int
     head_size: int
     group_size: int
@@ -67,8 +66,8 @@ class Kept:
         heads: query heads, ``[groups kept, heads kept per group]`` each, rising.
     """
 
-    neurons: "list[Tensor]"
-    heads: "list[Tensor]"
+    neurons: list[Tensor]
+    heads: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,6 @@ class _Layer:
     groups: list[list[int]] = field(init=False)  # heads left, by KV group that is left
 
     def __post_init__(self) -> None:
-        import torch
 
         ranked = torch.sort(self.units.neurons, stable=True)
         self.order = ranked.indices.tolist()
@@ -209,8 +207,6 @@ def allocate(
     Raises:
         InputError: the floors do not leave enough to remove.
     """
-    import torch
-
     working = [_Pool([units[index] for index in pool], limits) for pool in pools]
     removed = 0
     while removed < to_remove:

@@ -4,28 +4,29 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.artifacts import sha256_json, staged_directory
-from pruneflow.calibration.blocks import CalibrationSet
-from pruneflow.calibration.mixture import Mixture
-from pruneflow.config import ComputeSettings
+from pruneflow.compute.placement import place_like
+from pruneflow.compute.ranks import joined
 from pruneflow.errors import InputError
-from pruneflow.evaluation.perplexity import perplexity_by_domain
-from pruneflow.models.record import read_record, write_record
+from pruneflow.measure.perplexity import DomainLoss, perplexity_by_domain
+from pruneflow.models.digests import model_digest, tensors_digest
+from pruneflow.models.export import save
+from pruneflow.models.loading import check_weights, load_model
+from pruneflow.models.round_record import read_record, write_record
+from pruneflow.models.structure import parameters
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.schedule import Schedule, next_weights, targets
-from pruneflow.pruning.settings import PruningSettings, Target
-from pruneflow.ranks import joined
-from pruneflow.schema import Count
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from pruneflow.evaluation.perplexity import DomainLoss
+from pruneflow.settings.base import Count
+from pruneflow.settings.pipeline import ComputeSettings
+from pruneflow.settings.pruning import PruningSettings, Target
+from pruneflow.tokens.calibration_set import CalibrationSet
+from pruneflow.tokens.mixture import Mixture
 
 log = logging.getLogger(__name__)
 
@@ -56,17 +57,17 @@ class Pruned:
             (where the closed loop asks for them) and notes.
     """
 
-    model: "PreTrainedModel"
+    model: PreTrainedModel
     achieved_ratio: float
     rounds: list[dict[str, Any]]
 
 
 def prune(
-    model: "PreTrainedModel",
-    calibration: "CalibrationSet | Mapping[str, torch.Tensor]",
+    model: PreTrainedModel,
+    calibration: CalibrationSet | Mapping[str, torch.Tensor],
     recipe: Recipe,
     *,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     directory: Path | None = None,
     batch_tokens: int = 2048,
     backward_batch_tokens: int = 1024,
@@ -96,9 +97,6 @@ def prune(
             text, the target cannot be reached, or a round in `directory` is of another run.
         DamagedArtifactError: a round in `directory` is damaged.
     """
-    from pruneflow.models.loading import check_weights
-    from pruneflow.models.placement import place_like
-
     place_like(model, model)
     chosen = _chosen(model, calibration)
     validation = _held_out(chosen) if recipe.domain_feedback else {}
@@ -110,7 +108,7 @@ def prune(
     dense = DenseShape.of(model)
     run = _identity(model, chosen, recipe) if directory else ""
 
-    def losses(network: "PreTrainedModel", label: str) -> "dict[str, DomainLoss]":
+    def losses(network: PreTrainedModel, label: str) -> dict[str, DomainLoss]:
         """Held-out losses, where the closed loop asks for them."""
         if not validation:
             return {}
@@ -159,11 +157,9 @@ def prune(
 
 
 def _chosen(
-    model: "PreTrainedModel", calibration: "CalibrationSet | Mapping[str, torch.Tensor]"
+    model: PreTrainedModel, calibration: CalibrationSet | Mapping[str, torch.Tensor]
 ) -> CalibrationSet:
     """The calibration set, or one of all the blocks given, their domains weighing the same."""
-    from pruneflow.models.loading import tensors_digest
-
     if isinstance(calibration, CalibrationSet):
         check_blocks(model, calibration.blocks["calibration"])
         return calibration
@@ -174,7 +170,7 @@ def _chosen(
     return CalibrationSet(blocks, tensors_digest(calibration), {"mixture": mixture.facts})
 
 
-def check_blocks(model: "PreTrainedModel", blocks: "Mapping[str, torch.Tensor]") -> None:
+def check_blocks(model: PreTrainedModel, blocks: Mapping[str, torch.Tensor]) -> None:
     """Check that a model can read calibration blocks.
 
     Args:
@@ -207,7 +203,7 @@ def check_blocks(model: "PreTrainedModel", blocks: "Mapping[str, torch.Tensor]")
             )
 
 
-def _held_out(chosen: CalibrationSet) -> "dict[str, torch.Tensor]":
+def _held_out(chosen: CalibrationSet) -> dict[str, torch.Tensor]:
     """Held-out text of every domain, which the closed loop is steered by."""
     held_out = chosen.blocks.get("validation", {})
     for domain in chosen.blocks["calibration"]:
@@ -219,18 +215,15 @@ def _held_out(chosen: CalibrationSet) -> "dict[str, torch.Tensor]":
     return {domain: held_out[domain] for domain in chosen.blocks["calibration"]}
 
 
-def _whole(model: "PreTrainedModel", recipe: Recipe) -> int | None:
-    from pruneflow.models.structure import parameters
+def _whole(model: PreTrainedModel, recipe: Recipe) -> int | None:
 
     if recipe.ratio is not None:
         return None
     return parameters(model) * (1 if recipe.parameters is not None else model.dtype.itemsize)
 
 
-def _identity(model: "PreTrainedModel", chosen: CalibrationSet, recipe: Recipe) -> str:
+def _identity(model: PreTrainedModel, chosen: CalibrationSet, recipe: Recipe) -> str:
     """Digest of all that decides what the rounds come to."""
-    from pruneflow.models.loading import tensors_digest
-
     return sha256_json(
         {
             "model": tensors_digest(model.state_dict()),
@@ -245,13 +238,11 @@ def _identity(model: "PreTrainedModel", chosen: CalibrationSet, recipe: Recipe) 
 def _save(
     place: Path,
     run: str,
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     tokenizer: Any,
     dense: DenseShape,
     facts: dict[str, Any],
 ) -> None:
-    from pruneflow.models.export import save
-    from pruneflow.models.loading import model_digest
 
     with staged_directory(place) as folder:
         save(model, tokenizer, folder, model.dtype)
@@ -269,10 +260,8 @@ def _save(
 
 
 def _resume(
-    place: Path, run: str, model: "PreTrainedModel"
-) -> "tuple[PreTrainedModel, dict[str, Any]]":
-    from pruneflow.models.loading import load_model
-    from pruneflow.models.placement import place_like
+    place: Path, run: str, model: PreTrainedModel
+) -> tuple[PreTrainedModel, dict[str, Any]]:
 
     record = read_record(place)
     if record.get("run") != run:

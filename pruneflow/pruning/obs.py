@@ -1,17 +1,15 @@
 """Optimal Brain Surgeon: what removing a unit costs when the others are refitted."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+
+import torch
 
 from pruneflow.errors import PruneflowError
 
-if TYPE_CHECKING:
-    import torch
-
 
 def removal_errors(
-    weight: "torch.Tensor", gram: "torch.Tensor", widths: Collection[int], ridge: float
-) -> list["torch.Tensor"]:
+    weight: torch.Tensor, gram: torch.Tensor, widths: Collection[int], ridge: float
+) -> list[torch.Tensor]:
     """Half the squared output error that removing a unit costs after a least-squares refit.
 
     With ``P = (H + lambda I)^-1`` and ``B_g`` the rows of ``B = W^T`` that belong to unit g:
@@ -30,8 +28,6 @@ def removal_errors(
     Raises:
         PruneflowError: H is NaN or infinite, or not positive definite with the ridge.
     """
-    import torch
-
     h = gram.double()
     scale = h.diagonal().mean()
     if float(scale) == 0.0:  # no token ever reached it: nothing to lose

@@ -15,16 +15,15 @@ activations into what the calibration text alone can teach; a part is best (docs
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from pruneflow.compute.ranks import joined
 from pruneflow.errors import PruneflowError
-from pruneflow.pruning.losses import wide
-from pruneflow.ranks import joined
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pruneflow.pruning.stream import Seen
+from pruneflow.pruning.block_stream import Seen
+from pruneflow.pruning.token_losses import wide
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +40,8 @@ class Normal(NamedTuple):
         drift: ``X^T D``, ``[m, d_out]`` float64; None where D is zero.
     """
 
-    gram: "Tensor"
-    drift: "Tensor | None"
+    gram: Tensor
+    drift: Tensor | None
 
 
 class System(NamedTuple):
@@ -56,13 +55,13 @@ class System(NamedTuple):
         old: the old weights, ``[d_out, k]`` float64.
     """
 
-    gram: "Tensor"
-    right: "Tensor"
-    old: "Tensor"
+    gram: Tensor
+    right: Tensor
+    old: Tensor
 
 
 def normal_equations(
-    weight: "Tensor", seen: "Iterator[Seen]", towards: "Iterator[Seen] | None", share: float
+    weight: Tensor, seen: Iterator[Seen], towards: Iterator[Seen] | None, share: float
 ) -> Normal:
     """Sum H and X^T D over a calibration set, all ranks' batches.
 
@@ -76,8 +75,6 @@ def normal_equations(
     Raises:
         PruneflowError: activations hold NaN or infinity.
     """
-    import torch
-
     out, channels = weight.shape
     # TF32 keeps eleven bits of a factor, bfloat16 has eight: on a GPU its products are exact.
     exact = "high" if weight.dtype == torch.bfloat16 else "highest"
@@ -102,8 +99,6 @@ def normal_equations(
 @contextmanager
 def _precision(name: str) -> Iterator[None]:
     """Within it, float32 products are at least as precise as torch calls it."""
-    import torch
-
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:
@@ -112,14 +107,14 @@ def _precision(name: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def token_weights(x: "Tensor") -> "Tensor":
+def token_weights(x: Tensor) -> Tensor:
     """What each token counts, ``[n, T]``, from inputs ``[n, T, m]``: 1, or less for outliers."""
     norms = wide(x).square().sum(-1)
     most = OUTLIER * norms.median(1, keepdim=True).values
     return (most / norms.clamp_min(1e-30)).clamp(max=1.0)
 
 
-def system_of(weight: "Tensor", normal: Normal, keep: "Tensor") -> System:
+def system_of(weight: Tensor, normal: Normal, keep: Tensor) -> System:
     """Cut the system of the kept channels out of the normal equations, which may go afterwards.
 
     Args:
@@ -127,8 +122,6 @@ def system_of(weight: "Tensor", normal: Normal, keep: "Tensor") -> System:
         normal: its normal equations.
         keep: indices of the kept channels, ``[k]``.
     """
-    import torch
-
     h, keep = normal.gram, keep.to(normal.gram.device)
     stays = torch.zeros(len(h), dtype=torch.bool, device=h.device)
     stays[keep] = True
@@ -139,7 +132,7 @@ def system_of(weight: "Tensor", normal: Normal, keep: "Tensor") -> System:
     return System(h[keep[:, None], keep], right, weight[:, keep].double())
 
 
-def solve(system: System, ridge: float) -> "Tensor":
+def solve(system: System, ridge: float) -> Tensor:
     """Weights on the kept channels that best reproduce the consumer's output.
 
     Args:
@@ -152,8 +145,6 @@ def solve(system: System, ridge: float) -> "Tensor":
     Raises:
         PruneflowError: H is not positive definite at any ridge tried.
     """
-    import torch
-
     gram, right, old = system
     scale = float(gram.diagonal().mean()) if len(gram) else 0.0
     if scale == 0.0:

@@ -6,25 +6,24 @@ pruned model (iterative calibration, arXiv 2601.02674); see docs/method.md.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Self
 
-from pruneflow.config import PruningSettings, Target
+import torch
+from transformers import PreTrainedModel
+
+from pruneflow.compute.placement import placement_of, resident
+from pruneflow.compute.ranks import joined
 from pruneflow.errors import InputError
 from pruneflow.models.export import rebuild
 from pruneflow.models.families import allowed_attention
-from pruneflow.models.placement import placement_of, resident
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix, parameters
+from pruneflow.models.surgery import cut_heads, cut_neurons, head_columns, set_columns
 from pruneflow.progress import track
 from pruneflow.pruning.allocation import Kept, LayerUnits, Limits, allocate
+from pruneflow.pruning.block_stream import BlockStream, fits_on_device, split
 from pruneflow.pruning.refit import normal_equations, solve, system_of
 from pruneflow.pruning.scores import ScoreInputs, Scores, compute_scores
-from pruneflow.pruning.stream import BlockStream, fits_on_device, split
-from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_columns, set_columns
-from pruneflow.ranks import joined
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from pruneflow.settings.pipeline import PruningSettings, Target
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class DenseShape:
     neurons: int
 
     @classmethod
-    def of(cls, model: "PreTrainedModel") -> "DenseShape":
+    def of(cls, model: PreTrainedModel) -> Self:
         """The shape of an unpruned model."""
         return cls(block_weights(model), layers_of(model)[0].neurons)
 
@@ -58,7 +57,7 @@ class RoundResult:
         notes: what a reader of the result should know, a sentence each.
     """
 
-    model: "PreTrainedModel"
+    model: PreTrainedModel
     scores: dict[str, Scores]
     kept: Kept
     achieved_ratio: float
@@ -66,8 +65,8 @@ class RoundResult:
 
 
 def prune_round(
-    model: "PreTrainedModel",
-    blocks: dict[str, "torch.Tensor"],
+    model: PreTrainedModel,
+    blocks: dict[str, torch.Tensor],
     target: Target,
     dense: DenseShape,
     settings: PruningSettings,
@@ -96,8 +95,6 @@ def prune_round(
         InputError: the target is below what floors and protected layers leave, or already passed,
             or ranks placed their models differently.
     """
-    import torch
-
     layers = layers_of(model)
     _agree_on_placement(model, layers)
     to_remove = _to_remove(model, target, dense, stored_bytes, label)
@@ -123,7 +120,7 @@ def prune_round(
     return RoundResult(pruned, scores, kept, achieved, notes)
 
 
-def _agree_on_placement(model: "PreTrainedModel", layers: list[Layer]) -> None:
+def _agree_on_placement(model: PreTrainedModel, layers: list[Layer]) -> None:
     """Ranks that exchange tensors of different devices would wait for each other for ever."""
     devices = list(dict.fromkeys(layer.device for layer in layers))
     joined().agree(
@@ -134,7 +131,7 @@ def _agree_on_placement(model: "PreTrainedModel", layers: list[Layer]) -> None:
 
 
 def _to_remove(
-    model: "PreTrainedModel", target: Target, dense: DenseShape, stored_bytes: int, label: str
+    model: PreTrainedModel, target: Target, dense: DenseShape, stored_bytes: int, label: str
 ) -> int:
     """What is to go: block weights for a target ratio, else parameters."""
     if target.ratio is not None:
@@ -153,7 +150,7 @@ def _to_remove(
 
 
 def _limits(
-    model: "PreTrainedModel", layers: list[Layer], dense: DenseShape, settings: PruningSettings
+    model: PreTrainedModel, layers: list[Layer], dense: DenseShape, settings: PruningSettings
 ) -> tuple[Limits, list[str]]:
     """How far pruning may go in this layout, and what that rules out."""
     attention, notes = None, []
@@ -183,7 +180,7 @@ def _pools(layers: int, settings: PruningSettings) -> list[list[int]]:
 
 
 def _units(
-    layers: list[Layer], scores: "dict[str, list[torch.Tensor]]", target: Target
+    layers: list[Layer], scores: dict[str, list[torch.Tensor]], target: Target
 ) -> list[LayerUnits]:
     """Scores and sizes of every layer's units, sizes in what the target counts."""
     blocks = target.ratio is not None
@@ -201,10 +198,10 @@ def _units(
 
 
 def _cut(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     layers: list[Layer],
     kept: Kept,
-    tokens: "torch.Tensor",
+    tokens: torch.Tensor,
     settings: PruningSettings,
     batch_tokens: int,
     label: str,

@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pruneflow.errors import InputError
-from pruneflow.pruning.settings import Target
-
-if TYPE_CHECKING:
-    from pruneflow.evaluation.perplexity import DomainLoss
+from pruneflow.measure.perplexity import DomainLoss
+from pruneflow.settings.pruning import Target
 
 Schedule = Literal["linear", "geometric"]
 SCHEDULES: tuple[Schedule, ...] = ("linear", "geometric")
@@ -59,8 +57,8 @@ def _target(goal: Target, share: float, whole: int | None) -> Target:
 
 def next_weights(
     weights: Mapping[str, float],
-    dense: "Mapping[str, DomainLoss]",
-    pruned: "Mapping[str, DomainLoss]",
+    dense: Mapping[str, DomainLoss],
+    pruned: Mapping[str, DomainLoss],
     feedback: float,
 ) -> dict[str, float]:
     """Weigh domains that lost more than the mean more in the next round (docs/method.md, step 5).

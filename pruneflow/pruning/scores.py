@@ -12,23 +12,20 @@ first where activations are small. Their papers use uniform widths.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import torch
+from transformers import PreTrainedModel
+
+from pruneflow.compute.placement import resident
+from pruneflow.compute.ranks import joined
 from pruneflow.errors import InputError
-from pruneflow.models.placement import resident
-from pruneflow.models.structure import layers_of, matrix
+from pruneflow.models.structure import Layer, layers_of, matrix
 from pruneflow.progress import track
+from pruneflow.pruning.block_stream import BlockStream, split
 from pruneflow.pruning.obs import removal_errors
-from pruneflow.pruning.recorder import ACTIVATIONS, KINDS, MASKS, WEIGHT_GRADIENTS, sum_columns
 from pruneflow.pruning.statistics import Statistics, collect
-from pruneflow.pruning.stream import BlockStream, split
-from pruneflow.ranks import joined
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from pruneflow.models.structure import Layer
+from pruneflow.pruning.unit_recorder import ACTIVATIONS, KINDS, MASKS, WEIGHT_GRADIENTS, sum_columns
+from pruneflow.settings.pruning import ScoreName
 
 OBS_RIDGE = 0.01  # of OSSCAR's and SparseGPT's inverse, as a share of H's mean diagonal
 
@@ -48,8 +45,8 @@ class ScoreInputs:
         draws: backward passes of each batch, averaged.
     """
 
-    model: "PreTrainedModel"
-    blocks: dict[str, "torch.Tensor"]
+    model: PreTrainedModel
+    blocks: dict[str, torch.Tensor]
     batch_tokens: int
     seed: int
     label: str
@@ -68,10 +65,10 @@ class Scores:
     """
 
     domains: list[str]
-    units: dict[str, list["torch.Tensor"]]
+    units: dict[str, list[torch.Tensor]]
     losses: dict[str, float]
 
-    def combined(self, weights: dict[str, float]) -> dict[str, list["torch.Tensor"]]:
+    def combined(self, weights: dict[str, float]) -> dict[str, list[torch.Tensor]]:
         """Average over domains after scaling each to total 1, so that none shouts.
 
         The total is over neurons and KV groups; heads, which would count their groups twice, are
@@ -83,8 +80,6 @@ class Scores:
         Returns:
             By kind, per layer ``[units]``.
         """
-        import torch
-
         totals = torch.zeros(len(self.domains), dtype=torch.double)
         for values in self.units["neurons"] + self.units["kv_groups"]:
             totals += values.sum(1)
@@ -107,11 +102,11 @@ class Score:
 SCORES: dict[str, Score] = {}
 
 
-def score(name: str, *needs: str) -> Callable[[Formula], Formula]:
+def score(name: ScoreName, *needs: str) -> Callable[[Formula], Formula]:
     """Register a score under the name that `pruning.score` gives.
 
     Args:
-        name: of the score.
+        name: of the score, as `ScoreName` in pruneflow/settings/pruning.py lists it.
         needs: what it reads of the pass: `ACTIVATIONS`, `MASKS`, `WEIGHT_GRADIENTS`; nothing for a
             score that looks at no data or makes its own pass.
     """
@@ -133,8 +128,6 @@ def compute_scores(names: Sequence[str], inputs: ScoreInputs) -> dict[str, Score
         InputError: there is no score of that name.
         PruneflowError: a statistic is NaN or infinite.
     """
-    import torch
-
     for name in names:
         if name not in SCORES:
             raise InputError(f"there is no score {name}: use {', '.join(sorted(SCORES))}")
@@ -185,9 +178,8 @@ def wanda_sp(inputs: ScoreInputs, statistics: Statistics) -> Scores:
     Wanda-sp (arXiv 2306.11695, 2312.11983). For neurons the square keeps the paper's order, and
     makes neurons and heads sums of one quantity, whatever the number of tokens.
     """
-    import torch
 
-    def channels(layer: "Layer", kind: str) -> torch.Tensor:
+    def channels(layer: Layer, kind: str) -> torch.Tensor:
         means = matrix(_consumer(layer, kind)).detach().abs().mean(0, dtype=torch.double).cpu()
         return means.square() * statistics.sums["x_squared", kind, layer.index]
 
@@ -203,9 +195,8 @@ def flap(inputs: ScoreInputs, statistics: Statistics) -> Scores:
     the same, and scores are not negative, a unit's score is ``(z - the domain's lowest z)`` times
     the unit's weights, counted in neurons.
     """
-    import torch
 
-    def channels(layer: "Layer", kind: str) -> torch.Tensor:
+    def channels(layer: Layer, kind: str) -> torch.Tensor:
         tokens = statistics.tokens[:, None]
         mean = statistics.sums["x", kind, layer.index] / tokens
         square = statistics.sums["x_squared", kind, layer.index] / tokens
@@ -235,8 +226,6 @@ def obs(inputs: ScoreInputs, statistics: Statistics) -> Scores:
     Per domain and consumer ``H = X^T X``, see `removal_errors`. One layer's H is in memory at a
     time.
     """
-    import torch
-
     layers = layers_of(inputs.model)
     rows: dict[str, list[list[torch.Tensor]]] = {kind: [[] for _ in layers] for kind in KINDS}
     for domain, tokens in inputs.blocks.items():
@@ -262,7 +251,7 @@ def obs(inputs: ScoreInputs, statistics: Statistics) -> Scores:
 def magnitude(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
     """Sum of squared weights of the unit's consumer columns; looks at no data."""
 
-    def channels(layer: "Layer", kind: str) -> "torch.Tensor":
+    def channels(layer: Layer, kind: str) -> torch.Tensor:
         return _column_norms(_consumer(layer, kind))[None]
 
     return Scores(["all"], _by_channel(inputs.model, channels), {})
@@ -271,8 +260,6 @@ def magnitude(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
 @score("random")
 def random(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
     """Uniform draws: the floor that every other score must beat."""
-    import torch
-
     generator = torch.Generator().manual_seed(inputs.seed)
     units: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
     for layer in layers_of(inputs.model):
@@ -283,19 +270,17 @@ def random(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
     return Scores(["all"], units, {})
 
 
-def _consumer(layer: "Layer", channels: str) -> "torch.nn.Module":
+def _consumer(layer: Layer, channels: str) -> torch.nn.Module:
     return layer.mlp_consumer if channels == "neurons" else layer.attention_consumer
 
 
-def _column_norms(consumer: "torch.nn.Module") -> "torch.Tensor":
+def _column_norms(consumer: torch.nn.Module) -> torch.Tensor:
     """``|W_:j|^2`` of every input channel, ``[m]`` float64 on the CPU."""
-    import torch
-
     weight = matrix(consumer).detach()
     return torch.linalg.vector_norm(weight, dim=0, dtype=torch.double).square().cpu()
 
 
-def _sizes(layer: "Layer") -> dict[str, float]:
+def _sizes(layer: Layer) -> dict[str, float]:
     """Weights of one unit of each kind, counted in neurons."""
     return {
         "neurons": 1.0,
@@ -305,8 +290,8 @@ def _sizes(layer: "Layer") -> dict[str, float]:
 
 
 def _by_channel(
-    model: "PreTrainedModel", channels: "Callable[[Layer, str], torch.Tensor]"
-) -> dict[str, list["torch.Tensor"]]:
+    model: PreTrainedModel, channels: Callable[[Layer, str], torch.Tensor]
+) -> dict[str, list[torch.Tensor]]:
     """Unit scores from consumer channels' (``neurons``, ``columns``): heads sum over theirs."""
     units: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
     for layer in layers_of(model):

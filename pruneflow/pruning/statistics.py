@@ -9,19 +9,18 @@ parameter is ever stored.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Self
 
+import torch
+from transformers import PreTrainedModel
+
+from pruneflow.compute.placement import is_streamed
+from pruneflow.compute.ranks import joined
 from pruneflow.errors import PruneflowError
-from pruneflow.models.placement import is_streamed
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.passes import Batch, Objective, pass_by_blocks
-from pruneflow.pruning.recorder import ACTIVATIONS, KINDS, LOSS, MASKS, Recorder
-from pruneflow.pruning.stream import split
-from pruneflow.ranks import joined
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from pruneflow.pruning.block_passes import Batch, Objective, pass_by_blocks
+from pruneflow.pruning.block_stream import split
+from pruneflow.pruning.unit_recorder import ACTIVATIONS, KINDS, LOSS, MASKS, Recorder
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,16 @@ class Statistics:
     """
 
     domains: list[str]
-    sequences: "torch.Tensor"
-    tokens: "torch.Tensor"
-    loss: "torch.Tensor"
-    sums: dict[tuple[str, str, int], "torch.Tensor"]
+    sequences: torch.Tensor
+    tokens: torch.Tensor
+    loss: torch.Tensor
+    sums: dict[tuple[str, str, int], torch.Tensor]
 
-    def __add__(self, other: "Statistics") -> "Statistics":
+    def __add__(self, other: Self) -> Self:
         """Statistics of both passes' sequences; the domains must be the same, in order."""
         if self.domains != other.domains or self.sums.keys() != other.sums.keys():
             raise ValueError("only statistics of the same domains and quantities can be added")
-        return Statistics(
+        return type(self)(
             self.domains,
             self.sequences + other.sequences,
             self.tokens + other.tokens,
@@ -62,7 +61,7 @@ class Statistics:
         """Mean loss per token of each domain."""
         return dict(zip(self.domains, (self.loss / self.sequences).tolist(), strict=True))
 
-    def means(self, quantity: str) -> dict[str, list["torch.Tensor"]]:
+    def means(self, quantity: str) -> dict[str, list[torch.Tensor]]:
         """Mean over sequences of a quantity by kind, per layer ``[domains, units]``."""
         layers = range(1 + max(index for _, _, index in self.sums))
         per_sequence = 1 / self.sequences[:, None]
@@ -73,8 +72,8 @@ class Statistics:
 
 
 def collect(
-    model: "PreTrainedModel",
-    blocks: dict[str, "torch.Tensor"],
+    model: PreTrainedModel,
+    blocks: dict[str, torch.Tensor],
     batch_tokens: int,
     label: str,
     *,
@@ -102,8 +101,6 @@ def collect(
     Raises:
         PruneflowError: a loss or a sum is NaN or infinite.
     """
-    import torch
-
     ranks, layers = joined(), layers_of(model)
     batches, rows, first = [], [], 0
     for row, tokens in enumerate(blocks.values()):

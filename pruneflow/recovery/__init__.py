@@ -1,1 +1,1 @@
-"""Recovery: distillation of the dense parent into the pruned model."""
+"""Recovery: distillation of the dense model into the pruned one."""

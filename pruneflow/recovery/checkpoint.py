@@ -8,7 +8,11 @@ written beside its name and renamed, and verified on reading.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from pruneflow.artifacts import (
     MANIFEST,
@@ -21,12 +25,8 @@ from pruneflow.artifacts import (
     write_manifest,
 )
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.loading import tensors_digest
-from pruneflow.recovery.settings import RecoverySettings
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from pruneflow.models.digests import tensors_digest
+from pruneflow.settings.recovery import RecoverySettings
 
 STATE, WEIGHTS, MOMENTS, BEST = (
     "state.json",
@@ -71,16 +71,16 @@ class Snapshot:
     """
 
     progress: Progress
-    weights: "dict[str, torch.Tensor]"
-    moments: "dict[str, torch.Tensor]"
-    best: "dict[str, torch.Tensor]"
-    generators: "dict[str, torch.Tensor]"
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor]
+    generators: dict[str, torch.Tensor]
 
 
 def identity(
-    student: "PreTrainedModel",
-    teacher: "PreTrainedModel",
-    data: "dict[str, dict[str, torch.Tensor]]",
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    data: dict[str, dict[str, torch.Tensor]],
     weights: dict[str, float] | None,
     settings: RecoverySettings,
 ) -> dict[str, str]:
@@ -139,9 +139,6 @@ def read_checkpoint(directory: Path, run: dict[str, str]) -> Snapshot | None:
         DamagedArtifactError: a file is missing or its bytes are not those written.
         InputError: something else lies there, or the checkpoint is of another run.
     """
-    import torch
-    from safetensors.torch import load_file
-
     repair(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
@@ -178,7 +175,6 @@ def read_checkpoint(directory: Path, run: dict[str, str]) -> Snapshot | None:
     return Snapshot(progress, weights, load_file(directory / MOMENTS), best, generators)
 
 
-def _save(tensors: "dict[str, torch.Tensor]", path: Path) -> None:
-    from safetensors.torch import save_file
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)

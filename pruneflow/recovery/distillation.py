@@ -11,20 +11,20 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from pruneflow.compute.placement import is_streamed, place
 from pruneflow.errors import InputError
-from pruneflow.models.placement import is_streamed, place
 from pruneflow.progress import track
 from pruneflow.recovery.checkpoint import identity, read_checkpoint, write_checkpoint
-from pruneflow.recovery.order import batches
-from pruneflow.recovery.settings import RecoverySettings
 from pruneflow.recovery.trainee import recomputed_blocks
 from pruneflow.recovery.trainer import Trainer
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from pruneflow.recovery.training_order import batches
+from pruneflow.settings.recovery import RecoverySettings
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RecoveryResult:
             `validation_by_domain`, in nats a token.
     """
 
-    model: "PreTrainedModel"
+    model: PreTrainedModel
     steps: int
     tokens: int
     best_step: int
@@ -53,10 +53,10 @@ class RecoveryResult:
 
 
 def recover(
-    student: "PreTrainedModel",
-    teacher: "PreTrainedModel",
-    tokens: "dict[str, torch.Tensor]",
-    validation: "dict[str, torch.Tensor]",
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    tokens: dict[str, torch.Tensor],
+    validation: dict[str, torch.Tensor],
     settings: RecoverySettings,
     *,
     weights: dict[str, float] | None = None,
@@ -134,8 +134,8 @@ def recover(
 
 
 def _check_blocks(
-    tokens: "dict[str, torch.Tensor]",
-    validation: "dict[str, torch.Tensor]",
+    tokens: dict[str, torch.Tensor],
+    validation: dict[str, torch.Tensor],
     weights: dict[str, float],
     label: str,
 ) -> None:
@@ -162,12 +162,11 @@ def _check_blocks(
 
 
 def _check_models(
-    student: "PreTrainedModel",
-    teacher: "PreTrainedModel",
-    blocks: "list[tuple[str, torch.Tensor]]",
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    blocks: list[tuple[str, torch.Tensor]],
     label: str,
 ) -> None:
-    import torch
 
     mine, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
     if mine != theirs:
@@ -199,11 +198,8 @@ def _check_models(
 
 
 @contextmanager
-def _reproducible(device: "torch.device", seed: int) -> Iterator[None]:
+def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's generators, and leave them as they were after; choose repeatable kernels."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     on_gpu = device.type == "cuda"
     # The backward passes of fused attention add in any order on a GPU, the plain one's does not.
     attention = sdpa_kernel(SDPBackend.MATH) if on_gpu else nullcontext()

@@ -4,24 +4,24 @@ The weights themselves stay in their type and get no gradients or moments: beyon
 memory there are the adapters alone.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from torch.nn import Linear
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from pruneflow.models.structure import layers_of
-from pruneflow.recovery.settings import RecoverySettings
 from pruneflow.recovery.trainee import Trainee, restore_types, widen
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from pruneflow.settings.recovery import RecoverySettings
 
 
-def adapters(student: "PreTrainedModel", settings: RecoverySettings) -> Trainee:
+def adapters(student: PreTrainedModel, settings: RecoverySettings) -> Trainee:
     """Put an adapter beside every linear layer of the blocks.
 
     The first matrices are drawn from torch's generator, the second are 0: at first the model
     computes what it did.
     """
-    from peft import LoraConfig, get_peft_model
-
     types = {name: parameter.dtype for name, parameter in student.named_parameters()}
     linears = block_linears(student)
     config = LoraConfig(
@@ -32,7 +32,7 @@ def adapters(student: "PreTrainedModel", settings: RecoverySettings) -> Trainee:
     )
     wrapped: Any = get_peft_model(student.eval(), config)
 
-    def merge() -> "PreTrainedModel":
+    def merge() -> PreTrainedModel:
         widen(wrapped)  # so that weight + adapter is rounded once
         merged = wrapped.merge_and_unload(safe_merge=True)
         return restore_types(merged, types)
@@ -41,10 +41,8 @@ def adapters(student: "PreTrainedModel", settings: RecoverySettings) -> Trainee:
     return Trainee(wrapped, chosen, merge)
 
 
-def block_linears(model: "PreTrainedModel") -> dict[str, Any]:
+def block_linears(model: PreTrainedModel) -> dict[str, Any]:
     """The linear layers of a model's blocks by their names in the model, GPT-2's Conv1D too."""
-    from torch.nn import Linear
-
     names = {id(module): name for name, module in model.named_modules()}
     return {
         names[id(module)]: module
@@ -55,6 +53,5 @@ def block_linears(model: "PreTrainedModel") -> dict[str, Any]:
 
 
 def _is_transposed(module: Any) -> bool:
-    from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)

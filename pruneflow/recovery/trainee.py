@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch.nn import Embedding, Parameter
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from pruneflow.models.structure import layers_of
-from pruneflow.recovery.settings import RecoverySettings
-
-if TYPE_CHECKING:
-    from torch.nn import Parameter
-    from transformers import PreTrainedModel
+from pruneflow.settings.recovery import RecoverySettings
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Trainee:
     """
 
     model: Any
-    parameters: "dict[str, Parameter]"
-    finish: "Callable[[], PreTrainedModel]"
+    parameters: dict[str, Parameter]
+    finish: Callable[[], PreTrainedModel]
 
 
-def full_weights(student: "PreTrainedModel", settings: RecoverySettings) -> Trainee:
+def full_weights(student: PreTrainedModel, settings: RecoverySettings) -> Trainee:
     """Train the weights themselves, from float32 copies (float64 stays)."""
     types = widen(student)
     frozen = _embeddings(student) if settings.freeze_embeddings else set()
@@ -41,10 +42,8 @@ def full_weights(student: "PreTrainedModel", settings: RecoverySettings) -> Trai
     return Trainee(student.eval(), chosen, lambda: restore_types(student, types))
 
 
-def widen(model: "PreTrainedModel") -> dict[str, Any]:
+def widen(model: PreTrainedModel) -> dict[str, Any]:
     """Turn weights into float32 where they are narrower; returns the types that they had."""
-    import torch
-
     types = {}
     for name, parameter in model.named_parameters():
         types[name] = parameter.dtype
@@ -52,7 +51,7 @@ def widen(model: "PreTrainedModel") -> dict[str, Any]:
     return types
 
 
-def restore_types(model: "PreTrainedModel", types: dict[str, Any]) -> "PreTrainedModel":
+def restore_types(model: PreTrainedModel, types: dict[str, Any]) -> PreTrainedModel:
     """Undo `widen`; the model comes out frozen and in evaluation mode."""
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(types[name])
@@ -60,23 +59,19 @@ def restore_types(model: "PreTrainedModel", types: dict[str, Any]) -> "PreTraine
     return model.eval().requires_grad_(False)
 
 
-def _embeddings(model: "PreTrainedModel") -> set[int]:
+def _embeddings(model: PreTrainedModel) -> set[int]:
     """Identities of the parameters of token and position embeddings and of the output head."""
-    from torch.nn import Embedding
-
     modules = [module for module in model.modules() if isinstance(module, Embedding)]
     modules.append(model.get_output_embeddings())
     return {id(p) for module in modules if module is not None for p in module.parameters()}
 
 
 @contextmanager
-def recomputed_blocks(student: "PreTrainedModel") -> Iterator[None]:
+def recomputed_blocks(student: PreTrainedModel) -> Iterator[None]:
     """Keep each block's input alone, and run the block again in the backward pass.
 
     transformers' own switch works in training mode only, which would also switch dropout on.
     """
-    from torch.utils.checkpoint import checkpoint
-
     blocks = [layer.module for layer in layers_of(student)]
     own = [vars(block).get("forward") for block in blocks]
     for block in blocks:

@@ -3,19 +3,18 @@
 import logging
 import math
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
-from pruneflow.evaluation.perplexity import NonFiniteLossError
+import torch
+from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
+
+from pruneflow.measure.perplexity import NonFiniteLossError
 from pruneflow.recovery.checkpoint import Progress, Snapshot
+from pruneflow.recovery.distillation_loss import divergence, loss_and_gradient
 from pruneflow.recovery.lora import adapters
-from pruneflow.recovery.loss import divergence, loss_and_gradient
-from pruneflow.recovery.order import learning_rate
-from pruneflow.recovery.settings import RecoverySettings
 from pruneflow.recovery.trainee import full_weights
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from pruneflow.recovery.training_order import learning_rate
+from pruneflow.settings.recovery import RecoverySettings
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +36,14 @@ class Trainer:
 
     def __init__(
         self,
-        student: "PreTrainedModel",
-        teacher: "PreTrainedModel",
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
         settings: RecoverySettings,
         *,
         steps: int,
         batch_tokens: int,
         label: str,
     ) -> None:
-        import torch
 
         self.progress = Progress()
         self._settings, self._steps = settings, steps
@@ -73,14 +71,12 @@ class Trainer:
         """Whether the held-out loss has not fallen for as long as the settings bear."""
         return 0 < self._settings.patience <= self.progress.stale
 
-    def step(self, batch: "torch.Tensor") -> None:
+    def step(self, batch: torch.Tensor) -> None:
         """Train on one batch, ``[sequences, T]``.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite.
         """
-        from torch.nn.utils import clip_grad_norm_
-
         progress, settings = self.progress, self._settings
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(progress.step, self._steps, settings)
@@ -98,14 +94,12 @@ class Trainer:
         progress.step += 1
         progress.losses.append(loss)
 
-    def evaluate(self, validation: "dict[str, torch.Tensor]") -> None:
+    def evaluate(self, validation: dict[str, torch.Tensor]) -> None:
         """Look at the held-out loss; keep the weights if they are the best so far.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
         """
-        import torch
-
         progress, by_domain = self.progress, {}
         for name, rows in validation.items():
             total = 0.0
@@ -142,15 +136,13 @@ class Trainer:
             progress.best_step,
         )
 
-    def finish(self) -> "PreTrainedModel":
+    def finish(self) -> PreTrainedModel:
         """The plain model with the best weights."""
         self._fill(self._best)
         return self._student.finish()
 
     def snapshot(self) -> Snapshot:
         """All that the next steps depend on."""
-        import torch
-
         moments = {}
         for name, parameter in self._trained.items():
             state = self._optimizer.state[parameter]
@@ -164,8 +156,6 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to where a snapshot was taken."""
-        import torch
-
         self.progress, self._best = snapshot.progress, snapshot.best
         self._fill(snapshot.weights)
         for name, parameter in self._trained.items():
@@ -178,28 +168,26 @@ class Trainer:
         if self._device.type == "cuda" and "cuda" in snapshot.generators:
             torch.cuda.set_rng_state(snapshot.generators["cuda"], self._device)
 
-    def _fill(self, weights: "dict[str, torch.Tensor]") -> None:
+    def _fill(self, weights: dict[str, torch.Tensor]) -> None:
         for name, parameter in self._trained.items():
             parameter.data.copy_(weights[name])
 
-    def _parts(self, rows: "torch.Tensor") -> "list[torch.Tensor]":
+    def _parts(self, rows: torch.Tensor) -> list[torch.Tensor]:
         parts = rows.split(max(1, self._batch_tokens // rows.shape[1]))
         return [part.to(self._device) for part in parts]
 
-    def _teacher_logits(self, ids: "torch.Tensor") -> "torch.Tensor":
-        import torch
+    def _teacher_logits(self, ids: torch.Tensor) -> torch.Tensor:
 
         with torch.inference_mode(), self._precision():
             logits: torch.Tensor = self._teacher(input_ids=ids, use_cache=False).logits
         return logits
 
-    def _student_logits(self, ids: "torch.Tensor") -> "torch.Tensor":
+    def _student_logits(self, ids: torch.Tensor) -> torch.Tensor:
         with self._precision():
             logits: torch.Tensor = self._student.model(input_ids=ids, use_cache=False).logits
         return logits
 
     def _precision(self) -> AbstractContextManager[object]:
-        import torch
 
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._mixed)
 

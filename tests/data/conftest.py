@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pruneflow.artifacts import write_json, write_manifest
-from pruneflow.calibration.documents import build_documents
-from pruneflow.calibration.settings import DocumentSettings
+from pruneflow.data.documents import build_documents
+from pruneflow.settings.calibration import DocumentSettings
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
 
@@ -34,7 +34,7 @@ class Workspace:
         self.root = root
         self.domains_file = root / "configs/domains.yaml"
         self.lock_file = root / "data/sources.lock"
-        self.benchmarks = root / "data/benchmarks"
+        self.benchmarks = root / "data/questions"
         self.out = root / "data/calibration/documents"
         self.settings = DocumentSettings(domains=["notes", "letters"])
         write_json(self.lock_file, {"files": {}})

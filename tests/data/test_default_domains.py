@@ -9,18 +9,9 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import read_json
-from pruneflow.calibration.blocks import build_blocks
-from pruneflow.calibration.documents import build_documents
-from pruneflow.calibration.overlap import SHORTEST, question_sequences, shared_sequence
-from pruneflow.calibration.packages import Reading, load_lock, package_files
-from pruneflow.calibration.questions import (
-    build_questions,
-    load_question_sources,
-    load_questions,
-)
-from pruneflow.calibration.sequences import words
-from pruneflow.calibration.settings import CalibrationSettings
-from pruneflow.calibration.sources import (
+from pruneflow.data.contamination import SHORTEST, question_sequences, shared_sequence
+from pruneflow.data.documents import build_documents
+from pruneflow.data.sources import (
     HubSource,
     PackageSource,
     known_domains,
@@ -28,8 +19,13 @@ from pruneflow.calibration.sources import (
     read_source,
     refresh_lock,
 )
-from pruneflow.calibration.validation import validate_documents
+from pruneflow.data.validation import validate_documents
+from pruneflow.data.word_hashes import words
+from pruneflow.locked_files import Reading, load_lock, package_files
 from pruneflow.plan import load_profile
+from pruneflow.questions.question_set import build_questions, load_question_sources, load_questions
+from pruneflow.settings.calibration import CalibrationSettings
+from pruneflow.tokens.calibration_set import build_blocks
 
 ROOT = Path(__file__).parents[2]
 DOMAINS_FILE, LOCK_FILE = ROOT / "configs/domains.yaml", ROOT / "data/sources.lock"

@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from pruneflow.artifacts import read_json, sha256_file
-from pruneflow.calibration.documents import (
+from pruneflow.data.documents import (
     COLUMNS,
     DROPPED,
     DROPPED_COLUMNS,

@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.calibration.documents import DROPPED, read_documents
-from pruneflow.calibration.validation import validate_documents
+from pruneflow.data.documents import DROPPED, read_documents
+from pruneflow.data.validation import validate_documents
 from pruneflow.errors import InputError
 from tests.data.conftest import Workspace, sentence
 

@@ -5,11 +5,11 @@ import pyarrow.parquet
 import pytest
 
 from pruneflow.artifacts import read_json, write_manifest
-from pruneflow.calibration import expectations
-from pruneflow.calibration.documents import TABLE, read_documents
-from pruneflow.calibration.settings import DocumentSettings
-from pruneflow.calibration.validation import validate_documents
+from pruneflow.data import expectations
+from pruneflow.data.documents import TABLE, read_documents
+from pruneflow.data.validation import validate_documents
 from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.settings.calibration import DocumentSettings
 
 
 def sha256(text: str) -> str:

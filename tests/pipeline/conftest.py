@@ -11,9 +11,9 @@ import pytest
 from filelock import FileLock
 from prefect.testing.utilities import prefect_test_harness
 
-from pruneflow.config import parse_settings, write_settings
 from pruneflow.plan import descent
-from pruneflow.pruning.settings import Target
+from pruneflow.settings.pipeline import parse_settings, write_settings
+from pruneflow.settings.pruning import Target
 from tests.pipeline.commands import repro
 from tests.pipeline.tiny import RECOVERY, SMALL, STAGES
 from tests.pipeline.toy import Workspace, toy_workspace

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pruneflow.config import RegistrySettings
-from tasks.store import connect
+from pruneflow.settings.pipeline import RegistrySettings
+from tasks.tracking.store import connect
 from tests.pipeline.test_registry import Registry, empty_store
 from tests.pipeline.toy import Workspace
 

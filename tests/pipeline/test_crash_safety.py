@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pruneflow.workspace import STATE
-from tasks.dvc_state import mend_dvc
+from tasks.dvc.repair import mend_dvc
 from tests.pipeline.commands import environment, executed, repro, run
 from tests.pipeline.tiny import STAGES
 
@@ -46,7 +46,7 @@ def outs() -> dict[str, str]:
 
 def start_afresh() -> None:
     """Forget everything that was made."""
-    for path in ("data/benchmarks", "data/calibration", "data/checkpoints", "data/model"):
+    for path in ("data/questions", "data/calibration", "data/checkpoints", "data/model"):
         shutil.rmtree(path)
     for path in ("data/reports", ".dvc/cache", ".dvc/tmp", STATE):
         shutil.rmtree(path, ignore_errors=True)

@@ -15,7 +15,7 @@ import pytest
 
 from pruneflow.errors import DamagedArtifactError
 from pruneflow.stages import run_stage_by_name
-from tasks.dvc_state import doubt_changed_files
+from tasks.dvc.repair import doubt_changed_files
 from tests.pipeline.commands import environment, repro, run
 from tests.pipeline.test_crash_safety import outs
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 # What is damaged, and a stage that reads it: it must notice though size and time are as before.
 READ_BY = {
     "data/checkpoints/dense/model.safetensors": "round@r1",
-    "data/benchmarks/piqa.jsonl": "baseline",
+    "data/questions/piqa.jsonl": "baseline",
     "data/calibration/documents/documents.parquet": "validate",
     "data/calibration/set/blocks.safetensors": "round@r1",
     "data/calibration/held_out/blocks.safetensors": "evaluation",
@@ -36,7 +36,7 @@ READ_BY = {
 
 def artifacts() -> list[Path]:
     """The largest file of every out."""
-    places = [Path("data/benchmarks"), *Path("data/calibration").iterdir()]
+    places = [Path("data/questions"), *Path("data/calibration").iterdir()]
     places += [*Path("data/checkpoints").iterdir(), Path("data/model")]
     places += [path for path in Path("data/reports").iterdir() if path.name != "decision.json"]
     files = [[path] if path.is_file() else [*path.rglob("*")] for path in places]

@@ -7,20 +7,27 @@ import pytest
 import torch
 
 from pruneflow.artifacts import read_json, staged_directory
-from pruneflow.calibration.blocks import CalibrationSet
-from pruneflow.config import DENSE, ComputeSettings, load_settings, parse_settings, write_settings
-from pruneflow.evaluation.compare import compare
-from pruneflow.evaluation.gates import decide, load_gates
-from pruneflow.evaluation.record import measure_model
+from pruneflow.judge.compare import compare
+from pruneflow.judge.gates import decide, load_gates
+from pruneflow.measure.evaluation import measure_model
+from pruneflow.models.digests import model_digest
 from pruneflow.models.export import save
-from pruneflow.models.loading import load_model, load_tokenizer, model_digest
-from pruneflow.models.record import write_record
+from pruneflow.models.loading import load_model, load_tokenizer
+from pruneflow.models.round_record import write_record
 from pruneflow.models.structure import layers_of
+from pruneflow.models.surgery import cut_neurons
 from pruneflow.paths import BASELINE, BENCHMARKS, CALIBRATION_SET, CHECKPOINTS, GATES_FILE, HELD_OUT
 from pruneflow.plan import load_profile
 from pruneflow.pruning.iterative import Recipe, prune
-from pruneflow.pruning.surgery import cut_neurons
+from pruneflow.settings.pipeline import (
+    DENSE,
+    ComputeSettings,
+    load_settings,
+    parse_settings,
+    write_settings,
+)
 from pruneflow.stages import run_stage_by_name
+from pruneflow.tokens.calibration_set import CalibrationSet
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.config import parse_settings, write_settings
 from pruneflow.errors import InputError
 from pruneflow.paths import CALIBRATION_SET, DOCUMENTS, HELD_OUT
-from tasks.data import changes_since
+from pruneflow.settings.pipeline import parse_settings, write_settings
+from tasks.dvc.data_history import changes_since
 
 pytestmark = pytest.mark.slow
 

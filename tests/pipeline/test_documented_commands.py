@@ -17,8 +17,8 @@ from unittest.mock import patch
 import pytest
 
 from flows import cli
-from pruneflow.config import load_settings
-from tasks import promotion
+from pruneflow.settings.pipeline import load_settings
+from tasks.registry import promotion
 from tests.markdown import ROOT, commands
 from tests.pipeline.commands import repro
 from tests.pipeline.test_registry import Registry, empty_store, store

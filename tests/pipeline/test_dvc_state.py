@@ -6,8 +6,8 @@ import pytest
 from dvc.lock import make_lock
 
 from pruneflow.workspace import KEPT_DVC_LOCK
-from tasks.dvc_state import mend_dvc
-from tasks.stages import StageError, reproduce
+from tasks.dvc.repair import mend_dvc
+from tasks.dvc.repro import StageError, reproduce
 from tests.pipeline.toy import Workspace
 
 RWLOCK, LOCK = Path(".dvc/tmp/rwlock"), Path("dvc.lock")

@@ -10,12 +10,12 @@ import flows.pipeline
 from flows.pipeline import pipeline, step
 from flows.promotion import promotion, roll_back
 from pruneflow.artifacts import read_json, sha256_json, write_json
-from pruneflow.config import load_settings
 from pruneflow.errors import InputError, StoreBusyError
 from pruneflow.paths import DECISION
-from tasks import registry
-from tasks.promotion import history
-from tasks.store import connect, experiment
+from pruneflow.settings.pipeline import load_settings
+from tasks.registry import versions
+from tasks.registry.promotion import history
+from tasks.tracking.store import connect, experiment
 from tests.pipeline.toy import Workspace
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ STAGES = ["calibration", "r1", "r2", "select", "report"]
 
 
 def production() -> str | None:
-    found = registry.status(load_settings().registry)[registry.PRODUCTION]
+    found = versions.status(load_settings().registry)[versions.PRODUCTION]
     return None if found is None else found["version"]
 
 
@@ -67,7 +67,7 @@ def test_the_flow_runs_registers_promotes_and_then_has_nothing_to_do(
     again = state.result()
     assert workspace.executed() == []
     assert (again.version, again.in_production) == ("1", True)
-    assert registry.status(settings)["previous"] is None
+    assert versions.status(settings)["previous"] is None
 
     workspace.set(rounds={**load_rounds(), "r2": {"parent": "r1", "ratio": 0.3}})
     assert pipeline(return_state=True).result().version == "2"

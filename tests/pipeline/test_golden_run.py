@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pruneflow.config import parse_settings, write_settings
-from pruneflow.models.loading import model_digest
+from pruneflow.models.digests import model_digest
 from pruneflow.plan import load_profile
+from pruneflow.settings.pipeline import parse_settings, write_settings
 from tests.pipeline.commands import environment, repro, run
 from tests.pipeline.test_crash_safety import kill_in
 from tests.pipeline.test_serving import ask, served

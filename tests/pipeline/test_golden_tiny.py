@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pruneflow.config import parse_settings, write_settings
-from pruneflow.models.loading import model_digest
-from pruneflow.models.record import read_record
+from pruneflow.models.digests import model_digest
+from pruneflow.models.round_record import read_record
+from pruneflow.settings.pipeline import parse_settings, write_settings
 from tests.pipeline.commands import repro, run
 
 pytestmark = pytest.mark.slow

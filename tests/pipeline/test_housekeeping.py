@@ -14,12 +14,12 @@ import yaml
 from dvc.repo import Repo
 
 from pruneflow.artifacts import write_json
-from pruneflow.config import load_settings
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY, SWEEP
+from pruneflow.settings.pipeline import load_settings
 from pruneflow.workspace import run_lock
-from tasks import housekeeping, removable
-from tasks.removable import Removable
+from tasks.gc import removable, survey
+from tasks.gc.removable import Removable
 from tests.pipeline.toy import SETTINGS as TOY
 from tests.pipeline.toy import Workspace
 
@@ -28,7 +28,7 @@ LONGER = {**TOY["rounds"], "r3": {"parent": "r2", "ratio": 0.3}}
 
 
 def found(keep_versions: int = 0) -> list[Removable]:
-    with housekeeping.survey(load_settings(), keep_versions) as seen:
+    with survey.survey(load_settings(), keep_versions) as seen:
         return seen.found
 
 
@@ -37,8 +37,8 @@ def names(kind: str, things: list[Removable]) -> list[str]:
 
 
 def collect(keep_versions: int = 0) -> list[Removable]:
-    with housekeeping.survey(load_settings(), keep_versions) as seen:
-        housekeeping.remove(seen.found)
+    with survey.survey(load_settings(), keep_versions) as seen:
+        survey.remove(seen.found)
         return seen.found
 
 
@@ -200,7 +200,7 @@ def test_a_cache_whose_use_cannot_be_told_is_left_alone(
         subprocess.run(["git", "add", "dvc.yaml", "dvc.lock"], check=True)
         subprocess.run(["git", *who, "commit", "-q", "-m", "broken"], check=True)
         Path("dvc.yaml").write_text(text)
-    with housekeeping.survey(load_settings()) as seen:
+    with survey.survey(load_settings()) as seen:
         assert [thing.kind for thing in seen.found] == ["round"]
         (note,) = seen.notes
     words = {
@@ -272,7 +272,7 @@ def test_beside_a_run_nothing_is_looked_at_or_removed(replanned: Workspace) -> N
     with Repo() as repo, repo.lock, pytest.raises(InputError, match="another DVC command"):
         found()
     assert files() == before
-    with housekeeping.survey(load_settings()), pytest.raises(WorkspaceBusyError), run_lock():
+    with survey.survey(load_settings()), pytest.raises(WorkspaceBusyError), run_lock():
         pass
 
 
@@ -351,4 +351,4 @@ def test_what_cannot_be_removed_is_one_line(workspace: Workspace) -> None:
         raise PermissionError(13, "Permission denied")
 
     with pytest.raises(InputError, match=r"data/x cannot be removed \(Permission denied\)"):
-        housekeeping.remove([Removable("round", "data/x", 1, refuse)])
+        survey.remove([Removable("round", "data/x", 1, refuse)])

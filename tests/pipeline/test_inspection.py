@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks import doctor, promotion
-from tasks.doctor import OK, PROBLEM
+from tasks.doctor import checks
+from tasks.doctor.checks import OK, PROBLEM
+from tasks.registry import promotion
 from tests.pipeline.test_registry import Registry, empty_store, store
 from tests.pipeline.toy import Workspace
 from tests.unit.report_example import evaluation
@@ -20,9 +21,9 @@ from tests.unit.report_example import evaluation
 __all__ = ["empty_store", "store"]
 
 
-def look(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[doctor.Finding]:
-    monkeypatch.setattr(doctor, "CHECKS", {name: doctor.CHECKS[name] for name in names})
-    return list(doctor.examine())
+def look(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[checks.Finding]:
+    monkeypatch.setattr(checks, "CHECKS", {name: checks.CHECKS[name] for name in names})
+    return list(checks.examine())
 
 
 def test_the_doctor_makes_no_store(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

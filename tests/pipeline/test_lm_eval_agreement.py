@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruneflow.calibration.questions import build_questions
-from pruneflow.config import ComputeSettings, ModelSettings
-from pruneflow.evaluation.benchmarks import answer_questions
 from pruneflow.models.loading import load_source, load_tokenizer, load_unrecorded
+from pruneflow.questions.answers import answer_questions
+from pruneflow.questions.question_set import build_questions
+from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 
 ROOT = Path(__file__).parents[2]
 # Likelihoods of sentences, of letters, of yes and no after a passage; and written answers.
@@ -33,7 +33,7 @@ def project(tmp_path):
     """A project folder that holds questions and will hold a model."""
     lock = ROOT / "data/sources.lock"
     (tmp_path / "data").mkdir()
-    out = tmp_path / "data/benchmarks"
+    out = tmp_path / "data/questions"
     build_questions(dict(TASKS), 0, ROOT / "configs/lm_eval", lock, out)
     return tmp_path
 
@@ -46,7 +46,7 @@ def save(project, model, tokenizer):
 def command(project, dtype, *more):
     """What the user types, and how it counts each question."""
     model = ",".join(["pretrained=data/model", f"dtype={dtype}", *more])
-    arguments = ["--model", "hf", "--model_args", model, "--include_path", "data/benchmarks"]
+    arguments = ["--model", "hf", "--model_args", model, "--include_path", "data/questions"]
     arguments += ["--tasks", ",".join(TASKS), "--batch_size", "1", "--device", "cpu"]
     caches = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(project / "cache")}
     done = subprocess.run(
@@ -73,7 +73,7 @@ def answers(project, dtype, batch_tokens):
     compute = ComputeSettings(dtype=dtype, device="cpu")
     model = load_unrecorded(project / "data/model", compute)
     tokenizer = load_tokenizer(project / "data/model")
-    found = answer_questions(model, tokenizer, project / "data/benchmarks", batch_tokens)
+    found = answer_questions(model, tokenizer, project / "data/questions", batch_tokens)
     return {task: facts["correct"] for task, facts in found.items()}
 
 

@@ -12,11 +12,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelling, Completed, Crashed, Failed
 
-from flows.notification import notify
 from flows.pipeline import pipeline
-from pruneflow.config import NotifySettings, load_settings
-from tasks import notification
-from tasks.notification import mask, post
+from flows.run_notification import notify
+from pruneflow.settings.pipeline import NotifySettings, load_settings
+from tasks.prefect.webhook import VARIABLE, mask, post
+from tasks.prefect.webhook import webhook as configured_webhook
 from tests.pipeline.toy import Workspace
 from tests.servers import Webhook
 
@@ -33,8 +33,8 @@ def nobody() -> str:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notification, "PAUSE", 0.0)
-    monkeypatch.delenv(notification.VARIABLE, raising=False)
+    monkeypatch.setattr("tasks.prefect.webhook.PAUSE", 0.0)
+    monkeypatch.delenv(VARIABLE, raising=False)
 
 
 def ended(state: Any, scheduled: bool = True) -> None:
@@ -148,10 +148,10 @@ def test_the_url_may_come_from_the_environment_and_the_setting_goes_before_it(
     workspace: Workspace, webhook: Webhook, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended(Failed(message="nobody hears this"))
-    monkeypatch.setenv(notification.VARIABLE, webhook.url)
+    monkeypatch.setenv(VARIABLE, webhook.url)
     ended(Failed(message="no"))
     assert len(webhook.heard) == 1
-    monkeypatch.setenv(notification.VARIABLE, nobody)
+    monkeypatch.setenv(VARIABLE, nobody)
     workspace.set(notify={"webhook": webhook.url})
     ended(Failed(message="no"))
     assert len(webhook.heard) == 2
@@ -167,7 +167,7 @@ def test_a_run_that_failed_of_its_settings_is_told_too(
     assert webhook.heard[0]["reasons"] == ["a ratio of 7"]
     assert webhook.heard[0]["production"] is None
     file.write_text("no YAML: [")
-    monkeypatch.setenv(notification.VARIABLE, webhook.url)
+    monkeypatch.setenv(VARIABLE, webhook.url)
     ended(Failed(name="BadInput", message="no YAML"))
     assert webhook.heard[1]["reasons"] == ["no YAML"]
 
@@ -202,4 +202,4 @@ def test_by_default_nobody_is_told_and_the_settings_are_written_whole(workspace:
     assert load_settings().notify == NotifySettings(
         webhook=None, events=["refused", "failed"], runs="scheduled"
     )
-    assert notification.webhook(load_settings().notify) is None
+    assert configured_webhook(load_settings().notify) is None

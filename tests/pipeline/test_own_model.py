@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pruneflow.models.record import read_record
+from pruneflow.models.round_record import read_record
 from tests.markdown import ROOT, blocks
 from tests.pipeline.commands import run
 from tests.pipeline.tiny import SMALL

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from pruneflow.config import RegistrySettings
 from pruneflow.errors import InputError
-from tasks import promotion, registry
-from tasks.promotion import Approval
-from tasks.smoke import SmokeError
+from pruneflow.settings.pipeline import RegistrySettings
+from tasks.registry import promotion, versions
+from tasks.registry.promotion import Approval
+from tasks.registry.smoke_test import SmokeError
 from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
 from tests.pipeline.toy import Workspace
 
@@ -53,7 +53,7 @@ mlflow.models.set_model(Model())
 PROMOTE = """
 import sys
 from contextlib import nullcontext
-from pruneflow.config import RegistrySettings
+from pruneflow.settings.pipeline import RegistrySettings
 from tasks import promotion
 promotion.smoke_tests = lambda store: nullcontext(lambda uri: ["a text"])
 promotion.promote(RegistrySettings(), sys.argv[1], promotion.Approval("test", "why not"))
@@ -235,7 +235,7 @@ def test_after_kill_9_in_the_middle_the_next_command_makes_the_registry_whole(
         deadline = time.monotonic() + 120
         while not Path("loaded-1").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert registry.status(SETTINGS)["production"]["version"] == "2"  # moved, not yet seen
+        assert versions.status(SETTINGS)["production"]["version"] == "2"  # moved, not yet seen
         process.kill()
         os.kill(int(Path("loaded-1").read_text()), signal.SIGKILL)
     status = json.loads(workspace.pruneflow("status", "--json").stdout)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pruneflow.models.record import read_record
+from pruneflow.models.round_record import read_record
 from tests.pipeline.commands import environment, run
 from tests.servers import wait_until
 
@@ -26,8 +26,8 @@ import json, sys
 import torch
 from transformers import AutoModelForCausalLM
 from pruneflow.pruning.rounds import DenseShape, prune_round
-from pruneflow.pruning.settings import PruningSettings, Target
-from pruneflow.ranks import joined
+from pruneflow.settings.pruning import PruningSettings, Target
+from pruneflow.compute.ranks import joined
 
 torch.set_num_threads(1)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval().requires_grad_(False)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pruneflow.config import PipelineSettings, load_settings, parse_settings
 from pruneflow.errors import InputError
 from pruneflow.paths import SWEEP
-from tasks.recipe_workspaces import prepare, to_share
-from tasks.recipes import clear_recipes
-from tasks.stages import stage_order
+from pruneflow.settings.pipeline import PipelineSettings, load_settings, parse_settings
+from tasks.dvc.repro import stage_order
+from tasks.sweep.recipes import clear_recipes
+from tasks.sweep.workspaces import prepare, to_share
 from tests.pipeline.toy import SETTINGS, Workspace
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pruneflow.artifacts import sha256_json
-from pruneflow.config import RegistrySettings
 from pruneflow.errors import InputError
-from tasks import promotion, registry
-from tasks.store import connect, experiment
+from pruneflow.settings.pipeline import RegistrySettings
+from tasks.registry import promotion, versions
+from tasks.tracking.store import connect, experiment
 from tests.pipeline.toy import Workspace
 
 SETTINGS = RegistrySettings()
@@ -36,15 +36,15 @@ class Registry:
         (checkpoint / "config.json").write_text(content)
         decision = {"accepted": accepted, "reasons": [], "model": content, **judged}
         with mlflow.start_run(experiment_id=self.experiment) as run:
-            mlflow.log_text(json.dumps(decision), registry.DECISION_ARTIFACT)
-        lineage = registry.Lineage(
+            mlflow.log_text(json.dumps(decision), versions.DECISION_ARTIFACT)
+        lineage = versions.Lineage(
             content, "dense", "data", "recipe", "gates", sha256_json(decision), "git", dirty, "lock"
         )
         needs = ["transformers"]
-        return registry.register(self.settings, checkpoint, run.info.run_id, lineage, needs).version
+        return versions.register(self.settings, checkpoint, run.info.run_id, lineage, needs).version
 
     def aliases(self) -> dict[str, str]:
-        found = registry.status(self.settings)
+        found = versions.status(self.settings)
         return {alias: each["version"] for alias, each in found.items() if each is not None}
 
     def stored(self, version: str) -> Path:
@@ -71,7 +71,7 @@ def store(workspace: Workspace, empty_store: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_status_of_nothing_is_nothing_and_makes_no_store(workspace: Workspace) -> None:
-    assert set(registry.status(SETTINGS).values()) == {None}
+    assert set(versions.status(SETTINGS).values()) == {None}
     assert not Path("mlflow/mlflow.db").exists()
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pruneflow.config import RegistrySettings
-from tasks import promotion
+from pruneflow.settings.pipeline import RegistrySettings
+from tasks.registry import promotion
 from tests.pipeline.test_registry import Registry
 from tests.pipeline.toy import Workspace
 from tests.servers import answers, free_port, serving

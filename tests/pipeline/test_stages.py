@@ -14,12 +14,12 @@ import pytest
 
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.workspace import TOKEN, run_lock
-from tasks import stages
-from tasks.stages import StageError, reproduce, run_child, stage_order
+from tasks.dvc import repro
+from tasks.dvc.repro import StageError, reproduce, run_child, stage_order
 from tests.pipeline.toy import Workspace
 from tests.servers import wait_until
 
-RUN_STAGE = "from tasks.stages import reproduce; reproduce('round@r1', print, {})"
+RUN_STAGE = "from tasks.dvc.repro import reproduce; reproduce('round@r1', print, {})"
 
 
 def alive(pid: int) -> bool:
@@ -83,7 +83,7 @@ def test_bad_input_of_a_stage_arrives_as_its_own_line(workspace: Workspace) -> N
 def test_what_can_pass_is_tried_again_and_bad_input_is_not(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(repro, "RETRY_SECONDS", 0)
     said: list[str] = []
     Path("flaky-calibration").touch()
     assert not reproduce("calibration", said.append, {}).unchanged

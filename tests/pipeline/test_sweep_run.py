@@ -13,9 +13,9 @@ import yaml
 from flows.pipeline import pipeline
 from flows.sweep import sweep
 from pruneflow.artifacts import read_json, sha256_file
-from pruneflow.config import load_settings
 from pruneflow.paths import DVC_LOCK, SUMMARY, SWEEP, SWEEP_TABLE
-from tasks.store import connect
+from pruneflow.settings.pipeline import load_settings
+from tasks.tracking.store import connect
 from tests.pipeline.toy import DVC, Workspace
 from tests.servers import wait_until
 

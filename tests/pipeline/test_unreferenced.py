@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pruneflow.errors import InputError
-from tasks import promotion, registry
+from tasks.registry import promotion, versions
 from tests.pipeline.test_housekeeping import collect, found, names
 from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
 from tests.pipeline.toy import Workspace
@@ -38,7 +38,7 @@ def test_versions_without_an_alias_go_and_the_others_work_as_before(
     assert not place.exists() and found() == []
     assert store.aliases() == before and promotion.history(SETTINGS) == told
     for number in "234":
-        with registry.checkpoint(SETTINGS, number) as directory:
+        with versions.checkpoint(SETTINGS, number) as directory:
             assert directory.is_dir()
     with pytest.raises(InputError, match="has no version 1"):
         promotion.restore(SETTINGS, "1")
@@ -99,7 +99,7 @@ def test_models_no_version_names_go_if_the_pipeline_logged_them(
     assert found() == []
     assert not list(Path("mlflow/artifacts").glob(f"models/{ours}/**/MLmodel"))
     assert mlflow.pyfunc.load_model(f"models:/{of_somebody}")
-    with registry.checkpoint(SETTINGS, version) as directory:
+    with versions.checkpoint(SETTINGS, version) as directory:
         assert directory.is_dir()
 
 

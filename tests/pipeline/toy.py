@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from pruneflow.config import parse_settings, write_settings
+from pruneflow.settings.pipeline import parse_settings, write_settings
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from pruneflow.artifacts import read_json, sha256_json, write_json, write_manifest
-from pruneflow.config import load_settings
 from pruneflow.errors import InputError, PruneflowError
-from pruneflow.models.loading import model_digest
+from pruneflow.models.digests import model_digest
+from pruneflow.settings.pipeline import load_settings
 from pruneflow.workspace import stage_lock
 
 
@@ -57,7 +57,7 @@ def main(name):
             folder = Path("data/calibration") / key
             folder.mkdir(parents=True, exist_ok=True)
             folders[key] = write_manifest(folder)["digest"]
-        Path("data/benchmarks").mkdir(exist_ok=True)
+        Path("data/questions").mkdir(exist_ok=True)
         pruned = model_digest(Path("data/model"))
         reports = {"baseline": {}, "evaluation": {"model": {"digest": pruned}}, "latency": {}}
         for key, content in reports.items():
@@ -67,7 +67,7 @@ def main(name):
             "pruned": pruned,
             "settings": settings.digest(),
             "calibration_set": read_json(Path("data/calibration/set/manifest.json"))["digest"],
-            "benchmarks": write_manifest(Path("data/benchmarks"))["digest"],
+            "questions": write_manifest(Path("data/questions"))["digest"],
             "reports": {key: sha256_json(content) for key, content in reports.items()},
             **folders,
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruneflow.config import RegistrySettings
+from pruneflow.settings.pipeline import RegistrySettings
 from tests.pipeline.toy import REPOSITORY, Workspace, toy_workspace
 
 README = REPOSITORY / "mlflow/README.md"

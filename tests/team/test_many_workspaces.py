@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import promotion
+from tasks.registry import promotion
 from tests.pipeline.test_registry import Registry
 from tests.pipeline.toy import Workspace
 from tests.team.shared import Team
@@ -18,7 +18,7 @@ MODEL = "many"
 PROMOTE = """
 import sys
 from contextlib import nullcontext
-from pruneflow.config import load_settings
+from pruneflow.settings.pipeline import load_settings
 from tasks import promotion
 promotion.smoke_tests = lambda store: nullcontext(lambda uri: ["a text"])
 promotion.promote(load_settings().registry, sys.argv[1], promotion.Approval(sys.argv[2]))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tasks import registry
-from tasks.store import connect
+from tasks.registry import versions
+from tasks.tracking.store import connect
 from tests.pipeline.test_registry import Registry
 from tests.pipeline.toy import Workspace
 from tests.servers import free_port
@@ -61,11 +61,11 @@ def test_the_pipeline_runs_on_shared_stores_and_its_data_comes_back_byte_for_byt
     assert workspace.executed() == STAGES
     assert flow_runs(team)[-1] == "Accepted"
     settings = team.registry(MODEL)
-    found: Any = registry.status(settings)["production"]
+    found: Any = versions.status(settings)["production"]
     assert found["version"] == "1"
     run = connect(settings).get_run(found["run_id"])
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-    assert registry.read_artifact(settings, found, registry.DECISION_ARTIFACT)["accepted"]
+    assert versions.read_artifact(settings, found, versions.DECISION_ARTIFACT)["accepted"]
     assert not Path("mlflow/artifacts").exists()
 
     commit(workspace.folder, "dvc.lock")

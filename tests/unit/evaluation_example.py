@@ -68,7 +68,7 @@ def record(digest: str = "a", rise: float = 0.0, drop: float = 0.0, kept: float 
         },
         "tokenizer": "b" * 64,
         "held_out": "c" * 64,
-        "benchmarks": "d" * 64,
+        "questions": "d" * 64,
         "dtype": "bfloat16",
     }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pruneflow.recovery.settings import RecoverySettings
+from pruneflow.settings.recovery import RecoverySettings
 
 
 def cut(model, widths=(12, 20, 28)):

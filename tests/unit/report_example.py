@@ -9,12 +9,12 @@ from html import unescape
 from itertools import combinations
 from typing import Any
 
-from pruneflow.config import HealthSettings, PipelineSettings
-from pruneflow.evaluation.gates import GatesSettings
-from pruneflow.evaluation.health import check_round
-from pruneflow.reporting.page import Sources, render_page
-from pruneflow.reporting.summary import build_summary
-from pruneflow.reporting.verdict import rule
+from pruneflow.judge.gates import GatesSettings
+from pruneflow.judge.health import check_round
+from pruneflow.judge.summary import build_summary
+from pruneflow.report.page import Sources, render_page
+from pruneflow.report.verdict import rule
+from pruneflow.settings.pipeline import HealthSettings, PipelineSettings
 from tests.unit.data_example import CALIBRATION, DOCUMENTS, VALIDATION
 
 PERPLEXITY = {
@@ -89,7 +89,7 @@ def evaluation(which: int, digest: str, parameters: int, weights: int, right: tu
         },
         "tokenizer": "b" * 64,
         "held_out": "c" * 64,
-        "benchmarks": "d" * 64,
+        "questions": "d" * 64,
         "dtype": "bfloat16",
     }
 
@@ -197,7 +197,7 @@ LATENCY = {
         "ok": True,
         "reason": None,
         "command": "lm_eval --model hf --model_args pretrained=data/model,dtype=bfloat16 "
-        "--tasks piqa --include_path data/benchmarks --limit 20 --batch_size 1 --device cpu",
+        "--tasks piqa --include_path data/questions --limit 20 --batch_size 1 --device cpu",
         "task": "piqa",
         "questions": 20,
         "metric": "acc_norm",

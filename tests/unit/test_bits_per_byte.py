@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, tra
 from transformers import PreTrainedTokenizerFast
 
 from pruneflow.errors import InputError
-from pruneflow.evaluation.perplexity import bytes_by_token, with_bytes
+from pruneflow.measure.perplexity import bytes_by_token, with_bytes
 
 TEXT = "Ein Maß Öl, 3 €, 漢字 and 😀: the quick brown fox."
 

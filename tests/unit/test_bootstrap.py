@@ -7,8 +7,8 @@ import pytest
 from scipy.special import ndtri
 from scipy.stats import binom, norm, t
 
-from pruneflow.evaluation.bootstrap import draw_means, estimate, pooled
-from pruneflow.evaluation.retention import mean_over_tasks, perplexity_estimates, task_retention
+from pruneflow.judge.intervals import draw_means, estimate, pooled
+from pruneflow.judge.retention import mean_over_tasks, perplexity_estimates, task_retention
 from tests.unit.evaluation_example import scored
 
 NORMAL = ndtri((np.arange(100_000) + 0.5) / 100_000)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pruneflow.artifacts import sha256_file, write_manifest
-from pruneflow.calibration.blocks import BLOCKS, CalibrationSet, build_blocks
-from pruneflow.calibration.settings import CalibrationSettings, DocumentSettings
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.recovery.settings import RecoverySettings
+from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
+from pruneflow.settings.recovery import RecoverySettings
+from pruneflow.tokens.calibration_set import BLOCKS, CalibrationSet, build_blocks
 
 SEPARATOR = 0
 DOMAINS = DocumentSettings(domains=["one", "two"])

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from pruneflow.artifacts import write_manifest
-from pruneflow.calibration.diff import DataState, compare, load_state
+from pruneflow.data.data_diff import DataState, compare, load_state
 from pruneflow.errors import DamagedArtifactError
 
 

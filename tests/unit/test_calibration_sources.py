@@ -7,15 +7,9 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.calibration.packages import Lock, Malformed, Reading
-from pruneflow.calibration.sources import (
-    KINDS,
-    Document,
-    known_domains,
-    load_domains,
-    read_source,
-)
+from pruneflow.data.sources import KINDS, Document, known_domains, load_domains, read_source
 from pruneflow.errors import InputError
+from pruneflow.locked_files import Lock, Malformed, Reading
 
 PACKAGE = "pruneflow_fixture_package"
 

@@ -2,8 +2,7 @@ import hashlib
 
 import pytest
 
-from pruneflow.calibration.candidates import examine
-from pruneflow.calibration.cleaning import (
+from pruneflow.data.cleaning import (
     clean,
     clean_code,
     compressed_share,
@@ -12,12 +11,13 @@ from pruneflow.calibration.cleaning import (
     is_binary,
     repair,
 )
-from pruneflow.calibration.languages import SourceLanguage, can_be_told, other_language
-from pruneflow.calibration.overlap import Sequences
-from pruneflow.calibration.personal_data import mask
-from pruneflow.calibration.settings import DocumentSettings
-from pruneflow.calibration.sources import Document
+from pruneflow.data.contamination import Sequences
+from pruneflow.data.document_filter import examine
+from pruneflow.data.languages import SourceLanguage, can_be_told, other_language
+from pruneflow.data.personal_data import mask
+from pruneflow.data.sources import Document
 from pruneflow.errors import InputError
+from pruneflow.settings.calibration import DocumentSettings
 
 ENGLISH = (
     "The harbour was quiet that morning, and nobody on the bridge had noticed the small boat "

@@ -18,7 +18,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from flows import options
+from flows import cli_options
 from flows.cli import app, main
 from pruneflow.plan import configure
 
@@ -139,15 +139,15 @@ def test_the_plan_is_told_as_json(configured: None) -> None:
 
 
 def test_the_shell_completes_profiles_stages_and_what_can_be_compared(configured: None) -> None:
-    assert options.one_of(options.profiles)("de") == ["demo"]
-    assert options.one_of(options.stages)("round") == ["round@r1", "round@r2", "round@r3"]
-    assert "r3" in options.models()
+    assert cli_options.one_of(cli_options.profiles)("de") == ["demo"]
+    assert cli_options.one_of(cli_options.stages)("round") == ["round@r1", "round@r2", "round@r3"]
+    assert "r3" in cli_options.models()
     Path("configs/pipeline.yaml").write_text("model: [")
-    assert options.one_of(options.models)("") == []
+    assert cli_options.one_of(cli_options.models)("") == []
 
 
 def test_the_shell_completes_versions_from_the_store(configured: None) -> None:
-    assert options.versions() == []
+    assert cli_options.versions() == []
     name = yaml.safe_load(Path("configs/pipeline.yaml").read_text())["registry"]["name"]
     Path("mlflow").mkdir()
     with closing(sqlite3.connect("mlflow/mlflow.db")) as store:
@@ -156,7 +156,7 @@ def test_the_shell_completes_versions_from_the_store(configured: None) -> None:
             "INSERT INTO model_versions VALUES (?, ?)", [(name, 1), (name, 12), ("other", 7)]
         )
         store.commit()
-    assert options.one_of(options.versions)("1") == ["12", "1"]
+    assert cli_options.one_of(cli_options.versions)("1") == ["12", "1"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

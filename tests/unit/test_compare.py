@@ -6,10 +6,10 @@ import re
 import pytest
 
 from pruneflow.artifacts import write_json
-from pruneflow.config import EvaluationSettings
 from pruneflow.errors import InputError
-from pruneflow.evaluation.compare import compare
-from pruneflow.evaluation.gates import GatesSettings, decide
+from pruneflow.judge.compare import compare
+from pruneflow.judge.gates import GatesSettings, decide
+from pruneflow.settings.pipeline import EvaluationSettings
 from tests.unit.evaluation_example import TASKS, record, summary
 
 SETTINGS = EvaluationSettings(tasks={"piqa": 200}, bootstrap_samples=300)
@@ -115,7 +115,7 @@ def test_a_candidate_equal_to_the_reference_keeps_everything_and_passes():
     [
         ({"tokenizer": "f" * 64}, r"baseline and evaluation differ in tokenizer \(b{12} and f{12}"),
         ({"held_out": "f" * 64}, r"differ in held-out text \(c{12} and f{12}\)"),
-        ({"benchmarks": "f" * 64}, r"differ in questions and prompts \(d{12} and f{12}\)"),
+        ({"questions": "f" * 64}, r"differ in questions and prompts \(d{12} and f{12}\)"),
         ({"dtype": "float32"}, r"differ in compute\.dtype \(bfloat16 and float32\)"),
         ({"tokenizer": None}, r"differ in tokenizer \(b{12} and None\)"),
         ({"tasks": {**PRUNED["tasks"], "arc": {}}}, r"not asked the same tasks \(arc\)"),
@@ -131,7 +131,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line_that_says_why(changes, m
 
 
 def test_a_record_that_lacks_what_it_was_measured_on_is_refused():
-    for key in ("tokenizer", "held_out", "benchmarks", "dtype"):
+    for key in ("tokenizer", "held_out", "questions", "dtype"):
         old = {name: value for name, value in DENSE.items() if name != key}
         with pytest.raises(InputError, match="differ in"):
             compare(old, PRUNED, SETTINGS)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pruneflow.config import load_settings, parse_settings, write_settings
 from pruneflow.errors import InputError
-from pruneflow.models.record import write_record
+from pruneflow.models.round_record import write_record
 from pruneflow.plan import configure, descent, load_profile, plan
-from pruneflow.pruning.settings import Target
+from pruneflow.settings.pipeline import load_settings, parse_settings, write_settings
+from pruneflow.settings.pruning import Target
 from tests.conftest import ROOT
 
 WHERE = Path("configs/pipeline.yaml")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import rivals
+from benchmarks import external_tools
 from benchmarks.cost import Case, How, measure, random_model
 from benchmarks.growth import cases, exponent
 from benchmarks.operations import VOCABULARY, Shape, neurons_after, work
@@ -20,7 +20,7 @@ from docs.scale import (
 )
 from pruneflow.errors import InputError
 from pruneflow.models.structure import block_weights, layers_of
-from pruneflow.pruning.recorder import MASKS, Recorder
+from pruneflow.pruning.unit_recorder import MASKS, Recorder
 
 SMALL = Shape(2, 64, 128, 4, 2)
 
@@ -79,8 +79,8 @@ def test_scale_counts_the_weights_of_a_block_and_shares_what_ranks_can_share():
 
 
 def test_a_rival_that_is_not_installed_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda _name: None)
-    for prune in rivals.RIVALS.values():
+    monkeypatch.setattr(external_tools.importlib.util, "find_spec", lambda _name: None)
+    for prune in external_tools.RIVALS.values():
         assert not prune.installed
         with pytest.raises(InputError, match="pip install --no-deps"):
             prune(None, {}, 0.2)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pruneflow.reporting.data_card import render_data_card
+from pruneflow.report.data_card import render_data_card
 from tests.unit.data_example import CALIBRATION, DOCUMENTS, HELD_OUT, VALIDATION
 
 

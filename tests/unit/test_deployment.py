@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from pruneflow import stages
 from pruneflow.artifacts import write_manifest
-from pruneflow.config import ComputeSettings, EvaluationSettings, LatencySettings
 from pruneflow.errors import DamagedArtifactError
-from pruneflow.evaluation import deployment, latency, reload
+from pruneflow.measure import deployment, latency, reload
 from pruneflow.models.export import rebuild, save
-from pruneflow.models.record import RECORD
+from pruneflow.models.round_record import RECORD
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.surgery import cut_neurons
+from pruneflow.models.surgery import cut_neurons
+from pruneflow.settings.pipeline import ComputeSettings, EvaluationSettings, LatencySettings
 from tests.pretend_devices import PretendDevices
 
 QUESTIONS = [
@@ -34,7 +34,7 @@ QUESTIONS = [
 TASK = {
     "task": "counting",
     "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"test": "data/benchmarks/counting.jsonl"}},
+    "dataset_kwargs": {"data_files": {"test": "data/questions/counting.jsonl"}},
     "output_type": "multiple_choice",
     "test_split": "test",
     "num_fewshot": 0,
@@ -48,18 +48,18 @@ TASK = {
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, tiny_model_directory):
-    """A project folder with a tiny model in data/model and one task in data/benchmarks."""
-    (tmp_path / "data/benchmarks").mkdir(parents=True)
+    """A project folder with a tiny model in data/model and one task in data/questions."""
+    (tmp_path / "data/questions").mkdir(parents=True)
     tiny_model_directory.rename(tmp_path / "data/model")
-    (tmp_path / "data/benchmarks/counting.yaml").write_text(yaml.safe_dump(TASK))
+    (tmp_path / "data/questions/counting.yaml").write_text(yaml.safe_dump(TASK))
     lines = "".join(json.dumps(question) + "\n" for question in QUESTIONS)
-    (tmp_path / "data/benchmarks/counting.jsonl").write_text(lines)
+    (tmp_path / "data/questions/counting.jsonl").write_text(lines)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "data"
 
 
 def ask(project, count=6, fits=True):
-    paths = (project / "model", project / "benchmarks")
+    paths = (project / "model", project / "questions")
     model, benchmarks = (path.relative_to(project.parent) for path in paths)
     how = "float32", "cpu", fits
     return deployment.lm_eval_command(model, benchmarks, "counting", count, *how)
@@ -246,7 +246,7 @@ def test_the_task_to_ask_is_the_first_with_choices(tmp_path):
 
 
 def test_the_stage_asks_the_first_task_with_choices_and_keeps_the_answer(project, monkeypatch):
-    write_manifest(project / "benchmarks")
+    write_manifest(project / "questions")
     asked = []
     measured = {"warnings": [], "placement": {"dense": "spread", "pruned": "whole"}}
     monkeypatch.setattr(latency, "measure_latency", lambda *_: dict(measured))
@@ -264,12 +264,12 @@ def test_the_stage_asks_the_first_task_with_choices_and_keeps_the_answer(project
     stages.latency(settings)
     report = json.loads((project / "reports/latency.json").read_text())
     assert report == {**measured, "lm_eval": {"ok": True}}
-    folders = (Path("data/model"), Path("data/benchmarks"))
+    folders = (Path("data/model"), Path("data/questions"))
     assert asked == [(*folders, "counting", 7, "float32", "cpu", True)]
     measured["placement"]["pruned"] = "streamed"
     stages.latency(settings)
     assert asked[1][-1] is False
-    (project / "benchmarks/counting.yaml").write_text("task: another\n")
+    (project / "questions/counting.yaml").write_text("task: another\n")
     with pytest.raises(DamagedArtifactError, match=r"counting\.yaml is damaged"):
         stages.latency(settings)
 

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from pruneflow import stages
+from pruneflow import descent, stages
 from pruneflow.artifacts import read_json, write_manifest
-from pruneflow.config import parse_settings, write_settings
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.loading import load_model, model_digest, tokenizer_digest
-from pruneflow.models.record import read_record
+from pruneflow.models.digests import model_digest, tokenizer_digest
+from pruneflow.models.loading import load_model
+from pruneflow.models.round_record import read_record
 from pruneflow.models.structure import block_weights
 from pruneflow.paths import RECOVERY
-from pruneflow.plan import descent
-from pruneflow.pruning.settings import Target
+from pruneflow.plan import descent as planned
+from pruneflow.settings.pipeline import parse_settings, write_settings
+from pruneflow.settings.pruning import Target
 
 MODELS = ("dense", "pruned")
 
@@ -40,7 +41,7 @@ def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
             "calibration": {"sequence_length": 16, "sequences": 12},
             "pruning": {"neuron_multiple": 4},
             "health": NO_LIMITS,
-            "rounds": descent(Target(ratio=0.3), 3, "linear"),
+            "rounds": planned(Target(ratio=0.3), 3, "linear"),
             "final_round": "r3",
             **changes,
         }
@@ -188,8 +189,8 @@ def test_a_full_gpu_is_one_line_that_says_what_to_lower(real_workspace, monkeypa
 
 def test_a_round_that_breaks_the_model_is_unhealthy_and_the_report_survives(descended, monkeypatch):
     """Not a crash: the descent ends at the dense model, and the gates will refuse it."""
+    from pruneflow.judge.summary import ROUND_KEYS
     from pruneflow.models import loading
-    from pruneflow.reporting.summary import ROUND_KEYS
 
     settings = descended()
     plain = loading.load_unrecorded
@@ -200,7 +201,7 @@ def test_a_round_that_breaks_the_model_is_unhealthy_and_the_report_survives(desc
             model.model.norm.weight.data[3] = float("nan")
         return model
 
-    monkeypatch.setattr(loading, "load_unrecorded", broken)
+    monkeypatch.setattr(descent, "load_unrecorded", broken)
     stages.prune(settings, "r1")
     stages.prune(settings, "r2")
     record = read_record(stages.CHECKPOINTS / "r1")
@@ -215,9 +216,9 @@ def test_a_round_that_breaks_the_model_is_unhealthy_and_the_report_survives(desc
 
 
 def test_what_a_round_says_of_its_model_is_true_of_the_stored_one(descended):
-    from pruneflow.calibration.blocks import CalibrationSet
-    from pruneflow.evaluation.drift import compare_models
-    from pruneflow.evaluation.health import check_round
+    from pruneflow.judge.health import check_round
+    from pruneflow.measure.drift import compare_models
+    from pruneflow.tokens.calibration_set import CalibrationSet
 
     settings = descended()
     for name in ("r1", "r2"):
@@ -254,9 +255,11 @@ def test_never_more_than_two_models_are_in_memory(descended, monkeypatch):
 
         return call
 
+    plain_load = loading.load_unrecorded
     gc.disable()  # what only a collection frees is in memory for as long as none comes
     try:
-        monkeypatch.setattr(loading, "load_unrecorded", watched(loading.load_unrecorded))
+        for module in (loading, descent):
+            monkeypatch.setattr(module, "load_unrecorded", watched(plain_load))
         monkeypatch.setattr(rounds, "rebuild", watched(rounds.rebuild))
         stages.prune(settings, "r1")
     finally:
@@ -363,6 +366,6 @@ def test_recovery_trains_on_the_mixture(descended, monkeypatch):
         seen.update(weights)
         return plain(*arguments, weights=weights, **others)
 
-    monkeypatch.setattr(distillation, "recover", watched)
+    monkeypatch.setattr(descent, "recover", watched)
     _descend(settings)
     assert seen == {"prose": 1.5, "code": 0.5}

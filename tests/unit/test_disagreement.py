@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from pruneflow.pruning.disagreement import disagreement
+from pruneflow.pruning.domain_disagreement import disagreement
 from pruneflow.pruning.scores import Scores
 
 

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from docs.generate import FOLDER, pages
-from docs.measured_rivals import number
+from docs.measured_methods import number
 from flows.cli import app
 from tests.markdown import PAGES, ROOT, anchors, blocks, commands, links, quoted
 

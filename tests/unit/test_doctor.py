@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pruneflow import footprint
-from pruneflow.config import load_settings
 from pruneflow.errors import InputError
 from pruneflow.models import loading
 from pruneflow.plan import configure
-from tasks import doctor, sharing, versions
-from tasks.doctor import CHECKS, OK, PROBLEM, WARNING, Finding, examine
+from pruneflow.settings.pipeline import load_settings
+from tasks.doctor import checks, installed_versions
+from tasks.doctor.checks import CHECKS, OK, PROBLEM, WARNING, Finding, examine
+from tasks.dvc import remote as dvc_remote
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = """
@@ -47,7 +48,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Leave some of the checks."""
 
     def choose(*names: str) -> None:
-        monkeypatch.setattr(doctor, "CHECKS", {name: CHECKS[name] for name in names})
+        monkeypatch.setattr(checks, "CHECKS", {name: CHECKS[name] for name in names})
 
     return choose
 
@@ -59,7 +60,7 @@ def found(name: str) -> list[tuple[str, str]]:
 def test_a_sound_project_has_nothing_to_mend(project: Path, only: Callable[..., None]) -> None:
     only("folder", "settings", "gates", "domains", "sweep", "model", "sources")
     findings = list(examine())
-    assert [finding.check for finding in findings] == list(doctor.CHECKS)
+    assert [finding.check for finding in findings] == list(checks.CHECKS)
     assert {finding.status for finding in findings} == {OK}, findings
 
 
@@ -93,18 +94,18 @@ def test_each_file_of_settings_is_read(
 
 def test_packages_are_compared_with_the_project_and_the_lock(project: Path) -> None:
     Path("pyproject.toml").write_text(PROJECT)
-    typer = versions.metadata.version("typer")
+    typer = installed_versions.metadata.version("typer")
     Path("requirements.lock").write_text(
         f"typer=={typer} ; python_version >= '3' \\\n    --hash=sha256:00\n"
         "typer==0.0.1 ; python_version < '3'\n"
     )
-    compared = versions.compare_packages()
+    compared = installed_versions.compare_packages()
     assert compared.installed["typer"] == typer
     assert [line.split()[0] for line in compared.wrong] == ["rich", "not-there-at-all"]
     assert compared.unlocked == []
 
     Path("requirements.lock").write_text("typer==0.0.1\n")
-    assert versions.compare_packages().unlocked == [
+    assert installed_versions.compare_packages().unlocked == [
         f"typer is {typer}, and requirements.lock has ==0.0.1"
     ]
 
@@ -120,7 +121,7 @@ def test_another_python_than_the_project_needs_is_a_problem(
 
 def test_the_project_s_own_lock_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    assert versions.compare_packages().installed["torch"]
+    assert installed_versions.compare_packages().installed["torch"]
 
 
 def test_changed_and_unpinned_sources_must_be_mended(project: Path) -> None:
@@ -178,7 +179,7 @@ def test_too_little_memory_is_told_of_where_nothing_makes_do_with_it(
     read = load_settings()
     compute = read.compute.model_copy(update={"placement": placement})
     settings = read.model_copy(update={"compute": compute})
-    monkeypatch.setattr(doctor, "load_settings", lambda: settings)
+    monkeypatch.setattr(checks, "load_settings", lambda: settings)
     [(found, said)] = CHECKS["memory"]()
     assert found == level
     assert advice in said
@@ -189,8 +190,8 @@ def test_weights_are_counted_without_loading_them(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from pruneflow.config import ModelSettings
-    from pruneflow.models.loading import source_parameters
+    from pruneflow.models.source import source_parameters
+    from pruneflow.settings.pipeline import ModelSettings
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
     counted = source_parameters(ModelSettings(source=str(tiny_model_directory)))
@@ -205,7 +206,7 @@ def test_a_remote_that_cannot_be_written_is_said_before_a_run(project: Path) -> 
     Repo.init(str(project), no_scm=True).close()
     config = project / ".dvc/config"
     config.write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    problem, _ = sharing.probe_remote()
+    problem, _ = dvc_remote.probe_remote()
     assert problem is not None and "dvc remote add" in problem
     ((status, said),) = found("remote")
     assert status == WARNING and "registry.push" in said
@@ -214,21 +215,21 @@ def test_a_remote_that_cannot_be_written_is_said_before_a_run(project: Path) -> 
     remote = "    remote = store\n['remote \"store\"']\n    url = ../{}\n"
     start = config.read_text()
     config.write_text(start + remote.format("occupied"))
-    problem, _ = sharing.probe_remote()
+    problem, _ = dvc_remote.probe_remote()
     assert problem is not None and "occupied" in problem
     config.write_text(start + remote.format("store"))
-    assert sharing.probe_remote()[0] is None
+    assert dvc_remote.probe_remote()[0] is None
     assert not (project / "store").exists(), "looking made a folder"
 
 
 @pytest.mark.parametrize(("status", "code"), [(OK, 0), (WARNING, 0), (PROBLEM, 2)])
 def test_only_a_problem_makes_the_command_fail(
-    status: doctor.Status, code: int, project: Path, monkeypatch: pytest.MonkeyPatch
+    status: checks.Status, code: int, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look() -> Iterator[doctor.Said]:
+    def look() -> Iterator[checks.Said]:
         yield status, "what is so: how to mend it"
 
-    monkeypatch.setattr(doctor, "CHECKS", {"thing": look})
+    monkeypatch.setattr(checks, "CHECKS", {"thing": look})
     shown = CliRunner().invoke(app, ["doctor"])
     assert shown.exit_code == code
     assert shown.stdout.splitlines()[0].split(maxsplit=2) == [
@@ -242,9 +243,9 @@ def test_only_a_problem_makes_the_command_fail(
 
 
 def test_errors_of_the_checks_are_lines(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def look() -> Iterator[doctor.Said]:
+    def look() -> Iterator[checks.Said]:
         raise InputError("the thing is broken: mend it")
         yield
 
-    monkeypatch.setattr(doctor, "CHECKS", {"thing": look})
+    monkeypatch.setattr(checks, "CHECKS", {"thing": look})
     assert list(examine()) == [Finding("thing", PROBLEM, "the thing is broken: mend it")]

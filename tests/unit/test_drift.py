@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruneflow.errors import InputError
-from pruneflow.evaluation import drift
-from pruneflow.evaluation.drift import compare_models, greedy_text, repetition
-from pruneflow.evaluation.perplexity import NonFiniteLossError, perplexity_by_domain
+from pruneflow.measure import drift
+from pruneflow.measure.drift import compare_models, greedy_text, repetition
+from pruneflow.measure.perplexity import NonFiniteLossError, perplexity_by_domain
 from tests.conftest import FAMILIES
 
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pruneflow.artifacts import write_manifest
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.evaluation.benchmarks import answer_questions, chance_level
+from pruneflow.questions.answers import answer_questions, chance_level
 
 LM_EVAL = Path("configs/lm_eval")
 PROMPTS = {"piqa": "Question: {question}\nAnswer:", "siqa": "Q: {context} {question}\nA:"}
@@ -86,7 +86,7 @@ def write(directory: Path, task: str, questions: list[dict], **changes: object) 
     """Write what the stage questions would write, with a manifest that fits."""
     values = yaml.safe_load((LM_EVAL / f"{task}.yaml").read_text()) | changes
     # Where a user's own `lm_eval` would look; pruneflow finds the file wherever it is run.
-    values["dataset_kwargs"] = {"data_files": {"test": f"data/benchmarks/{task}.jsonl"}}
+    values["dataset_kwargs"] = {"data_files": {"test": f"data/questions/{task}.jsonl"}}
     (directory / f"{task}.yaml").write_text(yaml.safe_dump(values))
     lines = [json.dumps(question) + "\n" for question in questions]
     (directory / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -10,13 +10,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pruneflow.config import ComputeSettings, LatencySettings
+from pruneflow.compute.placement import is_streamed, tensor_bytes
 from pruneflow.errors import InputError
-from pruneflow.evaluation import latency, turns
-from pruneflow.evaluation.turns import Turns
-from pruneflow.models.loading import model_digest
-from pruneflow.models.placement import is_streamed, weight_bytes
-from pruneflow.models.record import write_record
+from pruneflow.measure import latency, timed_models
+from pruneflow.measure.timed_models import Turns
+from pruneflow.models.digests import model_digest
+from pruneflow.models.round_record import write_record
+from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 from tests.pretend_devices import PretendDevices, pretend_gpus
 
 COMPUTE = ComputeSettings(device="cpu", dtype="float32")
@@ -96,8 +96,8 @@ def test_a_prompt_beyond_the_context_is_refused(tmp_path):
 def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(tmp_path, monkeypatch):
     model = LlamaForCausalLM.from_pretrained(save(tmp_path / "model", 24))
     # The first to go changes: dense then pruned, pruned then dense.
-    turns = [(0.5, 2.0), (0.25, 1.0), (0.2, 1.0), (0.4, 2.0)]
-    seconds = iter([(9.0, 9.0)] * 2 + turns * 3)
+    timed_models = [(0.5, 2.0), (0.25, 1.0), (0.2, 1.0), (0.4, 2.0)]
+    seconds = iter([(9.0, 9.0)] * 2 + timed_models * 3)
     monkeypatch.setattr(latency, "_time_once", lambda *_: next(seconds))
     settings = LatencySettings(prompt_tokens=10, new_tokens=4, repeats=6)
     runs = latency.time_in_turn({"dense": model, "pruned": model}, settings)
@@ -144,13 +144,13 @@ def timed_on_a_gpu(monkeypatch, directories, size, placement="auto"):
     Returns:
         Where each was timed, and of every run: whose it was, its new tokens, where both were.
     """
-    weights = weight_bytes(LlamaForCausalLM.from_pretrained(directories["dense"]))
+    weights = tensor_bytes(LlamaForCausalLM.from_pretrained(directories["dense"]))
     runs, once = [], latency._time_once
     compute = ComputeSettings(placement=placement, dtype="float32")
     settings = LatencySettings(prompt_tokens=4, new_tokens=2, repeats=6)
     with monkeypatch.context() as patch, PretendDevices():
         pretend_gpus(patch, size * weights)
-        patch.setattr(turns, "resolve_device", lambda _: "cuda")
+        patch.setattr(timed_models, "resolve_device", lambda _: "cuda")
         with Turns(directories, compute) as both:
 
             def time_once(model, prompt, new_tokens):
@@ -204,7 +204,7 @@ def test_a_model_that_does_not_fit_alone_is_streamed_and_a_warning_says_so(two, 
 def test_a_turn_that_fails_leaves_the_device_free(two, monkeypatch):
     with monkeypatch.context() as patch, PretendDevices():
         pretend_gpus(patch, 1e9)
-        patch.setattr(turns, "resolve_device", lambda _: "cuda")
+        patch.setattr(timed_models, "resolve_device", lambda _: "cuda")
         both = Turns(two, ComputeSettings(placement="streamed", dtype="float32"))
         with pytest.raises(ZeroDivisionError), both.turn("dense") as model:
             assert is_streamed(model)

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pruneflow.errors import InputError
-from pruneflow.evaluation.perplexity import perplexity_by_domain
+from pruneflow.measure.perplexity import perplexity_by_domain
 
 
 @pytest.fixture(scope="module")

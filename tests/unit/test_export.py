@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruneflow.config import ComputeSettings, ModelSettings
 from pruneflow.errors import DamagedArtifactError, PruneflowError
+from pruneflow.models.digests import model_digest
 from pruneflow.models.export import rebuild, save
-from pruneflow.models.loading import load_source, load_unrecorded, model_digest
+from pruneflow.models.loading import load_source, load_unrecorded
 from pruneflow.models.structure import layers_of, widths_of
-from pruneflow.pruning.surgery import cut_heads, cut_neurons
+from pruneflow.models.surgery import cut_heads, cut_neurons
+from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 from tests.conftest import FAMILIES, SHAPES, WITHOUT_GROUPS
 from tests.unit.test_structure import all_heads
 
@@ -260,7 +261,7 @@ def test_lm_eval_runs_on_a_per_layer_directory(saved):
 
 
 def test_a_process_without_pruneflow_reloads_a_per_layer_directory(saved):
-    from pruneflow.evaluation.latency import reload_alone
+    from pruneflow.measure.latency import reload_alone
 
     _model, directory, _dense = saved("qwen2", "per_layer")
     report = reload_alone(directory, "float32")

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from pruneflow.artifacts import sha256_json, write_json, write_manifest
-from pruneflow.config import parse_settings
-from pruneflow.models.loading import model_digest
-from pruneflow.reporting.freshness import stale
+from pruneflow.judge.freshness import stale
+from pruneflow.models.digests import model_digest
+from pruneflow.settings.pipeline import parse_settings
 
 FOLDERS = {
     "documents": "data/calibration/documents",
     "calibration_set": "data/calibration/set",
     "held_out": "data/calibration/held_out",
-    "benchmarks": "data/benchmarks",
+    "questions": "data/questions",
 }
 SETTINGS = parse_settings(
     {

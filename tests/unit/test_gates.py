@@ -8,14 +8,8 @@ import pytest
 
 from pruneflow.artifacts import sha256_json, write_json
 from pruneflow.errors import InputError
-from pruneflow.evaluation.gates import (
-    GatesSettings,
-    decide,
-    load_gates,
-    may_register,
-    refuse,
-)
-from pruneflow.evaluation.metrics import METRICS, known_metrics
+from pruneflow.judge.gates import GatesSettings, decide, load_gates, may_register, refuse
+from pruneflow.judge.metrics import METRICS, known_metrics
 from tests.conftest import ROOT
 from tests.unit.evaluation_example import about, summary
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pruneflow.errors import InputError
-from pruneflow.evaluation.gates import GatesSettings, Production, decide, load_gates
+from pruneflow.judge.gates import GatesSettings, Production, decide, load_gates
 from tests.unit.evaluation_example import about, summary
 
 SUMMARY = summary()

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruneflow.artifacts import read_json
-from pruneflow.config import HealthSettings
 from pruneflow.errors import InputError
-from pruneflow.evaluation.health import check_round, knee
+from pruneflow.judge.health import check_round, knee
+from pruneflow.settings.pipeline import HealthSettings
 from tests.conftest import ROOT
 
 OPEN = {

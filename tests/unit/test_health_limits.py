@@ -2,8 +2,8 @@
 
 import pytest
 
-from pruneflow.config import HealthSettings
-from pruneflow.reporting.health_limits import limits_sentence, uses
+from pruneflow.report.health_limit_use import limits_sentence, uses
+from pruneflow.settings.pipeline import HealthSettings
 from tests.unit.report_example import ROUNDS
 
 HEALTH = {

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.calibration.packages import Lock, Reading
-from pruneflow.calibration.sources import Document, load_domains, read_source
+from pruneflow.data.sources import Document, load_domains, read_source
 from pruneflow.errors import InputError
+from pruneflow.locked_files import Lock, Reading
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_hub_id_is_read_at_its_commit(root, monkeypatch, pinned):
         asked.update(name=name, subset=subset, **options)
         return [{"text": "a"}, {"text": "b"}]
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("pruneflow.data.source_kinds.load_dataset", load_dataset)
     lock = Lock(hub={"someone/something": "1" * 40})
     source = {"kind": "hub", "dataset": "someone/something", "subset": "en", "split": "test"}
     source["folder"] = "data/short"

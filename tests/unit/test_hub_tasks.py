@@ -10,10 +10,10 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from pruneflow.artifacts import write_json
-from pruneflow.calibration.hub_tasks import SHOT_SEED, freeze_tasks
-from pruneflow.calibration.overlap import question_sequences, shared_sequence
-from pruneflow.calibration.questions import build_questions, load_questions
+from pruneflow.data.contamination import question_sequences, shared_sequence
 from pruneflow.errors import InputError
+from pruneflow.questions.hub_tasks import SHOT_SEED, freeze_tasks
+from pruneflow.questions.question_set import build_questions, load_questions
 
 OWN = Path(lm_eval.tasks.__file__).parent
 
@@ -135,7 +135,7 @@ def test_the_stage_writes_a_drawn_sample_that_lm_eval_runs_again(hub, manager, m
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
 
     def build(seed: int) -> dict:
-        out = Path("data/benchmarks")
+        out = Path("data/questions")
         lock = hub / "sources.lock"
         return build_questions({"arc_easy": 10, "gsm8k": None}, seed, hub / "lm_eval", lock, out)
 
@@ -143,8 +143,8 @@ def test_the_stage_writes_a_drawn_sample_that_lm_eval_runs_again(hub, manager, m
     assert manifest["tasks"]["arc_easy"]["questions"] == 10
     assert manifest["tasks"]["arc_easy"]["usable"] == 19
     assert manifest["tasks"]["gsm8k"]["questions"] == 20
-    drawn = load_questions(Path("data/benchmarks"))["arc_easy"]
-    loaded = TaskManager(include_defaults=False, include_path="data/benchmarks").load(["arc_easy"])
+    drawn = load_questions(Path("data/questions"))["arc_easy"]
+    loaded = TaskManager(include_defaults=False, include_path="data/questions").load(["arc_easy"])
     task = loaded["tasks"]["arc_easy"]
     task.build_all_requests()
     wanted = asked_by_lm_eval(manager, "arc_easy")

@@ -10,7 +10,7 @@ from pruneflow import CalibrationSet, Recipe, evaluate, load_model, prune, save_
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.structure import block_weights, layers_of
 from pruneflow.pruning.schedule import next_weights, targets
-from pruneflow.pruning.settings import Target
+from pruneflow.settings.pruning import Target
 from tests.conftest import ROOT
 
 TOY = {"neuron_multiple": 4, "rounds": 3}

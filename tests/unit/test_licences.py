@@ -1,6 +1,6 @@
 import pytest
 
-from pruneflow.calibration.licences import licence_problem
+from pruneflow.data.licences import licence_problem
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from pruneflow.compute.placement import place, spread_over
 from pruneflow.errors import InputError
-from pruneflow.evaluation.likelihood import (
+from pruneflow.models.structure import layers_of
+from pruneflow.models.surgery import cut_heads, cut_neurons
+from pruneflow.questions.likelihood import (
     GENERATION,
     batches_by_tokens,
     by_context,
@@ -19,9 +22,6 @@ from pruneflow.evaluation.likelihood import (
     plain_reach,
     score_rows,
 )
-from pruneflow.models.placement import place, spread_over
-from pruneflow.models.structure import layers_of
-from pruneflow.pruning.surgery import cut_heads, cut_neurons
 from tests.conftest import FAMILIES
 from tests.pretend_devices import PretendDevices
 from tests.unit.test_structure import all_heads
@@ -94,7 +94,7 @@ def passes(monkeypatch):
             return score_rows(network, rows)
 
         model.register_forward_pre_hook(note, with_kwargs=True)
-        monkeypatch.setattr("pruneflow.evaluation.likelihood.score_rows", share)
+        monkeypatch.setattr("pruneflow.questions.likelihood.score_rows", share)
         return seen
 
     return record

@@ -6,18 +6,12 @@ import shutil
 import pytest
 import torch
 
-from pruneflow.config import ComputeSettings, ModelSettings
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.loading import (
-    check_source,
-    load_model,
-    load_source,
-    model_digest,
-    resolve_device,
-    resolve_dtype,
-    tokenizer_digest,
-)
-from pruneflow.models.record import write_record
+from pruneflow.models.digests import model_digest, tokenizer_digest
+from pruneflow.models.loading import load_model, load_source, resolve_device, resolve_dtype
+from pruneflow.models.round_record import write_record
+from pruneflow.models.source import check_source
+from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 
 CPU = ComputeSettings(device="cpu", dtype="float32")
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from pruneflow.config import EvaluationSettings
-from pruneflow.evaluation.compare import compare
-from pruneflow.evaluation.metrics import METRICS, find_metric, known_metrics, measure
+from pruneflow.judge.compare import compare
+from pruneflow.judge.metrics import METRICS, find_metric, known_metrics, measure
+from pruneflow.settings.pipeline import EvaluationSettings
 from tests.unit.evaluation_example import about, record, summary
 
 # A metric as gates spell it, its value in the example with both ends, and the domains it names.

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruneflow.calibration.mixture import Mixture, divide
-from pruneflow.calibration.settings import MAX_SHARE_ERROR, CalibrationSettings
 from pruneflow.errors import InputError
+from pruneflow.settings.calibration import MAX_SHARE_ERROR, CalibrationSettings
+from pruneflow.tokens.mixture import Mixture, divide
 
 amounts = st.lists(st.floats(0.5, 5), min_size=1, max_size=8)
 

@@ -49,7 +49,7 @@ def test_the_served_model_continues_prompts_and_obeys_its_parameter(
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from tasks.registry import _signature
+    from tasks.registry.versions import _signature
 
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<eos>": 2}, unk_token="b"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -5,14 +5,8 @@ import sys
 import numpy
 import pytest
 
-from pruneflow.calibration.near_duplicates import (
-    PERMUTATIONS,
-    RECALL,
-    Signatures,
-    banding,
-    signature,
-)
-from pruneflow.calibration.sequences import sequence_hashes, word_hashes, words
+from pruneflow.data.near_duplicates import PERMUTATIONS, RECALL, Signatures, banding, signature
+from pruneflow.data.word_hashes import sequence_hashes, word_hashes, words
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -120,8 +114,8 @@ def test_hashes_of_runs_tell_order_and_place():
 
 def test_signatures_are_the_same_in_another_process():
     code = (
-        "from pruneflow.calibration.near_duplicates import signature\n"
-        "from pruneflow.calibration.sequences import word_hashes, words\n"
+        "from pruneflow.data.near_duplicates import signature\n"
+        "from pruneflow.data.word_hashes import word_hashes, words\n"
         "print(signature(word_hashes(words('the same words in every process'))).tolist())"
     )
     command = [sys.executable, "-c", code]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruneflow.calibration.packing import Packer
+from pruneflow.tokens.packing import Packer
 
 SEPARATOR = 0
 EVERYTHING = 10_000

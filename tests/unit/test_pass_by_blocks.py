@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from pruneflow.models.placement import is_streamed, place, resident
+from pruneflow.compute.placement import is_streamed, place, resident
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning import passes, statistics
-from pruneflow.pruning.losses import losses_of
-from pruneflow.pruning.recorder import ACTIVATIONS, LOSS, MASKS, WEIGHT_GRADIENTS
+from pruneflow.pruning import block_passes, statistics
 from pruneflow.pruning.rounds import DenseShape, prune_round
-from pruneflow.pruning.settings import PruningSettings, Target
 from pruneflow.pruning.statistics import collect
+from pruneflow.pruning.token_losses import losses_of
+from pruneflow.pruning.unit_recorder import ACTIVATIONS, LOSS, MASKS, WEIGHT_GRADIENTS
+from pruneflow.settings.pruning import PruningSettings, Target
 from tests.conftest import FAMILIES, SHAPES
 
 ALL = (ACTIVATIONS, MASKS, WEIGHT_GRADIENTS)
@@ -75,11 +75,13 @@ def test_logits_of_one_sequence_are_held_at_a_time(tiny_model, tiny_tokens):
 def test_groups_of_batches_add_up_to_the_same(tiny_model, tiny_tokens, needs, monkeypatch):
     model = streamed(tiny_model())
     together = collect(model, tiny_tokens, 32, "score", needs=needs)
-    monkeypatch.setattr(passes, "HOST_SHARE", 0.0)  # no room: every batch is a group of its own
-    seen = []
-    group_pass = passes._group_pass
     monkeypatch.setattr(
-        passes, "_group_pass", lambda *given: seen.append(given[2]) or group_pass(*given)
+        block_passes, "HOST_SHARE", 0.0
+    )  # no room: every batch is a group of its own
+    seen = []
+    group_pass = block_passes._group_pass
+    monkeypatch.setattr(
+        block_passes, "_group_pass", lambda *given: seen.append(given[2]) or group_pass(*given)
     )
     alone = collect(model, tiny_tokens, 32, "score", needs=needs)
     assert [len(group) for group in seen] == [1] * 6

@@ -13,22 +13,22 @@ from accelerate import dispatch_model
 
 import pruneflow
 from pruneflow import Recipe, prune, recover
-from pruneflow.config import ComputeSettings
-from pruneflow.errors import InputError
-from pruneflow.evaluation.drift import compare_models
-from pruneflow.models.placement import (
+from pruneflow.compute.placement import (
     is_streamed,
     place,
     place_as_asked,
     placement_of,
     spread_over,
-    weight_bytes,
+    tensor_bytes,
 )
+from pruneflow.compute.ranks import Ranks, own_gpus
+from pruneflow.errors import InputError
+from pruneflow.measure.drift import compare_models
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.recorder import ACTIVATIONS, MASKS, WEIGHT_GRADIENTS
 from pruneflow.pruning.statistics import collect
-from pruneflow.ranks import Ranks, own_gpus
+from pruneflow.pruning.unit_recorder import ACTIVATIONS, MASKS, WEIGHT_GRADIENTS
 from pruneflow.recovery.trainer import Trainer
+from pruneflow.settings.pipeline import ComputeSettings
 from tests.conftest import FAMILIES
 from tests.pretend_devices import PretendDevices, pretend_gpus
 from tests.unit.recovery_example import cut, same_bytes, settings
@@ -94,7 +94,7 @@ def test_a_streamed_models_device_memory_does_not_grow_with_depth(
         for depth in (3, 6):
             with PretendDevices() as devices:
                 model = place(tiny_model(num_hidden_layers=depth), "cuda:0", streamed=streamed)
-                block = weight_bytes(layers_of(model)[0].module)
+                block = tensor_bytes(layers_of(model)[0].module)
                 prune(model, tiny_tokens, recipe(towards_dense=0.3), batch_tokens=16)
             peaks[streamed, depth] = devices.peak[torch.device("cuda:0")]
     assert peaks[True, 6] <= 1.01 * peaks[True, 3]
@@ -242,7 +242,7 @@ def test_devices_have_equal_shares_in_order_and_the_first_all_that_is_no_block(t
 )
 def test_a_model_goes_where_there_is_room(tiny_model, monkeypatch, asked, free, where):
     model = tiny_model()
-    pretend_gpus(monkeypatch, *(share * weight_bytes(model) for share in free))
+    pretend_gpus(monkeypatch, *(share * tensor_bytes(model) for share in free))
     with PretendDevices():
         place_as_asked(model, ComputeSettings(placement=asked), "cuda")
         found = {str(layer.device) for layer in layers_of(model)}

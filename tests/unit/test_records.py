@@ -2,9 +2,9 @@
 
 import pytest
 
-from pruneflow.calibration.records import Record, RecordFormat, Row, Unreadable, docstrings, fill
+from pruneflow.data.record_template import Record, RecordFormat, Row, Unreadable, docstrings, fill
 from pruneflow.errors import InputError
-from pruneflow.schema import check
+from pruneflow.settings.base import check
 
 
 def filled(*values: object, **settings: object) -> list[Record | Unreadable]:

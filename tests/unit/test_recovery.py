@@ -12,12 +12,12 @@ import pytest
 import torch
 from recovery_example import cut, one_thread, same_bytes, settings  # noqa: F401
 
+from pruneflow.compute.placement import is_streamed, place
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.evaluation.perplexity import NonFiniteLossError
-from pruneflow.models.placement import is_streamed, place
+from pruneflow.measure.perplexity import NonFiniteLossError
 from pruneflow.recovery.checkpoint import STATE, WEIGHTS
 from pruneflow.recovery.distillation import recover
-from pruneflow.recovery.loss import divergence
+from pruneflow.recovery.distillation_loss import divergence
 from pruneflow.recovery.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]

@@ -6,12 +6,12 @@ from recovery_example import one_thread  # noqa: F401 - every test here uses it
 
 from pruneflow.models.families import FAMILIES
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.surgery import cut_neurons
+from pruneflow.models.surgery import cut_neurons
 from pruneflow.recovery.checkpoint import WEIGHTS
 from pruneflow.recovery.distillation import recover
 from pruneflow.recovery.lora import adapters, block_linears
-from pruneflow.recovery.settings import RecoverySettings
 from pruneflow.recovery.trainer import Trainer
+from pruneflow.settings.recovery import RecoverySettings
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 import torch
 from recovery_example import settings
 
-from pruneflow.recovery.loss import divergence, loss_and_gradient
-from pruneflow.recovery.order import batches, learning_rate, sequence_order
-from pruneflow.recovery.settings import RecoverySettings
+from pruneflow.recovery.distillation_loss import divergence, loss_and_gradient
+from pruneflow.recovery.training_order import batches, learning_rate, sequence_order
+from pruneflow.settings.recovery import RecoverySettings
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_student_that_agrees_with_its_teacher_has_no_loss_and_no_gradient():
 def test_loss_and_gradient_are_those_of_autograd(monkeypatch, temperature, hard, chunk):
     from torch.nn.functional import cross_entropy, kl_div
 
-    monkeypatch.setattr("pruneflow.recovery.loss.CHUNK", chunk)
+    monkeypatch.setattr("pruneflow.recovery.distillation_loss.CHUNK", chunk)
     student, teacher = logits(0).requires_grad_(), logits(1)
     tokens = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(2))
     wanted = RecoverySettings(temperature=temperature, hard_label_share=hard)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pruneflow.errors import PruneflowError
+from pruneflow.pruning.block_stream import Seen
 from pruneflow.pruning.refit import (
     OUTLIER,
     Normal,
@@ -12,7 +13,6 @@ from pruneflow.pruning.refit import (
     system_of,
     token_weights,
 )
-from pruneflow.pruning.stream import Seen
 
 
 def _problem(tokens=200, channels=12, outputs=5):

@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pruneflow.config import parse_settings
 from pruneflow.errors import InputError
-from pruneflow.reporting.chart_style import library
-from pruneflow.reporting.charts import WIDEST, retention_chart
-from pruneflow.reporting.comparison import comparison
-from pruneflow.reporting.model_card import render_card
-from pruneflow.reporting.numbers import (
+from pruneflow.report.chart_style import library
+from pruneflow.report.comparison_table import comparison
+from pruneflow.report.model_card import render_card
+from pruneflow.report.number_format import (
     Figure,
     count,
     decimal,
@@ -31,7 +29,9 @@ from pruneflow.reporting.numbers import (
     signed,
     times,
 )
-from pruneflow.reporting.table import result_table
+from pruneflow.report.result_charts import WIDEST, retention_chart
+from pruneflow.report.result_table import result_table
+from pruneflow.settings.pipeline import parse_settings
 from tests.unit.report_example import (
     CALIBRATION,
     DOCUMENTS,
@@ -79,7 +79,7 @@ def test_summary_measures_ratios_by_hand():
     [
         ("tokenizer", "tokenizer"),
         ("held_out", "held-out text"),
-        ("benchmarks", "questions and prompts"),
+        ("questions", "questions and prompts"),
         ("dtype", "compute.dtype"),
     ],
 )

@@ -3,11 +3,11 @@
 import copy
 import re
 
-from pruneflow.evaluation.gates import GatesSettings, decide
-from pruneflow.reporting.comparison import comparison
-from pruneflow.reporting.model_card import render_card
-from pruneflow.reporting.numbers import points
-from pruneflow.reporting.verdict import verdict
+from pruneflow.judge.gates import GatesSettings, decide
+from pruneflow.report.comparison_table import comparison
+from pruneflow.report.model_card import render_card
+from pruneflow.report.number_format import points
+from pruneflow.report.verdict import verdict
 from tests.unit.report_example import (
     BASELINE,
     LATENCY,

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm, t
 
 from pruneflow.errors import InputError
-from pruneflow.evaluation.retention import (
+from pruneflow.judge.retention import (
     geometric_mean,
     mean_over_tasks,
     perplexity_estimates,

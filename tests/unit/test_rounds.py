@@ -9,7 +9,7 @@ from pruneflow.errors import InputError
 from pruneflow.models.structure import block_weights, layers_of, matrix, parameters
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.scores import SCORES
-from pruneflow.pruning.settings import PruningSettings, Target
+from pruneflow.settings.pruning import PruningSettings, Target
 from tests.conftest import FAMILIES, sequence_losses
 
 # A toy's neurons are few and its KV groups coarse.

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruneflow.calibration import rows
-from pruneflow.calibration.records import Record, RecordFormat, Unreadable
-from pruneflow.calibration.rows import read_records
+from pruneflow.data import file_readers
+from pruneflow.data.file_readers import read_records
+from pruneflow.data.record_template import Record, RecordFormat, Unreadable
 from pruneflow.errors import InputError
 
 LIMIT = 16 * 2**20
@@ -253,8 +253,8 @@ def test_between_separators_what_cannot_be_read_is_placed(tmp_path):
 def test_separators_do_not_depend_on_how_a_file_is_read(tmp_path_factory, text, separator, chunk):
     path = write(tmp_path_factory.getbasetemp() / "separated.txt", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "CHUNK", chunk)
-        patch.setattr(rows, "LOOK_ROUND", 300)
+        patch.setattr(file_readers, "CHUNK", chunk)
+        patch.setattr(file_readers, "LOOK_ROUND", 300)
         found = [item.text for item in read(path, separator=separator)]
     expected = [piece.strip() for piece in re.split(separator, text, flags=re.M)]
     assert found == [piece for piece in expected if piece]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pruneflow.errors import InputError
-from tasks.schedules import check_crons
+from tasks.prefect.schedules import check_crons
 from tests.conftest import ROOT
 
 

@@ -5,7 +5,7 @@ import torch
 
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.recorder import KINDS
+from pruneflow.models.surgery import cut_heads, cut_neurons
 from pruneflow.pruning.scores import (
     OBS_RIDGE,
     SCORES,
@@ -14,7 +14,7 @@ from pruneflow.pruning.scores import (
     compute_scores,
     removal_errors,
 )
-from pruneflow.pruning.surgery import cut_heads, cut_neurons
+from pruneflow.pruning.unit_recorder import KINDS
 from tests.conftest import FAMILIES
 
 

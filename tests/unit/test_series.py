@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pruneflow.paths import METRICS, PLOTS
-from pruneflow.reporting.series import headline, series
+from pruneflow.report.dvc_plots import headline, series
 from tests.unit.report_example import ROUNDS, summarise
 
 GRAPH = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())

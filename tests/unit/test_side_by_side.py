@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pruneflow.artifacts import write_json
-from pruneflow.config import EvaluationSettings, parse_settings, write_settings
-from pruneflow.evaluation.side_by_side import Side, side_by_side
-from pruneflow.reporting.comparison import NOT_MEASURABLE
-from pruneflow.reporting.side_table import NOT_MEASURED, side_table
+from pruneflow.judge.model_comparison import Side, side_by_side
+from pruneflow.report.comparison_table import NOT_MEASURABLE
+from pruneflow.report.model_comparison_table import NOT_MEASURED, side_table
+from pruneflow.settings.pipeline import EvaluationSettings, parse_settings, write_settings
 from tests.unit.report_example import evaluation
 
 SETTINGS = EvaluationSettings(bootstrap_samples=100)

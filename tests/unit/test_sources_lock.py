@@ -8,15 +8,9 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import read_json, sha256_file, write_json
-from pruneflow.calibration.packages import Lock, Reading, load_lock, read_locked
-from pruneflow.calibration.sources import (
-    LockChange,
-    compare_lock,
-    load_domains,
-    read_source,
-    refresh_lock,
-)
+from pruneflow.data.sources import LockChange, compare_lock, load_domains, read_source, refresh_lock
 from pruneflow.errors import InputError
+from pruneflow.locked_files import Lock, Reading, load_lock, read_locked
 
 PACKAGE = "pruneflow_fixture_locked"
 ROWS = f"{PACKAGE}/data/rows.jsonl"

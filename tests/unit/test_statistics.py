@@ -8,9 +8,9 @@ import torch
 
 from pruneflow.errors import PruneflowError
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.losses import GRADIENTS
-from pruneflow.pruning.recorder import ACTIVATIONS, KINDS, MASKS, WEIGHT_GRADIENTS
 from pruneflow.pruning.statistics import collect
+from pruneflow.pruning.token_losses import GRADIENTS
+from pruneflow.pruning.unit_recorder import ACTIVATIONS, KINDS, MASKS, WEIGHT_GRADIENTS
 from tests.conftest import FAMILIES, sequence_losses
 
 ALL = (ACTIVATIONS, MASKS, WEIGHT_GRADIENTS)

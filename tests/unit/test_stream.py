@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pruneflow.models.structure import layers_of
-from pruneflow.pruning.stream import BlockStream, split
-from pruneflow.pruning.surgery import cut_heads, cut_neurons
+from pruneflow.models.surgery import cut_heads, cut_neurons
+from pruneflow.pruning.block_stream import BlockStream, split
 from tests.conftest import FAMILIES
 
 

@@ -7,7 +7,7 @@ from transformers import MambaConfig
 from pruneflow.errors import InputError
 from pruneflow.models.families import allowed_attention, family_of
 from pruneflow.models.structure import block_weights, layers_of, matrix, parameters, sizes_of
-from pruneflow.pruning.surgery import cut_heads, cut_neurons
+from pruneflow.models.surgery import cut_heads, cut_neurons
 from tests.conftest import FAMILIES, SHAPES
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruneflow.models.structure import layers_of, matrix
-from pruneflow.pruning.surgery import cut_heads, cut_neurons, head_columns, set_columns
+from pruneflow.models.surgery import cut_heads, cut_neurons, head_columns, set_columns
 from tests.conftest import FAMILIES, SHAPES
 from tests.unit.test_structure import all_heads
 

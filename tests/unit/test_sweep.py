@@ -9,12 +9,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruneflow.config import PipelineSettings, load_settings
 from pruneflow.errors import InputError
-from pruneflow.evaluation.bootstrap import Estimate
-from pruneflow.evaluation.pareto import Figures, costs, figures_of, pareto_front, pareto_table
-from pruneflow.reporting.sweep_table import sweep_rows, sweep_table
-from pruneflow.sweep import load_recipes
+from pruneflow.judge.intervals import Estimate
+from pruneflow.judge.pareto import Figures, costs, figures_of, pareto_front, pareto_table
+from pruneflow.report.sweep_table import sweep_rows, sweep_table
+from pruneflow.settings.pipeline import PipelineSettings, load_settings
+from pruneflow.sweep_recipes import load_recipes
 from tests.unit.report_example import summarise
 
 ROOT = Path(__file__).parents[2]

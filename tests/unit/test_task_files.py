@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pruneflow.calibration.task_files import read_task, task_text
 from pruneflow.errors import InputError
+from pruneflow.questions.task_files import read_task, task_text
 
 LM_EVAL = Path("configs/lm_eval")
 TASKS = sorted(path.stem for path in LM_EVAL.glob("*.yaml") if path.stem != "sources")
@@ -21,15 +21,15 @@ def changed(folder: Path, task: str, old: str, new: str) -> Path:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_shipped_tasks_are_read_and_written_without_a_loss(task, tmp_path):
-    text = task_text(read_task(LM_EVAL / f"{task}.yaml"), "data/benchmarks/x.jsonl", "a file")
+    text = task_text(read_task(LM_EVAL / f"{task}.yaml"), "data/questions/x.jsonl", "a file")
     own = yaml.safe_load((LM_EVAL / f"{task}.yaml").read_text())
     assert yaml.safe_load(text) == {
         **own,
-        "dataset_kwargs": {"data_files": {"test": "data/benchmarks/x.jsonl"}},
+        "dataset_kwargs": {"data_files": {"test": "data/questions/x.jsonl"}},
     }
     (tmp_path / f"{task}.yaml").write_text(text)
     written = read_task(tmp_path / f"{task}.yaml")
-    again = task_text(written, "data/benchmarks/x.jsonl", "a file")
+    again = task_text(written, "data/questions/x.jsonl", "a file")
     assert yaml.safe_load(again) == yaml.safe_load(text)
 
 

@@ -1,7 +1,7 @@
 """The report opens with what was gained and what the gates against the dense model say."""
 
-from pruneflow.evaluation.gates import GatesSettings
-from pruneflow.reporting.verdict import rule, verdict
+from pruneflow.judge.gates import GatesSettings
+from pruneflow.report.verdict import rule, verdict
 from tests.unit.report_example import GATES, page_of, summarise, visible
 
 WORSE = {"metric": "block_ratio", "comparison": "at_least", "limit": 0.5, "why": "Much smaller."}

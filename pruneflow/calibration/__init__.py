@@ -1,1 +1,0 @@
-"""Calibration data: sources, documents, validation, packed token blocks."""

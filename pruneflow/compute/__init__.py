@@ -1,0 +1,1 @@
+"""Where models run: placement on devices, and ranks that share the work."""

@@ -1,0 +1,1 @@
+"""Text data: sources, cleaned documents, the validated table."""

@@ -1,0 +1,101 @@
+"""What validation found: each expectation and check with its first rows at fault."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+
+from pruneflow.errors import InputError
+
+SHOWN_ROWS = 3
+
+
+@dataclass
+class Finding:
+    """One expectation or check over the whole table.
+
+    Attributes:
+        name: of the expectation or check.
+        over: what it looks at: `documents` (rows of the table), `domains` or `columns`.
+        column: the column it is about, where it is about one.
+        success: whether it holds.
+        observed: counts, or the values found where there are no rows to count.
+        rows: how many rows are at fault.
+        first: the first of them, as pairs of row number in the table and detail.
+    """
+
+    name: str
+    over: str
+    column: str | None = None
+    success: bool = True
+    observed: dict[str, Any] = field(default_factory=dict)
+    rows: int = 0
+    first: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, rows: Iterable[tuple[int, str]]) -> None:
+        """Count rows at fault, each with a detail that may be empty; they come in any order."""
+        found = list(rows)
+        self.rows += len(found)
+        self.success = self.success and not found
+        self.first = sorted([*self.first, *found])[:SHOWN_ROWS]
+
+    def merge(self, other: Self) -> None:
+        """Add what the same expectation found in another part of the table."""
+        self.success = self.success and other.success
+        self.observed = {name: self.observed[name] + other.observed[name] for name in self.observed}
+        self.rows += other.rows
+        self.first = sorted([*self.first, *other.first])[:SHOWN_ROWS]
+
+    def report(self, kind: str) -> dict[str, Any]:
+        """Return what the result keeps of a finding, with its name as `kind`."""
+        return {
+            kind: self.name,
+            "over": self.over,
+            "column": self.column,
+            "success": self.success,
+            "observed": self.observed,
+        }
+
+
+def refuse_failure(findings: list[Finding], table: Path) -> None:
+    """Do nothing where every finding holds.
+
+    Raises:
+        InputError: names the first finding that does not, and its first rows.
+    """
+    failed = next((finding for finding in findings if not finding.success), None)
+    if failed is None:
+        return
+    column = f" on {failed.column}" if failed.column else ""
+    if failed.rows:
+        shown = "; ".join(_described(table, failed.first))
+        detail = f"{failed.rows} rows, first: {shown}" if failed.rows > 1 else shown
+    else:
+        detail = f"found {failed.observed}"
+    raise InputError(
+        f"{table}: {failed.name}{column} fails ({detail}): correct the source in "
+        "configs/domains.yaml and run the stage documents again"
+    )
+
+
+def _described(table: Path, rows: list[tuple[int, str]]) -> list[str]:
+
+    numbers = [row for row, _ in rows]
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            "SELECT file_row_number, domain, source, left(sha256, 12), left(text, 60) "
+            "FROM read_parquet(?, file_row_number = true) "
+            "WHERE file_row_number IN (SELECT unnest(?))",
+            [str(table), numbers],
+        ).fetchall()
+    by_number = {number: values for number, *values in found}
+    return [_row(by_number[row], detail) for row, detail in rows]
+
+
+def _row(values: list[str | None], detail: str) -> str:
+    domain, source, sha256, text = values
+    excerpt = " ".join(str(text).split())
+    shown = f"domain {domain}, source {source}, sha256 {sha256}, text {excerpt!r}"
+    return f"{shown}, {detail}" if detail else shown

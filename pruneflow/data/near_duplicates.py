@@ -1,0 +1,162 @@
+"""Near-duplicates by MinHash: texts that share most of their runs of five words.
+
+A signature estimates the Jaccard similarity of two sets of runs (Broder 1997); signatures are
+compared only where a band of them is equal (locality-sensitive hashing). They are kept in a file
+and read band by band, so that memory hardly grows with the number of texts.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy
+from datasketch import MinHash
+
+from pruneflow.data.word_hashes import sequence_hashes, word_hashes, words
+
+PERMUTATIONS = 64
+SHINGLE_WORDS = 5
+RECALL = 0.99
+"""How surely two texts that are just so similar as asked for meet in a band."""
+
+_CHUNK = 8192
+
+
+class Signatures:
+    """MinHash signatures of texts, in a file without a name that goes when this is closed.
+
+        with Signatures(folder) as signatures:
+            for text in texts:
+                signatures.add(text)
+            for later, earlier in signatures.near_duplicates(0.8): ...
+
+    Args:
+        folder: where there is room for 256 bytes a text; the system's place for temporary files
+            when None.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, text: str) -> int:
+        """Add a text; returns its number, counted from 0."""
+        return self.add_hashes(word_hashes(words(text)))
+
+    def add_hashes(self, hashes: numpy.ndarray) -> int:
+        """Add a text by the hashes of its words (`sequences.word_hashes`)."""
+        self._file.write(signature(hashes).tobytes())
+        self._count += 1
+        return self._count - 1
+
+    def near_duplicates(
+        self, similarity: float, leave_out: numpy.ndarray | None = None
+    ) -> numpy.ndarray:
+        """Find the texts to drop so that no two near-duplicates that met in a band are left.
+
+        Whatever is taken away from what is left, the rest has no such pair either.
+
+        Args:
+            similarity: Jaccard similarity from which two texts are near-duplicates.
+            leave_out: numbers of texts that are not looked at.
+
+        Returns:
+            int64 of shape [near-duplicates, 2], rising: a text's number, and that of the earlier
+            text that it is like.
+        """
+        self._file.flush()
+        left = numpy.ones(self._count, dtype=bool)
+        if leave_out is not None:
+            left[leave_out] = False
+        found: list[tuple[int, int]] = []
+        bands, rows = banding(similarity)
+        for band in range(bands if self._count else 0):
+            keys = self._band(band * rows, (band + 1) * rows)
+            for bucket in _buckets(keys, numpy.flatnonzero(left)):
+                for later, earlier in self._compare(bucket, similarity):
+                    left[later] = False
+                    found.append((later, earlier))
+        return numpy.array(sorted(found), dtype=numpy.int64).reshape(-1, 2)
+
+    def _compare(self, bucket: numpy.ndarray, similarity: float) -> Iterator[tuple[int, int]]:
+        """Compare each text of a bucket with those before it that stay."""
+        kept = numpy.empty((len(bucket), PERMUTATIONS), dtype=numpy.uint32)
+        numbers: list[int] = []
+        for number in bucket.tolist():
+            (own,) = self._read(number, 1)
+            shares = (kept[: len(numbers)] == own).mean(axis=1)
+            alike = numpy.flatnonzero(shares >= similarity)
+            if len(alike):
+                yield number, numbers[alike[0]]
+            else:
+                kept[len(numbers)] = own
+                numbers.append(number)
+
+    def _band(self, start: int, end: int) -> numpy.ndarray:
+        """Return one hash of the values [start, end) of every signature, uint64."""
+        parts = []
+        for first in range(0, self._count, _CHUNK):
+            values = self._read(first, _CHUNK)[:, start:end].T.astype(numpy.uint64)
+            parts += list(sequence_hashes(values, end - start))
+        return numpy.concatenate(parts)
+
+    def _read(self, first: int, count: int) -> numpy.ndarray:
+
+        size = 4 * PERMUTATIONS
+        self._file.seek(first * size)
+        content = self._file.read(count * size)
+        return numpy.frombuffer(content, dtype=numpy.uint32).reshape(-1, PERMUTATIONS)
+
+
+def signature(hashes: numpy.ndarray) -> numpy.ndarray:
+    """Return the MinHash signature of a text, uint32 of shape [64].
+
+    Args:
+        hashes: of its words (`sequences.word_hashes`); a text of fewer than five words is one run.
+    """
+    length = max(1, min(SHINGLE_WORDS, len(hashes)))
+    mixed = sequence_hashes(hashes, length)
+    runs = numpy.unique((mixed >> numpy.uint64(32)).astype(numpy.uint32))
+    minhash = MinHash(PERMUTATIONS, hashfunc=int, scheme="affine32", permutations=_permutations())
+    minhash.update_batch(runs.tolist())
+    return minhash.hashvalues
+
+
+@lru_cache(maxsize=64)
+def banding(similarity: float) -> tuple[int, int]:
+    """Return how many bands of how many values a signature is cut into.
+
+    The longest bands, that is the fewest useless comparisons, in which two texts of this
+    similarity meet with a probability of `RECALL`: 1 - (1 - similarity^rows)^bands.
+    """
+    for rows in range(PERMUTATIONS, 1, -1):
+        bands = PERMUTATIONS // rows
+        if 1 - (1 - similarity**rows) ** bands >= RECALL:
+            return bands, rows
+    return PERMUTATIONS, 1
+
+
+@lru_cache(maxsize=1)
+def _permutations() -> Any:
+
+    return MinHash(PERMUTATIONS, scheme="affine32").permutations
+
+
+def _buckets(keys: numpy.ndarray, numbers: numpy.ndarray) -> Iterator[numpy.ndarray]:
+    """Yield the numbers, rising, that share a key with another."""
+    order = numbers[numpy.argsort(keys[numbers], kind="stable")]
+    starts = numpy.flatnonzero(numpy.diff(keys[order], prepend=~keys[order[:1]]))
+    sizes = numpy.diff(starts, append=len(order))
+    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+        yield order[start : start + size]

@@ -1,0 +1,322 @@
+"""Every kind of source that configs/domains.yaml may name: its settings and how it is read.
+
+A kind is one function that yields records, registered with the settings it takes:
+
+    @source_kind
+    def my_kind(source: MySource, reading: Reading) -> Records: ...
+
+Nothing that is read is imported or run, but for Python's own help topics. Files of a package must
+have the sha256 that `data/sources.lock` records: an upgrade never changes the text unnoticed.
+"""
+
+import inspect
+import sysconfig
+import tokenize
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from pydoc_data.topics import topics
+from typing import Annotated, Any, Literal, Self, get_args
+
+from datasets import load_dataset
+from datasets.exceptions import DatasetsError
+from httpx2 import HTTPError
+from pydantic import Field, field_validator, model_validator
+
+from pruneflow.artifacts import sha256_file
+from pruneflow.data.file_readers import read_records
+from pruneflow.data.licences import licence_problem
+from pruneflow.data.record_template import (
+    Record,
+    RecordFormat,
+    Row,
+    Unreadable,
+    checked,
+    docstrings,
+    fill,
+    too_long,
+)
+from pruneflow.errors import InputError
+from pruneflow.locked_files import Reading, check_locked, expand, package_files, read_locked
+from pruneflow.settings.base import Count, Name, Settings
+
+TEXT_FOLDER = PurePosixPath("data/text")
+LANGUAGE = r"^[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*$"
+"""Shape of a BCP-47 tag."""
+NO_LANGUAGE = "zxx"
+"""The tag of text in no human language, such as source code."""
+
+Patterns = Annotated[list[str], Field(min_length=1)]
+Records = Iterator[Record | Unreadable]
+
+
+class Source(Settings, ABC):
+    """What every kind of source has."""
+
+    licence: str = Field(description="SPDX expression, or LicenseRef-NAME.")
+    language: str = Field(
+        "en",
+        pattern=LANGUAGE,
+        description="BCP-47 tag of the text's language; zxx for source code.",
+    )
+
+    @field_validator("licence")
+    @classmethod
+    def _known(cls, licence: str) -> str:
+        problem = licence_problem(licence)
+        if problem:
+            raise ValueError(problem)
+        return licence
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the source is called in the table of documents."""
+
+
+class PackageSource(Source, RecordFormat):
+    """Files inside an installed package, which is found but never imported."""
+
+    kind: Literal["package"]
+    package: Name = Field(description="Name by which Python would import it.")
+    files: Patterns = Field(description="Paths or globs inside the package's folder.")
+    content: Literal["records", "docstrings"] = Field(
+        "records", description="`docstrings` takes those of the public names of each .py file."
+    )
+
+    @model_validator(mode="after")
+    def _no_records(self) -> Self:
+        ignored = sorted(self.model_fields_set & set(RecordFormat.model_fields))
+        if self.content == "docstrings" and ignored:
+            raise ValueError(f"{ignored[0]} means nothing with content: docstrings: remove it")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The package and its patterns, shortened."""
+        return f"{self.package}/{_shortened(self.files)}"
+
+
+class PythonSource(Source):
+    """The Python installation itself."""
+
+    kind: Literal["python"]
+    content: Literal["source", "topics"] = Field(
+        description="`source`: the standard library's code; `topics`: the help topics' prose."
+    )
+    files: Patterns = Field(["*.py"], description="Globs inside the standard library's folder.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _code_has_no_language(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("content") == "source":
+            return {"language": NO_LANGUAGE, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _no_files(self) -> Self:
+        if self.content == "topics" and "files" in self.model_fields_set:
+            raise ValueError("files means nothing with content: topics: remove it")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The part of the installation."""
+        return f"python/{self.content}"
+
+
+class FilesSource(Source, RecordFormat):
+    """The user's own files, all below data/text so that DVC knows when they change."""
+
+    kind: Literal["files"]
+    files: Patterns = Field(description="Paths or globs from the workspace's root.")
+
+    @field_validator("files")
+    @classmethod
+    def _below_text_folder(cls, files: list[str]) -> list[str]:
+        for pattern in files:
+            if not _below_text(pattern):
+                raise ValueError(
+                    f"files names {pattern}, which is not below {TEXT_FOLDER}: put the file there "
+                    f"and write {TEXT_FOLDER}/{PurePosixPath(pattern).name or 'NAME'}"
+                )
+        return files
+
+    @property
+    def name(self) -> str:
+        """The patterns, shortened."""
+        return _shortened(self.files)
+
+
+class HubSource(Source, RecordFormat):
+    """A dataset from the Hugging Face hub, or a local copy of one, read as a stream."""
+
+    kind: Literal["hub"]
+    dataset: str = Field(
+        min_length=1, description="A hub id, or a folder below data/text with a local copy."
+    )
+    revision: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="Commit of a hub id; else data/sources.lock has it (`pruneflow data refresh`).",
+    )
+    subset: str | None = Field(None, description="Name of a configuration of the dataset.")
+    folder: str | None = Field(None, description="Folder inside the dataset that is read alone.")
+    split: str = Field("train", min_length=1, description="Which split is read.")
+    rows: Count = Field(5000, description="Rows read from the beginning of the split.")
+
+    @model_validator(mode="after")
+    def _no_files(self) -> Self:
+        for setting in ("records", "separator"):
+            if getattr(self, setting):
+                raise ValueError(f"{setting} means nothing with kind: hub: remove it")
+        if self.is_local and self.revision:
+            raise ValueError(f"revision means nothing with a copy below {TEXT_FOLDER}: remove it")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the dataset is a folder below data/text."""
+        return _below_text(self.dataset)
+
+    @property
+    def name(self) -> str:
+        """The dataset, its configuration and its folder."""
+        return "/".join(part for part in (self.dataset, self.subset, self.folder) if part)
+
+
+def _below_text(path: str) -> bool:
+    parts = PurePosixPath(path)
+    return ".." not in parts.parts and parts.is_relative_to(TEXT_FOLDER) and parts != TEXT_FOLDER
+
+
+def _shortened(patterns: list[str]) -> str:
+    return patterns[0] + (f" (+{len(patterns) - 1})" if len(patterns) > 1 else "")
+
+
+Reader = Callable[[Any, Reading], Records]
+KINDS: dict[str, tuple[type[Source], Reader]] = {}
+
+
+def source_kind(function: Reader) -> Reader:
+    """Register a kind of source; its settings are the annotation of the first argument."""
+    settings = next(iter(inspect.signature(function).parameters.values())).annotation
+    (name,) = get_args(settings.model_fields["kind"].annotation)
+    KINDS[name] = (settings, function)
+    return function
+
+
+@source_kind
+def package(source: PackageSource, reading: Reading) -> Records:
+    """Records, whole files or docstrings of an installed package."""
+    for path, name in package_files(source.package, source.files):
+        if source.content == "records":
+            check_locked(path, name, reading)
+            yield from read_records(path, name, source, reading.max_record_bytes)
+        elif path.stat().st_size > reading.max_record_bytes:
+            yield too_long(name, reading.max_record_bytes, "leave it out")
+        else:
+            yield docstrings(read_locked(path, name, reading), name)
+
+
+@source_kind
+def python(source: PythonSource, reading: Reading) -> Records:
+    """Standard library source, or the topics behind `help()`."""
+    if source.content == "topics":
+        for topic in sorted(topics):
+            yield Record(topics[topic], f"pydoc_data/topics.py, topic {topic}")
+        return
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in expand(root, source.files, "the standard library"):
+        # Not of Python itself but of one machine: build settings, local start-up code.
+        local = path.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
+        if not local and "site-packages" not in path.parts:
+            yield _code(path, path.relative_to(root).as_posix(), reading.max_record_bytes)
+
+
+def _code(path: Path, name: str, max_bytes: int) -> Record | Unreadable:
+    if path.stat().st_size > max_bytes:
+        return too_long(name, max_bytes, "leave it out")
+    try:
+        with tokenize.open(path) as stream:  # in the encoding that the file declares
+            return checked(stream.read(), name, max_bytes)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return Unreadable(name, f"is not Python source ({error})", "leave it out")
+
+
+@source_kind
+def files(source: FilesSource, reading: Reading) -> Records:
+    """The user's files: one document each, or one for each record or separated part."""
+    for path in expand(reading.root, source.files, str(reading.root / TEXT_FOLDER)):
+        name = path.relative_to(reading.root).as_posix()
+        # Not text but about text: what came with the folder, and DVC's own notes.
+        if name == f"{TEXT_FOLDER}/README.md" or path.suffix == ".dvc":
+            continue
+        reading.text_files[name] = sha256_file(path)
+        yield from read_records(path, name, source, reading.max_record_bytes)
+
+
+@source_kind
+def hub(source: HubSource, reading: Reading) -> Records:
+    """The first rows of a dataset, streamed."""
+    folder, revision = reading.root / source.dataset, None
+    if source.is_local:
+        _note_copy(folder, reading)
+    else:
+        revision = _revision(source, reading)
+        reading.hub[source.dataset] = revision
+    try:
+        rows = load_dataset(
+            str(folder) if source.is_local else source.dataset,
+            source.subset,
+            data_dir=source.folder,
+            split=source.split,
+            revision=revision,
+            streaming=True,
+        )
+        places = (
+            Row(f"{source.dataset}, row {number}", row)
+            for number, row in enumerate(islice(iter(rows), source.rows), start=1)
+        )
+        yield from fill(places, source, reading.max_record_bytes)
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError, HTTPError) as error:
+        detail = " ".join(str(error).split())[:200]
+        if source.is_local:
+            way_out = (
+                "correct the file, or dataset, subset or split (kind: files reads jsonl, csv and "
+                "parquet too, and names the line)"
+            )
+        elif isinstance(error, ConnectionError | HTTPError):
+            way_out = (
+                "run where the hub can be reached (HF_HUB_OFFLINE unset), or put a copy below "
+                f"{TEXT_FOLDER} and write dataset: {TEXT_FOLDER}/NAME"
+            )
+        else:
+            way_out = "correct dataset, subset, split or revision"
+        raise InputError(f"{source.dataset} cannot be read ({detail}): {way_out}") from None
+
+
+def _note_copy(folder: Path, reading: Reading) -> None:
+    """Note the sha256 of every file of a local copy."""
+    paths = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+    if not paths:
+        raise InputError(f"{folder} is no folder with a copy of a dataset: put one there")
+    for path in paths:
+        reading.text_files[path.relative_to(reading.root).as_posix()] = sha256_file(path)
+
+
+def _revision(source: HubSource, reading: Reading) -> str:
+    """Return the commit at which a hub id is read."""
+    if (reading.root / source.dataset).is_dir():
+        raise InputError(
+            f"{source.dataset} is a folder outside {TEXT_FOLDER}, where DVC would not see it "
+            f"change: move it and write dataset: {TEXT_FOLDER}/{Path(source.dataset).name}"
+        )
+    pinned = source.revision or (reading.lock.hub.get(source.dataset) if reading.lock else None)
+    if pinned is None:
+        raise InputError(
+            f"{source.dataset} has no commit in data/sources.lock: run `pruneflow data refresh` "
+            "where there is a network, or give `revision` (40 hexadecimal digits)"
+        )
+    return pinned

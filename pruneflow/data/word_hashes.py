@@ -1,0 +1,55 @@
+"""Texts as runs of words: what overlap with questions and near-duplicates are measured by."""
+
+import re
+import zlib
+from functools import lru_cache
+
+import numpy
+
+# Scripts written without spaces: every character of them counts as a word.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_WORD = re.compile(r"\w+")
+_WORD_OR_CHARACTER = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
+
+_MULTIPLIER = 0x9E3779B97F4A7C15
+
+
+def words(text: str) -> list[str]:
+    """Split a text into lower-case words, without punctuation.
+
+    A character of a script without spaces (Chinese, Japanese, Thai, ...) is a word.
+    """
+    lower = text.lower()
+    if not lower.isascii() and _HAS_UNSPACED.search(lower):
+        return _WORD_OR_CHARACTER.findall(lower)
+    return _WORD.findall(lower)
+
+
+def word_hashes(found: list[str]) -> numpy.ndarray:
+    """Return a hash of every word, uint64 of shape [words]; the same in every process."""
+    return numpy.fromiter(map(_word_hash, found), dtype=numpy.uint64, count=len(found))
+
+
+def sequence_hashes(hashes: numpy.ndarray, length: int) -> numpy.ndarray:
+    """Return a hash of every run of words, in order.
+
+    Args:
+        hashes: of the words, uint64 of shape [words, ...].
+        length: words in a run.
+
+    Returns:
+        uint64 of shape [words - length + 1, ...], empty when there are fewer words.
+    """
+    count = max(0, len(hashes) - length + 1)
+    multiplier = numpy.uint64(_MULTIPLIER)
+    mixed = numpy.zeros((count, *hashes.shape[1:]), dtype=numpy.uint64)
+    for start in range(length if count else 0):
+        mixed = mixed * multiplier + hashes[start : start + count]
+        mixed ^= mixed >> numpy.uint64(29)
+    return mixed
+
+
+@lru_cache(maxsize=1 << 17)
+def _word_hash(word: str) -> int:
+    return zlib.crc32(word.encode("utf-8", "surrogatepass"))

@@ -1,1 +1,0 @@
-"""Measures: perplexity, question answering, latency, retention, gates."""

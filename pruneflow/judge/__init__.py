@@ -1,0 +1,1 @@
+"""Judgement: comparison, retention with intervals, metrics, gates, summary."""

@@ -1,0 +1,146 @@
+"""Whether a round left a working model behind, and where a descent gets steep."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pruneflow.judge.retention import geometric_mean, perplexity_ratios, worst_ratio
+from pruneflow.settings.pipeline import HealthSettings
+
+_STRAIGHT = 1e-9  # how far from its chord, in nats, a straight line may lie by rounding
+
+
+def check_round(measures: Mapping[str, Any], settings: HealthSettings) -> dict[str, Any]:
+    """Hold a round's measures against the limits.
+
+    Args:
+        measures: what `compare_models` says of the dense model and the round's.
+        settings: the limits; one that is None is not looked at.
+
+    Returns:
+        ``healthy``; ``reasons``: a sentence for each limit that is broken, and ``reason``: one for
+        the record either way; and the measures as means over domains, None where not finite:
+        ``mean_ratio`` (geometric mean of perplexity ratios), ``worst_domain``, ``worst_ratio``,
+        ``kl``, ``top1_agreement``, ``repetition`` (``dense``, ``pruned`` and ``rise``),
+        ``entropy_drift`` (signed), ``norm_drift`` (absolute) and its ``norm_layer``. A limit whose
+        measure is not finite is broken.
+
+    Raises:
+        InputError: the two models were measured on different domains or tokens.
+    """
+    ratios = perplexity_ratios(measures["dense"], measures["pruned"])
+    domain, ratio = worst_ratio(ratios)
+    entropy, repetition = measures["entropy"], measures["repetition"]
+    repeated = {name: _mean(repetition[name]) for name in ("dense", "pruned")}
+    layer, moved = _most_moved(measures["norms"])
+    found = {
+        "mean_ratio": geometric_mean(ratios),
+        "worst_ratio": ratio,
+        "kl": _mean(measures["kl"]),
+        "top1_agreement": _mean(measures["top1_agreement"]),
+        "repetition_rise": repeated["pruned"] - repeated["dense"],
+        "entropy_drift": _mean(entropy["pruned"]) - _mean(entropy["dense"]),
+        "norm_drift": moved,
+    }
+    reasons = list(_broken(found, settings, domain, layer))
+    held = _finite(found)
+    return {
+        "healthy": not reasons,
+        "reasons": reasons,
+        "reason": _one_sentence(reasons, domain, ratio, settings),
+        "worst_domain": domain,
+        "norm_layer": layer,
+        "repetition": {**_finite(repeated), "rise": held.pop("repetition_rise")},
+        **held,
+    }
+
+
+def knee(points: Sequence[tuple[float, float]]) -> int | None:
+    """Find the round after which a descent gets steep.
+
+    It is the point farthest below the chord from the dense model, (0, 0), to the last round
+    (Kneedle for a convex rising curve: Satopaa et al. 2011).
+
+    Args:
+        points: for each round, in order, the share of block weights removed (rising) and the
+            logarithm of the mean perplexity ratio.
+
+    Returns:
+        Its place in `points`, or None: with fewer than three rounds, where nothing was lost, where
+        a point lies above the chord (the curve is not convex), and where none lies below it (a
+        straight line).
+    """
+    if len(points) < 3 or not all(math.isfinite(value) for point in points for value in point):
+        return None
+    last_share, last_loss = points[-1]
+    if last_share <= 0 or last_loss <= 0:
+        return None
+    depths = [last_loss * share / last_share - loss for share, loss in points[:-1]]
+    if min(depths) < -_STRAIGHT or max(depths) <= _STRAIGHT:
+        return None
+    return depths.index(max(depths))
+
+
+def _broken(
+    found: Mapping[str, float], settings: HealthSettings, domain: str, layer: int
+) -> Iterator[str]:
+    """Say what each limit that is set finds wrong."""
+    highest = {
+        "worst_ratio": (
+            settings.max_perplexity_ratio,
+            f"The worst domain, {domain}, has {{}} times the dense model's perplexity",
+        ),
+        "kl": (settings.max_kl, "KL from the dense model is {} nats a token"),
+        "repetition_rise": (
+            settings.max_repetition_rise,
+            "The share of repeated 4-grams in greedy text rose by {}",
+        ),
+        "entropy_drift": (
+            settings.max_entropy_drift,
+            "The entropy of the next token moved by {} nats",
+        ),
+        "norm_drift": (
+            settings.max_norm_drift,
+            f"The log norm of what leaves layer {layer} moved by {{}}",
+        ),
+    }
+    for name, (limit, sentence) in highest.items():
+        moved = abs(found[name]) if name == "entropy_drift" else found[name]
+        if limit is not None and not moved <= limit:  # so that NaN is beyond every limit
+            yield f"{sentence.format(f'{found[name]:.4g}')}, beyond the limit of {limit:g}."
+    lowest, agreement = settings.min_top1_agreement, found["top1_agreement"]
+    if lowest is not None and not agreement >= lowest:
+        yield (
+            f"Both models find the same next token likeliest for {agreement:.4g} of the tokens, "
+            f"below the limit of {lowest:g}."
+        )
+
+
+def _one_sentence(
+    reasons: Sequence[str], domain: str, ratio: float, settings: HealthSettings
+) -> str:
+    if not reasons:
+        return (
+            f"The worst domain, {domain}, has {ratio:.4g} times the dense model's perplexity, "
+            f"within the limit of {settings.max_perplexity_ratio:g}, and no other limit is broken."
+        )
+    if len(reasons) == 1:
+        return reasons[0]
+    more = len(reasons) - 1
+    limits = "limit is" if more == 1 else "limits are"
+    return f"{reasons[0].removesuffix('.')}, and {more} more {limits} broken."
+
+
+def _most_moved(norms: Sequence[float]) -> tuple[int, float]:
+    """The layer whose norm moved most, and by how much; one that is not finite moved most."""
+    moves = [abs(norm) if math.isfinite(norm) else math.inf for norm in norms]
+    layer = max(range(len(moves)), key=moves.__getitem__)
+    return layer, moves[layer]
+
+
+def _mean(by_domain: Mapping[str, float]) -> float:
+    return sum(by_domain.values()) / len(by_domain)
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

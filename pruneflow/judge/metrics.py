@@ -1,0 +1,214 @@
+"""What a gate can look at: each metric is one function of a comparison of two models.
+
+A new metric is one function below. Where a metric has an interval, gates look at its worse end.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from pruneflow.judge.intervals import Estimate
+
+Comparison = dict[str, Any]
+"""A summary, or what `compare` says of candidate and production model."""
+
+
+class Measured(Estimate):
+    """An estimate, and the domains that it is about where the metric's name does not say."""
+
+    domain: str | None
+
+
+class Metric(NamedTuple):
+    """A registered metric.
+
+    Attributes:
+        measure: of a comparison and, where it takes one, the part of the metric's name after the
+            dot; gives a number or an `Estimate`, or None where there is no measurement.
+        parity: its value when both models are equal; None where it cannot say which is better.
+        better: on which side of parity the candidate is better.
+        of_two_records: whether two models' records are enough for it, so that it can be held
+            against the model in production, which no stage runs.
+    """
+
+    measure: Callable[..., Estimate | float | None]
+    parity: float | None = None
+    better: Literal["lower", "higher"] | None = None
+    of_two_records: bool = True
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether a gate must name a task or domain after a dot."""
+        return len(inspect.signature(self.measure).parameters) > 1
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(
+    parity: float | None = None,
+    better: Literal["lower", "higher"] | None = None,
+    of_two_records: bool = True,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a metric under its function's name.
+
+    The function takes the comparison and, when it has a second parameter, what follows the dot in
+    configs/gates.yaml: ``task_retention.piqa`` calls ``task_retention(comparison, "piqa")``.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        METRICS[function.__name__] = Metric(function, parity, better, of_two_records)
+        return function
+
+    return register
+
+
+@metric(parity=1, better="lower")
+def perplexity_ratio_mean(found: Comparison) -> Estimate:
+    """Geometric mean over domains of pruned perplexity over dense perplexity."""
+    return found["perplexity"]["mean_ratio"]
+
+
+@metric(parity=1, better="lower")
+def perplexity_ratio_worst(found: Comparison) -> Measured:
+    """Perplexity ratio of the domain that may have suffered most: with the highest upper end.
+
+    The domain with the highest ratio need not be the one that is worst off: another, measured on
+    windows that differ more, may be.
+    """
+    ratios = {name: facts["ratio"] for name, facts in found["perplexity"]["domains"].items()}
+
+    def badness(domain: str) -> float:
+        return ratios[domain]["high"] if math.isfinite(ratios[domain]["high"]) else math.inf
+
+    worst = max(ratios, key=badness)
+    value, low, high = (ratios[worst][key] for key in ("value", "low", "high"))
+    return {"value": value, "low": low, "high": high, "domain": worst}
+
+
+@metric(parity=1, better="lower")
+def perplexity_ratio(found: Comparison, domain: str) -> Estimate:
+    """Perplexity ratio of one domain."""
+    return found["perplexity"]["domains"][domain]["ratio"]
+
+
+@metric(parity=1, better="higher")
+def task_retention(found: Comparison, task: str) -> Estimate | None:
+    """Pruned accuracy over dense accuracy on one task."""
+    return found["tasks"][task]["retention"]
+
+
+@metric(parity=1, better="higher")
+def task_above_chance(found: Comparison, task: str) -> Estimate | None:
+    """Task retention of what both accuracies have above chance."""
+    return found["tasks"][task]["above_chance"]
+
+
+@metric(parity=0, better="higher")
+def task_difference(found: Comparison, task: str) -> Estimate | None:
+    """Pruned accuracy minus dense accuracy on one task, question by question."""
+    facts = found["tasks"][task]
+    return facts["difference"] if facts["measurable"] else None
+
+
+@metric(parity=1, better="higher")
+def mean_retention(found: Comparison) -> Estimate | None:
+    """Mean of task retention over the measurable tasks."""
+    return found["mean_retention"]
+
+
+@metric(parity=0, better="higher")
+def mean_difference(found: Comparison) -> Estimate | None:
+    """Mean of pruned accuracy minus dense accuracy over the measurable tasks."""
+    return found["mean_difference"]
+
+
+@metric(parity=0, better="higher")
+def block_ratio(found: Comparison) -> float:
+    """Share of the dense model's block weights that is gone."""
+    return found["parameters"]["block_ratio"]
+
+
+@metric(parity=1, better="lower")
+def bytes_ratio(found: Comparison) -> float:
+    """Bytes of weights on disk, pruned over dense."""
+    return found["bytes"]["ratio"]
+
+
+@metric(of_two_records=False)
+def reload_ok(found: Comparison) -> float:
+    """1 when a fresh process without this project loads the model and generates, else 0."""
+    return float(found["reload"]["ok"])
+
+
+@metric(of_two_records=False)
+def lm_eval_ok(found: Comparison) -> float:
+    """1 when the command ``lm_eval --model hf`` runs on the model's directory, else 0."""
+    return float(found["lm_eval"]["ok"])
+
+
+@metric(parity=1, better="higher", of_two_records=False)
+def decode_speedup(found: Comparison) -> Estimate:
+    """Decoded tokens per second, pruned over dense, median of interleaved repeats."""
+    return _median(found["latency"]["speedup"]["decode"])
+
+
+@metric(parity=1, better="higher", of_two_records=False)
+def prefill_speedup(found: Comparison) -> Estimate:
+    """Prefilled tokens per second, pruned over dense, median of interleaved repeats."""
+    return _median(found["latency"]["speedup"]["prefill"])
+
+
+@metric(of_two_records=False)
+def uncalibrated_domains(found: Comparison) -> Measured:
+    """How many of the measured domains the calibration set holds no text of."""
+    calibrated = found["calibration_domains"]
+    missing = [domain for domain in found["perplexity"]["domains"] if not calibrated.get(domain)]
+    count = float(len(missing))
+    return {"value": count, "low": count, "high": count, "domain": ", ".join(missing) or None}
+
+
+def _median(spread: dict[str, Any]) -> Estimate:
+    return {"value": spread["median"], "low": spread["low"], "high": spread["high"]}
+
+
+def find_metric(name: str) -> tuple[Metric, str] | None:
+    """Return the metric that a gate names and the part after the dot; None if it is unknown."""
+    plain, dot, part = name.partition(".")
+    found = METRICS.get(plain)
+    if found is None or bool(dot and part) != found.takes_part:
+        return None
+    return found, part
+
+
+def known_metrics() -> str:
+    """List the metrics as configs/gates.yaml spells them, e.g. ``task_retention.TASK``."""
+    parts = {
+        name: list(inspect.signature(found.measure).parameters)[1:]
+        for name, found in METRICS.items()
+    }
+    return ", ".join(".".join([name, *map(str.upper, part)]) for name, part in parts.items())
+
+
+def measure(name: str, found: Comparison) -> Measured | None:
+    """Return a metric of a comparison; None where it was not measured or is not finite.
+
+    A number without an interval is its own interval. ``domain`` is None unless the metric names
+    one itself.
+    """
+    known = find_metric(name)
+    if known is None:
+        return None
+    chosen, part = known
+    try:
+        value: Any = chosen.measure(found, part) if part else chosen.measure(found)
+        if not isinstance(value, dict):
+            value = {"value": value, "low": value, "high": value}
+        ends = [value[key] for key in ("value", "low", "high")]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+        return None
+    low, high = float(ends[1]), float(ends[2])
+    return {"value": float(ends[0]), "low": low, "high": high, "domain": value.get("domain")}

@@ -1,0 +1,187 @@
+"""How much of the dense model is left: ratios of perplexities and of accuracies, with intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+
+from pruneflow.errors import InputError
+from pruneflow.judge.intervals import Estimate, draw_means, estimate, pooled
+from pruneflow.measure.perplexity import DomainLoss
+
+
+def perplexity_ratios(
+    dense: Mapping[str, DomainLoss], pruned: Mapping[str, DomainLoss]
+) -> dict[str, float]:
+    """Return pruned perplexity over dense perplexity for each domain; 1 is no loss.
+
+    Raises:
+        InputError: the two were measured on different domains or tokens.
+    """
+    if set(dense) != set(pruned):
+        different = sorted(set(dense) ^ set(pruned))[0]
+        raise InputError(
+            f"dense and pruned model were not measured on the same domains ({different}): "
+            "run both evaluations again"
+        )
+    if not dense:
+        raise InputError("no domain was measured: name some in documents.domains")
+    for domain in dense:
+        if dense[domain]["tokens"] != pruned[domain]["tokens"]:
+            raise InputError(
+                f"dense and pruned model were scored on different numbers of tokens of {domain} "
+                f"({dense[domain]['tokens']} and {pruned[domain]['tokens']}): "
+                "run both evaluations again"
+            )
+    return {domain: pruned[domain]["perplexity"] / dense[domain]["perplexity"] for domain in dense}
+
+
+def geometric_mean(ratios: Mapping[str, float]) -> float:
+    """Return the geometric mean of the ratios, so that no domain counts more than another."""
+    return math.exp(math.fsum(math.log(ratio) for ratio in ratios.values()) / len(ratios))
+
+
+def worst_ratio(ratios: Mapping[str, float]) -> tuple[str, float]:
+    """Return the domain that suffered most and its ratio; a ratio that is not finite is worst."""
+
+    def badness(domain: str) -> float:
+        return ratios[domain] if math.isfinite(ratios[domain]) else math.inf
+
+    domain = max(ratios, key=badness)
+    return domain, ratios[domain]
+
+
+def perplexity_estimates(
+    dense: Mapping[str, DomainLoss], pruned: Mapping[str, DomainLoss], samples: int, seed: int
+) -> dict[str, Any]:
+    """Compare two models' perplexities on the same windows, with intervals over windows.
+
+    Args:
+        dense: losses by domain, with ``windows``.
+        pruned: the other model's on the same windows.
+        samples: bootstrap resamples.
+        seed: of the draws.
+
+    Returns:
+        The ratio pruned / dense as an `Estimate` for each of ``domains``, their geometric
+        ``mean``, and the ``worst`` of them with its ``domain``.
+
+    Raises:
+        InputError: the two were measured on different domains, tokens or windows.
+    """
+    ratios = perplexity_ratios(dense, pruned)
+    domains, logs, draws, counts = {}, [], [], []
+    for place, (domain, ratio) in enumerate(ratios.items()):
+        before, after = dense[domain]["windows"], pruned[domain]["windows"]
+        units = len(before)
+        if units != len(after):
+            raise InputError(
+                f"dense and pruned model were scored on different windows of {domain} "
+                f"({units} and {len(after)}): run both evaluations again"
+            )
+        rises = numpy.subtract(after, before) * units / dense[domain]["tokens"]
+        (drawn,) = draw_means(rises[None], samples, seed + place)
+        own = pooled([math.log(ratio)], [drawn], [units])
+        domains[domain] = estimate(ratio, numpy.exp(own))
+        logs.append(math.log(ratio))
+        draws.append(drawn)
+        counts.append(units)
+    together = numpy.exp(pooled(logs, draws, counts))
+    worst, _ = worst_ratio(ratios)
+    return {
+        "domains": domains,
+        "mean": estimate(geometric_mean(ratios), together),
+        "worst": {"domain": worst, **domains[worst]},
+    }
+
+
+def task_retention(
+    dense_correct: Sequence[int],
+    pruned_correct: Sequence[int],
+    chance: float,
+    samples: int,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
+    """Compare two models' answers to the same questions.
+
+    What the models answer alike says nothing about their difference: with fewer than some six
+    answers that differ, intervals are too narrow (in simulations they hold from 40 questions on).
+
+    Args:
+        dense_correct: 1 or 0 for each question, in the order of the file.
+        pruned_correct: the same questions in the same order.
+        chance: accuracy of guessing.
+        samples: bootstrap resamples.
+        seed: of the draws.
+
+    Returns:
+        The number of ``questions``, the accuracies ``dense`` and ``pruned`` and their
+        ``difference`` pruned - dense as `Estimate`, ``measurable``: whether the dense model's
+        interval is above chance; and, where it is, else None, ``retention`` pruned / dense and
+        ``above_chance``
+        (pruned - chance) / (dense - chance). Beside it the draws of ``difference`` and
+        ``retention``, for means over tasks.
+
+    Raises:
+        InputError: the lists differ in length or are empty.
+    """
+    count = len(dense_correct)
+    if count != len(pruned_correct):
+        raise InputError(
+            f"dense and pruned model answered different questions ({count} and "
+            f"{len(pruned_correct)}): run both evaluations again"
+        )
+    if not count:
+        raise InputError("no question was asked of a task: raise its number in evaluation.tasks")
+    correct = numpy.asarray([dense_correct, pruned_correct], dtype=float)
+    dense, pruned = (float(mean) for mean in correct.mean(axis=1))
+    before, after = draw_means(correct, samples, seed)
+    facts: dict[str, Any] = {
+        "questions": count,
+        "dense": estimate(dense, before, count),
+        "pruned": estimate(pruned, after, count),
+        "difference": estimate(pruned - dense, after - before, count),
+    }
+    lowest = facts["dense"]["low"]
+    facts["measurable"] = lowest is not None and lowest > chance
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        ratios = after / before
+        above = numpy.where(before > chance, (after - chance) / (before - chance), numpy.nan)
+    known = facts["measurable"]
+    facts["retention"] = estimate(pruned / dense, ratios, count) if known else None
+    facts["above_chance"] = (
+        estimate((pruned - chance) / (dense - chance), above, count) if known else None
+    )
+    return facts, {"difference": after - before, "retention": ratios}
+
+
+def mean_over_tasks(
+    tasks: Mapping[str, Mapping[str, Any]], draws: Mapping[str, Mapping[str, numpy.ndarray]]
+) -> dict[str, Estimate | None]:
+    """Average ``difference`` and ``retention`` over the tasks that are measurable.
+
+    A task that is measurable only by the dense model's luck makes the pruned model look worse than
+    it is: with many such tasks the upper end is often too low, and the lower, which gates look at,
+    hardly ever too high.
+
+    Args:
+        tasks: what `task_retention` says of each, with its number of ``questions``.
+        draws: and its draws.
+
+    Returns:
+        Both means as `Estimate`, None where no task is measurable.
+    """
+    measurable = [name for name, task in tasks.items() if task["measurable"]]
+    if not measurable:
+        return {"difference": None, "retention": None}
+    means: dict[str, Estimate | None] = {}
+    for key in ("difference", "retention"):
+        values = [tasks[name][key]["value"] for name in measurable]
+        together = pooled(
+            values,
+            [draws[name][key] for name in measurable],
+            [tasks[name]["questions"] for name in measurable],
+        )
+        means[key] = estimate(math.fsum(values) / len(values), together)
+    return means

@@ -1,0 +1,159 @@
+"""Perplexity of a causal language model, domain by domain, on windows of packed tokens."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruneflow.errors import InputError
+from pruneflow.progress import track
+
+
+class NonFiniteLossError(InputError):
+    """A model gives NaN or infinity where a loss belongs."""
+
+
+class DomainLoss(TypedDict):
+    """What a model makes of one domain."""
+
+    nll: float  # sum of -log p over all scored tokens, natural logarithm
+    tokens: int  # scored tokens: all but the first of each window
+    perplexity: float  # exp(nll / tokens)
+    windows: NotRequired[list[float]]  # the part of nll of each window, in their order
+    bytes: NotRequired[int]  # UTF-8 bytes of the text that the scored tokens stand for
+    bits_per_byte: NotRequired[float]  # nll / (bytes ln 2): comparable between tokenizers
+
+
+def perplexity_by_domain(
+    model: PreTrainedModel,
+    blocks: dict[str, Tensor],
+    batch_tokens: int,
+    label: str,
+) -> dict[str, DomainLoss]:
+    """Score every window alone and sum over each domain.
+
+    Args:
+        model: a causal language model on any device.
+        blocks: windows of token ids by domain, each ``[windows, T]`` without padding.
+        batch_tokens: tokens in one forward pass, at most (at least one window is taken).
+        label: names the work on the progress bar.
+
+    Returns:
+        For each domain the summed negative log-likelihood of tokens 2..T of each window, in all
+        and by window, the number of tokens behind it, and the perplexity. Log-softmax is float32,
+        sums are float64.
+
+    Raises:
+        InputError: a domain has no windows.
+        NonFiniteLossError: the model gives no finite loss on a domain.
+    """
+    for domain, windows in blocks.items():
+        if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
+            raise InputError(
+                f"domain {domain} has no windows to score (shape {list(windows.shape)}): "
+                "give it more text"
+            )
+    batches = [
+        (domain, batch)
+        for domain, windows in blocks.items()
+        for batch in windows.split(max(1, batch_tokens // windows.shape[1]))
+    ]
+    losses: dict[str, list[float]] = {domain: [] for domain in blocks}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for domain, batch in track(batches, label):
+                batch_losses = _window_losses(model, batch)
+                if not all(math.isfinite(loss) for loss in batch_losses):
+                    raise NonFiniteLossError(
+                        f"the model gives no finite loss on {domain}: its weights are damaged, or "
+                        "it was pruned too far; try a lower ratio or compute.dtype float32"
+                    )
+                losses[domain] += batch_losses
+    finally:
+        model.train(was_training)
+    return {
+        domain: _domain_loss(domain, losses[domain], windows.shape[0] * (windows.shape[1] - 1))
+        for domain, windows in blocks.items()
+    }
+
+
+def with_bytes(
+    losses: Mapping[str, DomainLoss],
+    blocks: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, DomainLoss]:
+    """Add ``bytes`` and ``bits_per_byte`` to the losses on `blocks`.
+
+    Bits per byte is the negative log-likelihood, end-of-text tokens included, over the bytes of
+    the text (The Pile, arXiv 2101.00027, section 3.1): unlike perplexity it does not depend on
+    how the tokenizer cuts the text.
+
+    Args:
+        losses: what `perplexity_by_domain` gives for `blocks`.
+        blocks: windows of token ids by domain, each ``[windows, T]``.
+        tokenizer: of the model.
+    """
+    scored = {domain: blocks[domain][:, 1:].flatten().tolist() for domain in losses}
+    lengths = bytes_by_token(tokenizer, {token for ids in scored.values() for token in ids})
+    counted: dict[str, DomainLoss] = {}
+    for domain, loss in losses.items():
+        size = sum(lengths[token] for token in scored[domain])
+        if size == 0:
+            raise InputError(f"domain {domain} holds no text, only special tokens")
+        counted[domain] = {**loss, "bytes": size, "bits_per_byte": loss["nll"] / size / math.log(2)}
+    return counted
+
+
+def bytes_by_token(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, int]:
+    """Return how many UTF-8 bytes of text each token id stands for; special tokens for none.
+
+    A token may end inside a character, so that decoding it alone would not do: in a byte-level
+    vocabulary (GPT-2's) each letter of a token's name is a byte; elsewhere (SentencePiece) the
+    name is the text with U+2581 for a space, or ``<0xE4>`` for a byte.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    byte_level = backend is not None and "ByteLevel" in str(getattr(backend, "decoder", ""))
+    special = set(tokenizer.all_special_ids)
+    added = {number: name for name, number in tokenizer.get_added_vocab().items()}
+
+    def length(token: int) -> int:
+        if token in special:
+            return 0
+        if token in added:
+            return len(added[token].encode())
+        name = str(tokenizer.convert_ids_to_tokens(token))
+        if byte_level:
+            return len(name)
+        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+            return 1
+        return len(name.replace("\u2581", " ").encode())
+
+    return {token: length(token) for token in ids}
+
+
+def _window_losses(model: PreTrainedModel, batch: Tensor) -> list[float]:
+    """Return the summed negative log-likelihood of tokens 2..T of each row of `batch`."""
+    ids = batch.to(device=model.device, dtype=torch.long)
+    logits = model(input_ids=ids, use_cache=False).logits
+    # Row by row: a float32 copy of all logits at once would be the largest thing in memory.
+    return [
+        float(cross_entropy(row[:-1].float(), targets[1:], reduction="none").double().sum())
+        for row, targets in zip(logits, ids, strict=True)
+    ]
+
+
+def _domain_loss(domain: str, windows: list[float], tokens: int) -> DomainLoss:
+    nll = math.fsum(windows)
+    mean = nll / tokens
+    if mean > 700:  # exp would overflow; a uniform guess over a million words has a mean of 14
+        raise NonFiniteLossError(
+            f"the model gives no finite perplexity on {domain} (mean loss {mean:.0f}): "
+            "its weights are damaged, or it was pruned too far; try a lower ratio"
+        )
+    return {"nll": nll, "tokens": tokens, "perplexity": math.exp(mean), "windows": windows}

@@ -1,0 +1,98 @@
+"""Where the dense model comes from: a directory, a hub id, a GGUF file, a package's file.
+
+Nothing here loads weights, so that a wrong source shows in a moment.
+"""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+from gguf import GGUFReader
+from safetensors import SafetensorError, safe_open
+
+from pruneflow.artifacts import sha256_file
+from pruneflow.errors import InputError
+from pruneflow.models.families import ModelType, family_of
+from pruneflow.settings.pipeline import ModelSettings
+
+PACKAGE = "package:"
+
+
+def check_source(settings: ModelSettings) -> None:
+    """Find out quickly, without loading weights, whether `model.source` can be used.
+
+    Raises:
+        InputError: it does not exist, is not a model, or is of a family that is not supported.
+    """
+    location, gguf = locate(settings)
+    if gguf is None and Path(location).is_dir():
+        config_file = Path(location) / "config.json"
+        if not config_file.is_file():
+            raise InputError(f"model.source: {location} has no config.json: not a model directory")
+        try:
+            model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+            raise InputError(f"model.source: {config_file} is not valid JSON") from None
+        family_of(ModelType(model_type))
+
+
+def source_parameters(settings: ModelSettings) -> int | None:
+    """Count the weights of `model.source` without loading them; None for what is on the hub.
+
+    Raises:
+        InputError: as `check_source`, or the files cannot be read.
+    """
+    location, gguf = locate(settings)
+    try:
+        if gguf is not None:
+            return sum(int(each.n_elements) for each in GGUFReader(Path(location) / gguf).tensors)
+        if not Path(location).is_dir():
+            return None
+        total = 0
+        for file in Path(location).glob("*.safetensors"):
+            with safe_open(file, framework="numpy") as tensors:
+                shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
+                total += sum(math.prod(shape) for shape in shapes)
+        return total
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"model.source: {settings.source} cannot be read ({error})") from None
+
+
+def locate(settings: ModelSettings) -> tuple[str, str | None]:
+    """Where the model is: (directory or hub id, name of the GGUF file in it or None)."""
+    source = settings.source
+    if source.startswith(PACKAGE):
+        package, _, name = source.removeprefix(PACKAGE).partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise InputError(
+                f"model.source: package {package} is not installed: run `make setup`, "
+                "or give a model directory"
+            )
+        path = Path(found.submodule_search_locations[0]) / name
+    else:
+        path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"model.source: {source} does not exist: correct the path")
+        if settings.sha256 and sha256_file(path) != settings.sha256:
+            raise InputError(f"model.source: {path} does not have the sha256 in model.sha256")
+        return str(path.parent), path.name
+    for key in ("sha256", "revision") if path.is_dir() else ("sha256",):
+        if getattr(settings, key) is not None:
+            kind = "a local directory" if path.is_dir() else "a hub id"
+            raise InputError(f"model.{key} is not used for {kind} such as {source}: set it to null")
+    if path.is_dir():
+        return str(path), None
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1:
+        raise InputError(
+            f"model.source: {source} does not exist: give a model directory, a .gguf file or a "
+            "hub id with its revision"
+        )
+    if settings.revision is None:
+        raise InputError(
+            f"model.source: {source} is no local directory; for a hub id also set model.revision "
+            "to a commit, so that the same model is read every time"
+        )
+    return source, None

@@ -1,0 +1,108 @@
+"""Remove units for real: smaller dense tensors, nothing masked."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch.nn import Parameter
+
+from pruneflow.models.structure import Layer, matrix
+
+
+def cut_neurons(layer: Layer, keep: torch.Tensor) -> None:
+    """Keep these MLP neurons of a layer, in place: rows of the producers, consumer's columns.
+
+    Args:
+        layer: the block to cut.
+        keep: indices of the neurons that stay, rising, ``[kept]``.
+    """
+    for member in layer.members("neurons"):
+        _keep(member.linear, member.axis, torch.isin(member.units, keep.cpu()).nonzero().flatten())
+
+
+def cut_heads(layer: Layer, heads: torch.Tensor) -> None:
+    """Keep these query heads of a layer, in place, and the key and value heads they read.
+
+    The module runs as it is afterwards, with and without KV cache.
+
+    Args:
+        layer: the block to cut.
+        heads: indices of the query heads that stay, ``[KV groups kept, heads per group]``, each
+            row from one present group, rising.
+
+    Raises:
+        ValueError: a row mixes groups, or indices do not rise.
+    """
+    heads = heads.cpu()
+    groups = heads[:, 0] // layer.heads_per_group
+    flat = heads.flatten()
+    if not (torch.equal(heads // layer.heads_per_group, groups[:, None].expand_as(heads))) or bool(
+        (flat.diff() <= 0).any()
+    ):
+        raise ValueError(f"not rising heads of whole rows of KV groups: {heads.tolist()}")
+    rows: dict[str, list[torch.Tensor]] = {}
+    for part, kept in ((0, flat), (1, groups), (2, groups)):
+        name, channels = layer.projection(part)
+        rows.setdefault(name, []).append(channels[kept].flatten())
+    columns = head_columns(heads, layer.head_dim)
+    for name, channels_kept in rows.items():
+        _keep(layer.linear(name), "out", torch.cat(channels_kept).sort().values)
+    _keep(layer.attention_consumer, "in", columns)
+    _announce_heads(layer)
+
+
+def head_columns(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """The consumer's columns of query heads, in order, ``[heads * head_dim]``.
+
+    Args:
+        heads: indices of any shape, flattened in order.
+        head_dim: channels of one head.
+    """
+    channels = torch.arange(head_dim, device=heads.device)
+    return (heads.reshape(-1, 1) * head_dim + channels).flatten()
+
+
+def set_columns(consumer: Any, weight: torch.Tensor) -> None:
+    """Write a consumer's matrix ``[out, in]``, whichever way round it keeps it."""
+    matrix(consumer).data.copy_(weight)
+
+
+def _announce_heads(layer: Layer) -> None:
+    """Tell the attention module its new head counts, under the names that its family uses."""
+    attention, family = layer.attention, layer.family
+    for name, value in head_attributes(layer).items():
+        setattr(attention, name, value)
+    if family.reads_config:
+        # Other layers keep their counts, so this module needs a configuration of its own.
+        attention.config = copy.copy(attention.config)
+        setattr(attention.config, family.heads_field, layer.heads)
+        setattr(attention.config, str(family.groups_field), layer.kv_groups)
+
+
+def head_attributes(layer: Layer) -> dict[str, int]:
+    """What the attention module of a layer has to say of its heads, by its own attribute names."""
+    values = {
+        "num_heads": layer.heads,
+        "num_key_value_heads": layer.kv_groups,
+        "num_key_value_groups": layer.heads_per_group,
+        "split_size": layer.heads * layer.head_dim,
+    }
+    return {name: value for name, value in values.items() if hasattr(layer.attention, name)}
+
+
+def _keep(linear: Any, axis: Literal["out", "in"], channels: torch.Tensor) -> None:
+    """Keep these output or input channels of an ``nn.Linear`` or ``Conv1D``, in place."""
+    weight = matrix(linear)
+    channels = channels.to(weight.device)
+    transposed = weight is not linear.weight
+    kept = weight[channels] if axis == "out" else weight[:, channels]
+    linear.weight = _frozen(kept.T if transposed else kept)
+    if axis == "out" and linear.bias is not None:
+        linear.bias = _frozen(linear.bias[channels])
+    sizes = {"out": ("nf", "out_features"), "in": ("nx", "in_features")}
+    setattr(linear, sizes[axis][not transposed], len(channels))
+
+
+def _frozen(tensor: torch.Tensor) -> Any:
+
+    return Parameter(tensor.detach().clone().contiguous(), requires_grad=False)

@@ -1,0 +1,182 @@
+"""What one batch shows of every unit, seen by hooks while the model runs."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import torch
+
+from pruneflow.models.structure import Kind, Layer, Member, matrix
+from pruneflow.pruning.token_losses import wide
+
+# Units that can be removed. Heads are query heads; a KV group is worth all of its own.
+KINDS = get_args(Kind)
+
+# What a pass can gather. Activations alone need no backward pass.
+ACTIVATIONS = "activations"
+MASKS = "masks"
+WEIGHT_GRADIENTS = "weight_gradients"
+
+# What is gathered under each: quantities, and the kinds they are of.
+QUANTITIES = {
+    ACTIVATIONS: (("x", "x_squared"), ("neurons", "columns")),
+    MASKS: (("z_squared", "z_absolute"), KINDS),
+    WEIGHT_GRADIENTS: (("weight_gradient",), KINDS),
+}
+LOSS = ("loss", "text", -1)
+
+
+class Recorder:
+    """Hooks that add what they see of the batch under way to one vector.
+
+    Args:
+        layers: the model's blocks.
+        needs: which of `ACTIVATIONS`, `MASKS` and `WEIGHT_GRADIENTS` to gather.
+        draws: backward passes of each batch, averaged.
+        device: where vectors are kept.
+
+    Attributes:
+        parts: where in a vector each (quantity, kind, layer) lies.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], needs: Collection[str], draws: int, device: Any
+    ) -> None:
+        self.needs, self.draws = frozenset(needs), draws
+        self.parts: dict[tuple[str, str, int], slice] = {}
+        self._device, self._sequences = device, 0
+        self._size = 0
+        self._lay_out(LOSS, 1)
+        for layer in layers:
+            for need in (ACTIVATIONS, MASKS, WEIGHT_GRADIENTS):
+                if need in needs:
+                    quantities, kinds = QUANTITIES[need]
+                    for quantity in quantities:
+                        for kind in kinds:
+                            self._lay_out((quantity, kind, layer.index), _count(layer, kind))
+        self.vector = self.blank()
+
+    def _lay_out(self, key: tuple[str, str, int], count: int) -> None:
+        self.parts[key] = slice(self._size, self._size + count)
+        self._size += count
+
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether a backward pass is needed."""
+        return not self.needs.isdisjoint((MASKS, WEIGHT_GRADIENTS))
+
+    def blank(self) -> torch.Tensor:
+        """A vector that nothing has been added to, float64."""
+        return torch.zeros(self._size, dtype=torch.double, device=self._device)
+
+    def watch(self, sequences: int, vector: torch.Tensor) -> None:
+        """From here on a batch of so many sequences is under way, and `vector` is its own."""
+        self._sequences, self.vector = sequences, vector
+
+    def add(self, key: tuple[str, str, int], values: torch.Tensor) -> None:
+        """Add float64 values ``[units]`` to what the batch showed before."""
+        self.vector[self.parts[key]] += values.to(self.vector.device)
+
+    @contextmanager
+    def hooked(self, layers: Sequence[Layer]) -> Iterator[None]:
+        """Within it, whatever runs these blocks is seen."""
+        hooks: list[Any] = []
+        try:
+            for layer in layers:
+                if not self.needs.isdisjoint((ACTIVATIONS, MASKS)):
+                    hooks += self._watch_consumers(layer)
+                if WEIGHT_GRADIENTS in self.needs:
+                    hooks += self._watch_linears(layer)
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _watch_consumers(self, layer: Layer) -> list[Any]:
+        """See the inputs of both consumers and, for masks, the gradients by them."""
+
+        def watch(channels: str, split: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Any:
+            def before(_module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+                x = arguments[0]
+                # A hook that held x itself would keep the whole graph alive.
+                values = x.detach().reshape(self._sequences, -1, x.shape[-1])
+                if ACTIVATIONS in self.needs:
+                    norms = torch.linalg.vector_norm(values, dim=(0, 1), dtype=torch.double)
+                    self.add(("x_squared", channels, layer.index), norms.square())
+                    totals = values.sum((0, 1), dtype=torch.double)
+                    self.add(("x", channels, layer.index), totals)
+
+                def on_gradient(gradient: torch.Tensor) -> None:
+                    z = (wide(values) * gradient.reshape(values.shape)).sum(1).double()
+                    for kind, units in split(z).items():
+                        squares = units.square().sum(0) / self.draws
+                        self.add(("z_squared", kind, layer.index), squares)
+                        absolute = units.abs().sum(0) / self.draws
+                        self.add(("z_absolute", kind, layer.index), absolute)
+
+                if MASKS in self.needs:
+                    x.register_hook(on_gradient)
+
+            return before
+
+        mlp = watch("neurons", lambda z: {"neurons": z})
+        attention = watch("columns", lambda z: sum_columns(z, layer))
+        return [
+            layer.mlp_consumer.register_forward_pre_hook(mlp),
+            layer.attention_consumer.register_forward_pre_hook(attention),
+        ]
+
+    def _watch_linears(self, layer: Layer) -> list[Any]:
+        """See the input of every linear that units own a part of, and the gradient by its output.
+
+        A weight's gradient on one sequence is ``d^T x`` with ``d [T, out]`` the gradient by the
+        output and ``x [T, in]`` the input: one matrix at a time, then gone.
+        """
+        owners: dict[Any, list[tuple[str, Member]]] = {}
+        for kind in KINDS:
+            for member in layer.members(kind):
+                owners.setdefault(member.linear, []).append((kind, member))
+
+        def watch(linear: Any, members: list[tuple[str, Member]]) -> Any:
+            def after(_module: Any, arguments: tuple[torch.Tensor, ...], output: Any) -> None:
+                x = arguments[0].detach()
+                x = x.reshape(self._sequences, -1, x.shape[-1])
+
+                def on_gradient(gradient: torch.Tensor) -> None:
+                    weight = matrix(linear).detach()
+                    d = gradient.reshape(self._sequences, -1, gradient.shape[-1])
+                    sums = {
+                        axis: torch.zeros(size, dtype=torch.double, device=gradient.device)
+                        for axis, size in zip(("out", "in"), weight.shape, strict=True)
+                    }
+                    for inputs, gradients in zip(x, d, strict=True):
+                        products = (wide(gradients).T @ wide(inputs)).mul_(weight).abs_()
+                        sums["out"] += products.sum(1, dtype=torch.double)
+                        sums["in"] += products.sum(0, dtype=torch.double)
+                    for kind, member in members:
+                        units = member.units.cpu()
+                        # On the CPU, where adding by index has one order.
+                        by_unit = torch.zeros(_count(layer, kind), dtype=torch.double)
+                        by_channel = sums[member.axis].cpu()[units >= 0]
+                        by_unit.index_add_(0, units[units >= 0], by_channel)
+                        self.add(("weight_gradient", kind, layer.index), by_unit / self.draws)
+
+                output.register_hook(on_gradient)
+
+            return after
+
+        return [
+            linear.register_forward_hook(watch(linear, members))
+            for linear, members in owners.items()
+        ]
+
+
+def _count(layer: Layer, kind: str) -> int:
+    """How many numbers a quantity of a kind has in a layer."""
+    return layer.heads * layer.head_dim if kind == "columns" else int(getattr(layer, kind))
+
+
+def sum_columns(columns: torch.Tensor, layer: Layer) -> dict[str, torch.Tensor]:
+    """Sums over an attention consumer's columns ``[..., m]`` by head and by KV group."""
+    heads = columns.unflatten(-1, (layer.heads, -1)).sum(-1)
+    return {"heads": heads, "kv_groups": heads.unflatten(-1, (layer.kv_groups, -1)).sum(-1)}

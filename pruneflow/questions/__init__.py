@@ -1,0 +1,1 @@
+"""Evaluation questions: task files, tasks from the hub, and answers through lm-eval."""

@@ -1,0 +1,278 @@
+"""A task: lm-eval's own kind of YAML file, and what a question must hold for it to be asked."""
+
+import contextlib
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import yaml
+from jinja2 import Environment, TemplateError
+from jinja2.meta import find_undeclared_variables
+from pydantic import Field, field_validator, model_validator
+
+from pruneflow.errors import InputError
+from pruneflow.settings.base import Count, Name, Settings, check, read_yaml
+
+Question = dict[str, Any]
+Metric = Literal["acc", "acc_norm", "exact_match"]
+METRICS: dict[str, tuple[str, ...]] = {
+    "multiple_choice": ("acc_norm", "acc"),
+    "generate_until": ("exact_match",),
+}
+"""What pruneflow counts, by output type; the first that a task has is the one that is used."""
+
+
+class TaskFacts(Settings):
+    """What a task file's `metadata` states beside lm-eval's own keys."""
+
+    version: float = Field(description="Raised when the prompt changes.")
+    metric: Metric = Field(description="The accuracy that reports and gates use.")
+    chance: Annotated[float, Field(ge=0, lt=1)] = Field(description="Accuracy of guessing.")
+    shots: int | None = Field(None, ge=0, description="Worked examples inside frozen prompts.")
+    template: str | None = Field(None, description="What frozen prompts were made with.")
+
+
+class MetricEntry(Settings):
+    """One entry of `metric_list`."""
+
+    metric: Metric
+    aggregation: Literal["mean"] = "mean"
+    higher_is_better: Literal[True] = True
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
+    ignore_numbers: bool = False
+    regexes_to_ignore: list[str] | None = None
+
+
+class FilterStep(Settings):
+    """One step from a generated text to the answer in it."""
+
+    function: Literal["regex", "remove_whitespace", "take_first", "lowercase", "uppercase"]
+    regex_pattern: str | None = None
+    group_select: int | None = None
+    fallback: str | None = None
+
+    @field_validator("regex_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"regex_pattern {pattern!r} is no regular expression ({error})") from (
+                None
+            )
+        return pattern
+
+
+class AnswerFilter(Settings):
+    """One entry of `filter_list`; the first of a task is the one that counts."""
+
+    name: str
+    filter: list[FilterStep] = Field(min_length=1)
+
+
+class Generation(Settings):
+    """Greedy generation: the same text every time."""
+
+    until: list[str]
+    max_gen_toks: Count | None = None
+    do_sample: Literal[False] = False
+    temperature: Annotated[float, Field(ge=0, le=0)] | None = None
+
+
+class Shots(Settings):
+    """Worked examples, always the first of the list."""
+
+    sampler: Literal["first_n"]
+    samples: list[dict[str, str]] = Field(min_length=1)
+    doc_to_text: str | None = None
+    doc_to_target: str | None = None
+
+
+class TaskFile(Settings):
+    """An lm-eval task on local questions, as far as pruneflow knows them."""
+
+    task: Name
+    dataset_path: Literal["json"]
+    dataset_kwargs: dict[str, Any] | None = None
+    test_split: Literal["test"]
+    output_type: Literal["multiple_choice", "generate_until"]
+    num_fewshot: int = Field(0, ge=0)
+    fewshot_config: Shots | None = None
+    description: str = ""
+    doc_to_text: str = Field(min_length=1)
+    doc_to_choice: str | list[str] | None = None
+    doc_to_target: str = Field(min_length=1)
+    target_delimiter: str = " "
+    fewshot_delimiter: str = "\n\n"
+    generation_kwargs: Generation | None = None
+    filter_list: list[AnswerFilter] | None = None
+    metric_list: list[MetricEntry] = Field(min_length=1)
+    metadata: TaskFacts
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        generates = self.output_type == "generate_until"
+        for key in ("doc_to_choice", "generation_kwargs", "filter_list"):
+            given, wanted = getattr(self, key) is not None, (key == "doc_to_choice") != generates
+            if wanted and not given and key != "filter_list":
+                raise ValueError(f"{key} is missing: output_type {self.output_type} needs it")
+            if given and not wanted:
+                raise ValueError(f"{key} means nothing with output_type {self.output_type}")
+        possible, listed = METRICS[self.output_type], [entry.metric for entry in self.metric_list]
+        if self.metadata.metric not in possible:
+            raise ValueError(
+                f"metadata.metric is {self.metadata.metric}: output_type {self.output_type} has "
+                f"{' and '.join(sorted(possible))}"
+            )
+        if self.metadata.metric not in listed:
+            raise ValueError(f"metric_list has no {self.metadata.metric}, which metadata.metric is")
+        worked = len(self.fewshot_config.samples) if self.fewshot_config else 0
+        if worked < self.num_fewshot or (worked and not self.num_fewshot):
+            raise ValueError(
+                f"num_fewshot is {self.num_fewshot} and fewshot_config has {worked} samples"
+            )
+        _ = self.question_fields
+        return self
+
+    @cached_property
+    def question_fields(self) -> frozenset[str]:
+        """The fields of a question that the templates use.
+
+        Raises:
+            ValueError: a template is not valid Jinja.
+        """
+        found: set[str] = set()
+        environment = Environment()
+        for key in ("doc_to_text", "doc_to_choice", "doc_to_target"):
+            template = getattr(self, key)
+            if not isinstance(template, str):
+                continue
+            try:
+                variables = find_undeclared_variables(environment.parse(template))
+            except TemplateError as error:
+                raise ValueError(f"{key} is no valid template ({error})") from None
+            # Without a variable it is the name of a field, as for lm-eval.
+            found |= (variables - set(environment.globals)) or {template}
+        return frozenset(found)
+
+    def problem(self, question: Any) -> str | None:
+        """Say why a question cannot be asked, or None; lm-eval would count it as answered wrong."""
+        if not isinstance(question, dict):
+            return "it is not a mapping"
+        for field in sorted(self.question_fields - {"choices", "label", "answer"}):
+            if not isinstance(question.get(field), str) or not question[field].strip():
+                return f"{field} is missing or empty"
+        if self.output_type == "generate_until":
+            answer = question.get("answer")
+            answers = answer if isinstance(answer, list) else [answer]
+            if not answers or not all(isinstance(text, str) and text.strip() for text in answers):
+                return "answer is missing or empty"
+            return None
+        choices, label = question.get("choices"), question.get("label")
+        if not isinstance(choices, list) or len(choices) < 2:
+            return "choices must be a list of two or more texts"
+        if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+            return "a choice is empty"
+        if type(label) is not int or not 0 <= label < len(choices):
+            return f"label is {label!r}, and must be the index of a choice"
+        return None
+
+
+class Pool(NamedTuple):
+    """A task and every question that can be asked of it.
+
+    Attributes:
+        task: how they are asked.
+        questions: in order of their ids.
+        dropped: how many rows were left out, by reason.
+        facts: `source`, `split` and `licence`, for the manifest.
+    """
+
+    task: TaskFile
+    questions: list[Question]
+    dropped: dict[str, int]
+    facts: dict[str, Any]
+
+
+def read_task(path: Path) -> TaskFile:
+    """Read and check the task file `TASK.yaml`.
+
+    Raises:
+        InputError: it is missing, is not YAML, or lm-eval would not do with it what is meant.
+    """
+    task = check(TaskFile, read_yaml(path), path)
+    if task.task != path.stem:
+        raise InputError(f"{path}: task is {task.task!r} and must be {path.stem!r}, as the file")
+    return task
+
+
+def task_text(task: TaskFile, questions: str, origin: str) -> str:
+    """Return the text of a task file that lm-eval can run, on the questions in a file.
+
+    Args:
+        task: the task.
+        questions: path of the file with its questions, as lm-eval shall open it.
+        origin: what the task was made from.
+    """
+    values = {
+        **task.model_dump(mode="json", exclude_unset=True, exclude_none=True),
+        "dataset_kwargs": {"data_files": {"test": questions}},
+    }
+    body = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return f"# Written by the stage questions from {origin}.\n{body}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes line ends as such, for prompts are full of them."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if "\n" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def read_questions(path: Path, task: TaskFile) -> list[Question]:
+    """Read the questions of a task, one JSON object a line, and check each.
+
+    Raises:
+        InputError: there are none, or one cannot be asked; names file and line.
+    """
+    again = "write the questions again (`pruneflow run`)"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: {again}")
+    # A text may hold other line ends than this one, unescaped.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if lines == [""]:
+        raise InputError(f"{path} has no questions: {again}")
+    questions = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            question = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON ({error.msg}): {again}") from None
+        problem = task.problem(question)
+        if problem:
+            raise InputError(f"{path}, line {number}: {problem}: {again}")
+        questions.append(question)
+    return questions
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep lm-eval's notices and its many small progress bars off the terminal."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

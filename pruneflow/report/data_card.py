@@ -1,0 +1,74 @@
+"""The data card: the calibration data described as the Hugging Face hub describes datasets."""
+
+from typing import Any
+
+import yaml
+
+from pruneflow.report import calibration_tables
+from pruneflow.report.rendering import render
+
+_SIZES = [(1000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"), (10_000_000, "10M")]
+
+
+def render_data_card(
+    documents: dict[str, Any],
+    calibration: dict[str, Any],
+    held_out: dict[str, Any],
+    validation: dict[str, Any],
+) -> str:
+    """Return the data card in Markdown: hub metadata, domains, sources, cleaning, checks.
+
+    Args:
+        documents: manifest of the table of documents.
+        calibration: manifest of the calibration set.
+        held_out: manifest of the held-out set.
+        validation: what was checked of the table (data/calibration/validation.json).
+    """
+    tokens = {name: facts["test"]["tokens"] for name, facts in held_out["domains"].items()}
+    return render(
+        "data_card.md.jinja",
+        header=yaml.safe_dump(_header(documents), sort_keys=False, allow_unicode=True).strip(),
+        totals=calibration_tables.totals(documents, calibration),
+        domains=calibration_tables.domain_rows(documents, calibration, tokens),
+        sources=calibration_tables.source_rows(documents),
+        dropped=calibration_tables.summed(documents, "dropped"),
+        masked=calibration_tables.summed(documents, "masked"),
+        checked=calibration_tables.checked(validation),
+        settings=documents["settings"],
+        documents=documents,
+        digests={
+            "documents": documents["digest"],
+            "calibration set": calibration["digest"],
+            "held-out set": held_out["digest"],
+        },
+    )
+
+
+def _header(documents: dict[str, Any]) -> dict[str, Any]:
+    domains = documents["domains"].values()
+    licences = sorted({licence for domain in domains for licence in domain["licences"]})
+    tags = {tag.split("-")[0].lower() for domain in domains for tag in domain["languages"]}
+    languages = sorted(tags - {"zxx"})  # source code is in no language that the hub knows
+    # The hub knows one licence by its lower-case SPDX identifier, and none for a mixture.
+    one = len(licences) == 1 and not licences[0].startswith("LicenseRef-")
+    licence = {"license": licences[0].lower()} if one else {"license": "other"}
+    return {
+        "pretty_name": "Calibration data for structured pruning",
+        **licence,
+        "license_details": ", ".join(licences),
+        "language": languages,
+        "multilinguality": ["multilingual" if len(languages) > 1 else "monolingual"],
+        "task_categories": ["text-generation"],
+        "size_categories": [_size(sum(domain["documents"] for domain in domains))],
+        "tags": ["calibration", "pruning", "pruneflow"],
+    }
+
+
+def _size(documents: int) -> str:
+    """Return the hub's name for a number of rows, as in ``1K<n<10K``."""
+    lower = ""
+    for limit, name in _SIZES:
+        if documents < limit:
+            return f"{lower}<n<{name}" if lower else f"n<{name}"
+        lower = name
+    return f"n>{lower}"

@@ -1,0 +1,98 @@
+"""The report page: one HTML file that needs no network, for a phone or a desk, light or dark."""
+
+from typing import Any, NamedTuple
+
+import yaml
+from markupsafe import Markup
+
+from pruneflow.report import (
+    calibration_tables,
+    domain_agreement,
+    page_tables,
+    result_charts,
+    round_charts,
+)
+from pruneflow.report.chart_style import library
+from pruneflow.report.comparison_table import headline, overview
+from pruneflow.report.health_limit_use import limits_sentence
+from pruneflow.report.rendering import render
+from pruneflow.report.verdict import Ruling, verdict
+from pruneflow.settings.pipeline import PipelineSettings
+
+
+class Sources(NamedTuple):
+    """What the page shows beside the summary.
+
+    Attributes:
+        dense: the dense model's record.
+        rounds: the round.json of every round, in order.
+        disagreement: of the delivered round; None where the dense model is delivered.
+        documents: manifest of the table of documents.
+        calibration: manifest of the calibration set.
+        validation: what was checked of the table (data/calibration/validation.json).
+        settings: the pipeline's.
+    """
+
+    dense: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    disagreement: dict[str, Any] | None
+    documents: dict[str, Any]
+    calibration: dict[str, Any]
+    validation: dict[str, Any]
+    settings: PipelineSettings
+
+
+def render_page(summary: dict[str, Any], sources: Sources, ruling: Ruling) -> str:
+    """Return the report as HTML.
+
+    Args:
+        summary: the machine-readable result.
+        sources: what the page shows beside it.
+        ruling: what the gates against the dense model say.
+    """
+    documents, calibration, rounds = sources.documents, sources.calibration, sources.rounds
+    limits = sources.settings.health.model_dump()
+    disagreement, recovery = sources.disagreement, summary["recovery"]
+    drawings = {
+        "retention": result_charts.retention_chart(summary["tasks"]),
+        "perplexity": result_charts.perplexity_chart(summary["perplexity"]),
+        "ratio": result_charts.ratio_chart(summary["perplexity"]),
+        "descent": round_charts.descent_chart(summary["rounds"], summary["knee"]),
+        "health": round_charts.health_chart(summary["rounds"], limits),
+        "removed": round_charts.removed_chart(rounds, sources.dense),
+        "agreement": round_charts.agreement_chart(disagreement) if disagreement else None,
+        "recovery": round_charts.recovery_chart(recovery),
+        "speedup": result_charts.speedup_chart(summary["latency"]),
+    }
+    held_out = {name: facts["tokens"] for name, facts in summary["perplexity"]["domains"].items()}
+    return render(
+        "page.html.jinja",
+        summary=summary,
+        verdict=verdict(summary),
+        ruling=ruling,
+        headline=headline(summary),
+        sections=overview(summary),
+        charts=drawings,
+        specs={name: chart.spec for name, chart in drawings.items() if chart},
+        library=Markup(library()),
+        perplexity=page_tables.domain_rows(summary["perplexity"]),
+        accuracy=page_tables.task_rows(summary),
+        descent=page_tables.round_rows(summary),
+        knee=page_tables.knee_sentence(summary),
+        limits=limits_sentence(limits),
+        widths=page_tables.width_rows(rounds, sources.dense),
+        agreement=domain_agreement.tables(disagreement) if disagreement else None,
+        recovery=page_tables.recovery_sentence(recovery) if recovery else None,
+        speed=page_tables.speed_rows(summary["latency"]),
+        sizes=page_tables.bytes_rows(summary),
+        totals=calibration_tables.totals(documents, calibration),
+        domains=calibration_tables.domain_rows(documents, calibration, held_out),
+        sources=calibration_tables.source_rows(documents),
+        checked=calibration_tables.checked(sources.validation),
+        weighed=calibration_tables.weighed(rounds),
+        settings=yaml.safe_dump(
+            sources.settings.model_dump(mode="json", exclude={"registry", "notify"}),
+            sort_keys=False,
+            allow_unicode=True,
+        ),
+    )

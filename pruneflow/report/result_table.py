@@ -1,0 +1,32 @@
+"""The result on the terminal."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pruneflow.report.comparison_table import comparison
+
+CAPTION = (
+    "In brackets: 95 % intervals. Lower perplexity is better. Speed changes by \u00d7: above 1 the "
+    "pruned model is faster."
+)
+
+
+def result_table(summary: dict[str, Any]) -> Table:
+    """Return dense against pruned: size, perplexity, accuracy with retention, speed.
+
+    It fits a terminal of 80 columns.
+    """
+    model = summary["model"]
+    title = f"{model['name']}, {model['delivered']}: dense against pruned"
+    table = Table(title=escape(title), caption=CAPTION, show_edge=False)
+    table.add_column("")
+    for column in ("dense", "pruned", "change or kept"):
+        table.add_column(column, justify="right")
+    for section, rows in comparison(summary).items():
+        table.add_row(f"[bold]{escape(section)}[/bold]")
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        table.add_section()
+    return table

@@ -1,0 +1,297 @@
+"""The descent as charts: perplexity and health by round, what was removed, what domains need."""
+
+from typing import Any
+
+import altair as alt
+
+from pruneflow.report.chart_style import ACCENT, BAD, INK, ROW, SECOND, Chart, finish
+from pruneflow.report.health_limit_use import uses
+from pruneflow.report.number_format import decimal, percent, times
+from pruneflow.report.page_tables import span_of
+
+LINEAR = 10  # perplexity ratio up to which an axis is linear; one broken round would hide the rest
+NAMES = {"neurons": "neurons", "heads": "query heads", "kv_groups": "KV groups"}
+_CELL = 22  # pixels
+_SHADES = [0.06, 1]  # opacities of nothing and of the most: an empty cell is seen to be one
+
+
+def descent_chart(rounds: list[dict[str, Any]], knee: str | None) -> Chart | None:
+    """Draw validation perplexity over the descent, mean and worst domain, from the dense model.
+
+    Args:
+        rounds: the summary's.
+        knee: name of the round after which the descent gets steep.
+
+    Returns:
+        The chart, or None where no round was measured.
+    """
+    done = [record for record in rounds if record["mean_ratio"] is not None]
+    if not done:
+        return None
+    mean, worst = "mean of domains", "worst domain"
+    rows: list[dict[str, Any]] = [
+        {"removed": 0.0, "ratio": 1.0, "series": series} for series in (mean, worst)
+    ]
+    for row in rows:
+        row |= {"round": "dense", "label": "", "block weights removed": "0", "times": times(1.0)}
+    for record in done:
+        health, remarks = record["health"] or {}, _remarks(record, knee)
+        common = {
+            "removed": 100 * record["achieved_ratio"],
+            "round": ", ".join([record["round"], *remarks]),
+            "remark": remarks[0] if remarks else None,
+            "block weights removed": percent(record["achieved_ratio"]),
+        }
+        found = ((mean, record["mean_ratio"], ""), (worst, health.get("worst_ratio"), None))
+        for series, value, domain in found:
+            if value is not None:
+                name = health.get("worst_domain") if domain is None else mean
+                label = common["round"] if series == mean else ""
+                row = {"ratio": value, "series": series, "label": label, "domain": name}
+                rows.append({**common, **row, "times": times(value)})
+    scale = alt.Scale(zero=False, padding=24, nice=False)
+    if max(row["ratio"] for row in rows) > LINEAR:
+        scale = alt.Scale(type="log", padding=24, nice=False)
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("removed:Q", title="block weights removed, per cent", axis=alt.Axis(tickCount=6)),
+        y=alt.Y(
+            "ratio:Q",
+            scale=scale,
+            axis=alt.Axis(tickCount=5, format="~g"),
+            title="perplexity, pruned / dense",
+        ),
+        color=alt.Color(
+            "series:N",
+            scale=alt.Scale(domain=[mean, worst], range=[ACCENT, SECOND]),
+            title=None,
+        ),
+        tooltip=[
+            "round:N",
+            "block weights removed:N",
+            alt.Tooltip("domain:N", title="of"),
+            alt.Tooltip("times:N", title="perplexity, pruned / dense"),
+        ],
+    )
+    ring = base.transform_filter(f"datum.remark && datum.series == '{mean}'")
+    chart = alt.layer(
+        base.mark_line(strokeWidth=2),
+        base.mark_point(filled=True, size=110, opacity=1),
+        ring.mark_point(filled=False, size=330, strokeWidth=2, opacity=1).encode(
+            color=alt.value(INK)
+        ),
+        base.mark_text(baseline="top", dy=12).encode(text="label:N", color=alt.value(INK)),
+    )
+    said = ", ".join(
+        f"{' '.join([record['round'], *_remarks(record, knee)])} at "
+        f"{percent(record['achieved_ratio'])} removed: mean {times(record['mean_ratio'])}, "
+        f"worst {decimal((record['health'] or {}).get('worst_ratio'))}"
+        for record in done
+    )
+    return finish(chart, 280, f"Validation perplexity over the dense model's, by round: {said}")
+
+
+def health_chart(rounds: list[dict[str, Any]], limits: dict[str, float | None]) -> Chart | None:
+    """Draw how much of each health limit every round used up; the line at 100 % is the limit.
+
+    Args:
+        rounds: the summary's.
+        limits: the summary's ``health_limits``.
+
+    Returns:
+        The chart, or None where nothing was measured.
+    """
+    rows: list[dict[str, Any]] = [
+        {
+            "round": record["round"],
+            "measure": use.measure,
+            "found": use.found,
+            "limit": use.limit,
+            "used": 100 * use.share,
+        }
+        for record in rounds
+        for use in uses(record["health"] or {}, limits)
+    ]
+    if not rows:
+        return None
+    names = list(dict.fromkeys(row["round"] for row in rows))
+    # A broken round is far beyond: its point stands at the edge, and the pointer tells its figure.
+    edge = min(max(115.0, *(row["used"] for row in rows)), 250.0)
+    x = alt.X(
+        "used:Q",
+        scale=alt.Scale(domain=[0, edge], clamp=True, nice=False),
+        title="per cent of the limit",
+    )
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("measure:N", sort=None, title=None),
+        x=x,
+        tooltip=["round:N", "measure:N", "found:N", "limit:N"],
+    )
+    limit = alt.Chart(alt.Data(values=[{"used": 100}])).mark_rule(color=BAD, strokeDash=[4, 3])
+    shown = alt.Opacity(
+        "round:O", sort=names, title="round", scale=alt.Scale(range=_steps(len(names)))
+    )
+    chart = alt.layer(
+        limit.encode(x=x),
+        base.mark_point(filled=True, size=110, color=ACCENT).encode(opacity=shown),
+    )
+    measures = len({row["measure"] for row in rows})
+    said = ", ".join(
+        f"{row['round']} {row['measure']} {row['found']} of {row['limit']}" for row in rows
+    )
+    return finish(chart, ROW * measures, f"Health of each round against its limits: {said}")
+
+
+def removed_chart(rounds: list[dict[str, Any]], dense: dict[str, Any]) -> Chart | None:
+    """Draw the share of each kind of unit that is gone from each layer after each round.
+
+    Args:
+        rounds: the round.json of every round, in order.
+        dense: the dense model's record.
+
+    Returns:
+        The chart, or None where no round left a model.
+    """
+    done = [record for record in rounds if record.get("widths")]
+    if not done:
+        return None
+    cells = [
+        {
+            "row": f"{NAMES[kind]}, {record['round']}",
+            "layer": layer,
+            "share": 100 * (1 - left / whole),
+            "removed": percent(1 - left / whole),
+            "left": f"{left} of {whole} {NAMES[kind]}",
+        }
+        for kind in NAMES
+        for record in done
+        for layer, (left, whole) in enumerate(
+            zip(record["widths"][kind], dense["widths"][kind], strict=True)
+        )
+    ]
+    most = max(max(cell["share"] for cell in cells), 1.0)
+    layers = len(dense["widths"]["neurons"])
+    every = [layer for layer in range(layers) if layer % max(1, layers // 6) == 0]
+    chart = (
+        alt.Chart(alt.Data(values=cells))
+        .mark_rect(color=ACCENT)
+        .encode(
+            x=alt.X(
+                "layer:O",
+                title="layer",
+                axis=alt.Axis(values=every, labelAngle=0),
+                scale=alt.Scale(padding=0.06),
+            ),
+            y=alt.Y("row:N", sort=None, title=None, scale=alt.Scale(padding=0.06)),
+            opacity=_shade("share:Q", most, "removed, per cent", ".0f"),
+            tooltip=[alt.Tooltip("row:N", title="kind, round"), "layer:O", "removed:N", "left:N"],
+        )
+    )
+    said = ", ".join(
+        f"{record['round']} {span_of(record['widths'][kind])} {NAMES[kind]} a layer"
+        for record in done
+        for kind in NAMES
+    )
+    rows = len({cell["row"] for cell in cells})
+    return finish(chart, _CELL * rows, f"What each round left of every layer: {said}")
+
+
+def agreement_chart(disagreement: dict[str, Any]) -> Chart | None:
+    """Draw how alike the domains rank the neurons of a layer: Spearman correlations, as a matrix.
+
+    Args:
+        disagreement: of the delivered round (see pruneflow/pruning/domain_disagreement.py).
+
+    Returns:
+        The chart, or None where there is one domain only.
+    """
+    pairs = disagreement["kinds"]["neurons"]["correlations"]
+    cells = []
+    for pair in pairs:
+        a, b = pair["domains"]
+        rho = pair["within_layers"]
+        told = {"value": 0.0 if rho is None else max(0.0, rho), "correlation": decimal(rho)}
+        cells += [{"domain": a, "with": b, **told}, {"domain": b, "with": a, **told}]
+    if not cells:
+        return None
+    domains = list(disagreement["domains"])
+    most = max(0.01, *(cell["value"] for cell in cells))
+    chart = (
+        alt.Chart(alt.Data(values=cells))
+        .mark_rect(color=ACCENT)
+        .encode(
+            x=alt.X(
+                "with:N",
+                sort=domains,
+                title=None,
+                axis=alt.Axis(labelAngle=-60),
+                scale=alt.Scale(padding=0.06),
+            ),
+            y=alt.Y("domain:N", sort=domains, title=None, scale=alt.Scale(padding=0.06)),
+            opacity=_shade("value:Q", most, "rank correlation", ".2f"),
+            tooltip=["domain:N", "with:N", "correlation:N"],
+        )
+    )
+    known = [pair for pair in pairs if pair["within_layers"] is not None]
+    said = "of one domain only"
+    if known:
+        lowest, *_, highest = sorted([*known, known[0]], key=lambda pair: pair["within_layers"])
+        said = " and ".join(
+            f"{word} {decimal(pair['within_layers'])} ({' with '.join(pair['domains'])})"
+            for word, pair in (("lowest", lowest), ("highest", highest))
+        )
+    return finish(
+        chart,
+        _CELL * len(domains),
+        f"Rank correlation of what domains need of the neurons of a layer: {said}",
+    )
+
+
+def recovery_chart(recovery: dict[str, Any] | None) -> Chart | None:
+    """Draw the held-out and the training loss over the steps of a recovery; None without one."""
+    if not recovery:
+        return None
+    names = {"validation_loss": "held-out text", "train_loss": "training"}
+    rows = [
+        {"step": row["step"], "loss": row[key], "series": name, "value": decimal(row[key], 4)}
+        for key, name in names.items()
+        for row in recovery["history"]
+        if row[key] is not None
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(point={"size": 60, "filled": True}, strokeWidth=2)
+        .encode(
+            x=alt.X("step:Q", title="step"),
+            y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="loss, nats a token"),
+            color=alt.Color(
+                "series:N",
+                scale=alt.Scale(domain=list(names.values()), range=[ACCENT, SECOND]),
+                title=None,
+            ),
+            tooltip=["series:N", "step:Q", alt.Tooltip("value:N", title="nats a token")],
+        )
+    )
+    held_out = [row for row in rows if row["series"] == "held-out text"]
+    said = ", ".join(f"step {row['step']} {row['value']}" for row in held_out)
+    return finish(chart, 240, f"Divergence from the dense model on held-out text: {said}")
+
+
+def _shade(field: str, most: float, title: str, written: str) -> alt.Opacity:
+    """The darker, the more; the legend has three shades, which a phone has room for."""
+    shown = [0, most / 2, most]
+    return alt.Opacity(
+        field,
+        scale=alt.Scale(domain=[0, most], range=_SHADES),
+        legend=alt.Legend(title=title, values=shown, format=written, symbolType="square"),
+    )
+
+
+def _remarks(record: dict[str, Any], knee: str | None) -> list[str]:
+    """Say what is remarkable about a round."""
+    remarks = {"knee": record["round"] == knee, "unhealthy": record["status"] == "unhealthy"}
+    return [remark for remark, holds in remarks.items() if holds]
+
+
+def _steps(count: int) -> list[float]:
+    """Opacities of `count` rounds, the last drawn strongest."""
+    return [0.2 + 0.8 * (place + 1) / count for place in range(count)]

@@ -1,1 +1,0 @@
-"""What people read: the report page, summary.json and the model card."""

@@ -1,0 +1,1 @@
+"""Settings: the schema of every configuration file."""

@@ -1,0 +1,112 @@
+"""The recipes of a sweep: configs/sweep.yaml says how each differs from configs/pipeline.yaml."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pruneflow.errors import InputError
+from pruneflow.paths import SWEEP_FILE
+from pruneflow.plan import dense_size, descent
+from pruneflow.pruning.schedule import Schedule
+from pruneflow.settings.base import Count, Name, Settings, Share, check, read_yaml
+from pruneflow.settings.pipeline import PipelineSettings, parse_settings
+from pruneflow.settings.pruning import Target
+
+
+class RecipeSettings(Settings):
+    """How one recipe differs from configs/pipeline.yaml; what is left out stays as it is there."""
+
+    ratio: Share | None = Field(None, description="Share of the block weights to remove.")
+    parameters: Count | None = Field(None, description="Or: parameters to be left.")
+    bytes: Count | None = Field(None, description="Or: bytes of weights to be left.")
+    rounds: Count | None = Field(None, le=100, description="In how many rounds.")
+    schedule: Schedule | None = Field(
+        None, description="linear (equal steps, the default) or geometric (equal shares)."
+    )
+    layout: Literal["uniform", "per_layer"] | None = Field(None, description="pruning.layout.")
+    domains: list[Name] | None = Field(
+        None,
+        min_length=1,
+        description="Which of documents.domains to calibrate on; perplexity is measured on all.",
+    )
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="Any other setting by its dotted name."
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if len(self.target) > 1:
+            raise ValueError("give at most one of ratio, parameters and bytes")
+        return self
+
+    @property
+    def target(self) -> dict[str, float]:
+        """What the last round is to reach, where the recipe says so."""
+        values = {"ratio": self.ratio, "parameters": self.parameters, "bytes": self.bytes}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+class SweepSettings(Settings):
+    """The whole of configs/sweep.yaml."""
+
+    recipes: dict[Name, RecipeSettings] = Field(min_length=1)
+
+
+def load_recipes(
+    settings: PipelineSettings, path: Path = SWEEP_FILE
+) -> dict[str, PipelineSettings]:
+    """Read configs/sweep.yaml; returns the settings of each recipe's pipeline, by name.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or a key is unknown or out of range.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing: restore it from git, or write your recipes there")
+    sweep = check(SweepSettings, read_yaml(path), path)
+    return {
+        name: _expand(recipe, settings, Path(f"{path}, recipe {name}"))
+        for name, recipe in sweep.recipes.items()
+    }
+
+
+def _expand(recipe: RecipeSettings, settings: PipelineSettings, where: Path) -> PipelineSettings:
+    values = settings.model_dump(mode="json")
+    for key, value in recipe.overrides.items():
+        _override(values, key, value, where)
+    if recipe.layout is not None:
+        values["pruning"]["layout"] = recipe.layout
+    if recipe.domains is not None:
+        values["calibration"] |= _calibrated_on(recipe.domains, values["calibration"])
+    if recipe.target or recipe.rounds or recipe.schedule:
+        final = settings.rounds[settings.final_round]
+        goal = Target(**(recipe.target or final.model_dump(exclude={"parent"})))
+        rounds = recipe.rounds or len(settings.rounds)
+        schedule = recipe.schedule or "linear"
+        values["rounds"] = descent(goal, rounds, schedule, dense_size(goal, settings.model))
+        values["final_round"] = list(values["rounds"])[-1]
+    return parse_settings(values, where)
+
+
+def _override(values: dict[str, Any], key: str, value: Any, where: Path) -> None:
+    """Set one value by its dotted name; that it is a setting is checked with all the others."""
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"{where}: unknown key {key} in overrides: {section} is one value")
+    values[last] = value
+
+
+def _calibrated_on(domains: list[str], calibration: dict[str, Any]) -> dict[str, Any]:
+    """The mixture's settings for a part of the domains: in the same proportions."""
+    weights = {name: calibration["weights"].get(name) for name in domains}
+    tokens = {name: calibration["tokens"].get(name) for name in domains}
+    changed: dict[str, Any] = {"domains": domains}
+    if all(weights.values()):
+        whole = math.fsum(weights.values())
+        changed["weights"] = {name: weight / whole for name, weight in weights.items()}
+    if all(tokens.values()):
+        changed["tokens"] = tokens
+    return changed

@@ -1,0 +1,1 @@
+"""Tokens: documents packed into blocks, the mixture of domains, the calibration set."""

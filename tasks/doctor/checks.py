@@ -1,0 +1,332 @@
+"""Whether this machine and this workspace can run the pipeline, one small check for each thing.
+
+A check yields what it finds. What it calls may raise an error that says how to mend it: that is a
+problem. To add a check, write it and name it in CHECKS.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pruneflow.errors import InputError, PruneflowError, WorkspaceBusyError
+from pruneflow.paths import DOMAINS_FILE, GATES_FILE, LM_EVAL, SOURCES_LOCK, SWEEP_FILE
+from pruneflow.settings.pipeline import PIPELINE_FILE, load_settings
+
+Status = Literal["ok", "warning", "problem"]
+OK: Status = "ok"
+WARNING: Status = "warning"
+PROBLEM: Status = "problem"
+Said = tuple[Status, str]
+
+_NVIDIA = Path("/proc/driver/nvidia/version")  # there, where the driver is loaded
+
+# Packages whose versions are told in any case.
+TOLD = ("torch", "transformers", "prefect", "mlflow", "dvc", "lm-eval", "great-expectations")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: its name.
+        status: a ``problem`` must be mended before a run, a ``warning`` need not.
+        says: what is so, and how to mend it.
+    """
+
+    check: str
+    status: Status
+    says: str
+
+
+def examine() -> Iterator[Finding]:
+    """Yield the findings of every check, in the order of CHECKS."""
+    known: set[str] = set()
+    for name, look in CHECKS.items():
+        try:
+            for status, says in look():
+                yield Finding(name, status, says)
+        except PruneflowError as error:
+            if str(error) in known:
+                yield Finding(name, WARNING, "not looked at: mend the problem above first")
+            else:
+                known.add(str(error))
+                yield Finding(name, PROBLEM, str(error))
+
+
+def _python() -> Iterator[Said]:
+    from tasks.doctor.installed_versions import check_python
+
+    yield OK, check_python()
+
+
+def _packages() -> Iterator[Said]:
+    from tasks.doctor.installed_versions import compare_packages
+
+    found = compare_packages()
+    for wrong in found.wrong:
+        yield PROBLEM, f"{wrong}: run `make setup`"
+    for other in found.unlocked:
+        yield WARNING, f"{other}: run `make setup`"
+    yield OK, ", ".join(f"{name} {found.installed.get(name, 'missing')}" for name in TOLD)
+
+
+def _folder() -> Iterator[Said]:
+    from pruneflow.workspace import check_writable, run_lock
+
+    check_writable(Path("data"))
+    try:
+        with run_lock():
+            yield OK, f"{Path.cwd()} can be written, and nobody is at work there"
+    except WorkspaceBusyError as error:
+        yield WARNING, str(error)
+
+
+def _settings() -> Iterator[Said]:
+    settings = load_settings()
+    final = settings.rounds[settings.final_round]
+    yield OK, f"{PIPELINE_FILE}: {settings.model.name}, {len(settings.rounds)} rounds to {final}"
+
+
+def _gates() -> Iterator[Said]:
+    from pruneflow.judge.gates import load_gates
+
+    gates = load_gates(GATES_FILE)
+    yield OK, f"{GATES_FILE}: {len(gates.gates)} gates, {gates.run_mode}"
+
+
+def _domains() -> Iterator[Said]:
+    from pruneflow.data.sources import known_domains
+
+    used = known_domains(load_settings().documents.domains, DOMAINS_FILE)
+    yield OK, f"{DOMAINS_FILE}: {len(used)} domains in use"
+
+
+def _sweep() -> Iterator[Said]:
+    from pruneflow.sweep_recipes import load_recipes
+
+    settings = load_settings()
+    try:
+        yield OK, f"{SWEEP_FILE}: {len(load_recipes(settings))} recipes"
+    except InputError as error:
+        yield WARNING, f"{error} (only `pruneflow sweep` needs it)"
+
+
+def _model() -> Iterator[Said]:
+    from pruneflow.models.source import check_source
+
+    model = load_settings().model
+    check_source(model)
+    yield OK, model.source
+
+
+def _sources() -> Iterator[Said]:
+    """Compare what is pinned with what is installed, of the domains in use and the questions."""
+    from pruneflow.data.sources import compare_lock, known_domains
+
+    used = known_domains(load_settings().documents.domains, DOMAINS_FILE)
+    change = compare_lock(DOMAINS_FILE, SOURCES_LOCK, LM_EVAL)
+    if python := [name for name in change.changed if name == "python"]:
+        change.changed.remove(*python)
+        yield (
+            WARNING,
+            f"{SOURCES_LOCK} was made with another Python, whose own text may differ: "
+            "`pruneflow data refresh` accepts this one's",
+        )
+    differ = [*change.added, *change.changed]
+    if differ:
+        yield (
+            PROBLEM,
+            f"{len(differ)} files are not those of {SOURCES_LOCK} ({differ[0]} is the first): look "
+            "at what changed, then run `pruneflow data refresh`",
+        )
+    named = {getattr(source, "dataset", None) for group in used.values() for source in group}
+    if missing := sorted(named & set(change.unresolved)):
+        yield (
+            PROBLEM,
+            f"{', '.join(missing)} of the hub is not pinned: run `pruneflow data refresh` where "
+            "there is a network",
+        )
+    if not differ and not missing:
+        yield OK, f"{SOURCES_LOCK} fits {DOMAINS_FILE} and what is installed"
+
+
+def _stages() -> Iterator[Said]:
+    from tasks.dvc.repro import stage_order
+
+    yield OK, f"dvc.yaml: {len(stage_order())} stages"
+
+
+def _remote() -> Iterator[Said]:
+    """See whether an accepted run could be pushed."""
+    from tasks.dvc.remote import probe_remote
+
+    problem, place = probe_remote()
+    if problem is None:
+        yield OK, f"DVC's remote {place} can be written"
+    elif load_settings().registry.push:
+        yield WARNING, f"{problem}; or set registry.push to false in {PIPELINE_FILE}"
+    else:
+        yield OK, f"not in use, registry.push is false ({problem})"
+
+
+def _store() -> Iterator[Said]:
+    from tasks.tracking.store import connect, has_store, is_server, store_errors
+
+    settings = load_settings().registry
+    said = f"MLflow's store {settings.tracking_uri}"
+    if not has_store(settings):
+        yield OK, f"{said} is made by the first run"
+        return
+    connect(settings)  # it refuses tables that are of another MLflow
+    if is_server(settings):
+        yield OK, f"{said} answers"
+        return
+    import mlflow
+    from sqlalchemy import create_engine, text
+
+    with store_errors(settings), create_engine(mlflow.get_tracking_uri()).connect() as tables:
+        schema = tables.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    yield OK, f"{said} answers, schema {schema}"
+
+
+def _prefect() -> Iterator[Said]:
+    from prefect.settings import get_current_settings
+
+    from tasks.registry.lock import check_server
+
+    url = get_current_settings().api.url
+    check_server()
+    if url is None:
+        yield OK, "PREFECT_API_URL is not set: each run has a Prefect server of its own"
+    else:
+        yield OK, f"the Prefect server at {url} answers"
+
+
+def _schedules() -> Iterator[Said]:
+    from tasks.prefect.schedules import PREFECT_FILE, check_crons
+
+    yield OK, f"{PREFECT_FILE}: {check_crons()} schedules"
+
+
+def _processor() -> Iterator[Said]:
+    import torch
+
+    from pruneflow.models.loading import computes_bfloat16, resolve_device
+
+    compute = load_settings().compute
+    device = resolve_device(compute)
+    native = computes_bfloat16(device)
+    what = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores"
+    yield OK, f"{what}, {'computes' if native else 'does not compute'} in bfloat16"
+    if compute.dtype == "bfloat16" and not native:
+        yield (
+            WARNING,
+            "compute.dtype is bfloat16, which is ten times slower than float32 here: set it to "
+            "auto",
+        )
+    if _NVIDIA.exists() and not torch.cuda.is_available():
+        yield (
+            WARNING,
+            f"there is an NVIDIA driver, and torch {torch.__version__} sees no GPU: docs/how-to/"
+            "gpu.md says which torch to install",
+        )
+    if device == "cpu" and torch.cuda.is_available():
+        yield WARNING, "there is a GPU, and compute.device is cpu: set it to auto"
+
+
+def _memory() -> Iterator[Said]:
+    import psutil
+    import torch
+
+    from pruneflow.footprint import footprint
+    from pruneflow.models.loading import computes_bfloat16, resolve_device
+
+    settings = load_settings()
+    device = resolve_device(settings.compute)
+    native = settings.compute.dtype == "auto" and computes_bfloat16(device)
+    dtype = "bfloat16" if native or settings.compute.dtype == "bfloat16" else "float32"
+    needed = footprint(settings, dtype)
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    kind = "GPU memory" if device == "cuda" else "memory"
+    if needed is None:
+        yield OK, f"{_gigabytes(free)} of {kind} free; the model's size is known once it is fetched"
+        return
+    said = f"{_gigabytes(free)} of {kind} free, a run needs some {_gigabytes(needed.memory)}"
+    if free >= needed.memory:
+        yield OK, said
+    elif device == "cpu":
+        yield WARNING, f"{said}: end other programs, or lower compute.batch_tokens"
+    elif settings.compute.placement == "whole":
+        yield WARNING, f"{said}: end other programs, or set compute.placement to auto"
+    else:
+        yield OK, f"{said} where models are whole; they are spread or streamed (docs/how-to/gpu.md)"
+
+
+def _disk() -> Iterator[Said]:
+    from pruneflow.footprint import footprint, present
+
+    needed = footprint(load_settings(), "float32")
+    free = shutil.disk_usage(Path.cwd()).free
+    if needed is None:
+        yield OK, f"{_gigabytes(free)} free; the model's size is known once it is fetched"
+        return
+    room = free + present()
+    said = (
+        f"{_gigabytes(free)} free, a run from the beginning takes {_gigabytes(needed.disk_least)} "
+        f"to {_gigabytes(needed.disk_most)}"
+    )
+    if room < needed.disk_least:
+        yield PROBLEM, f"{said}: free some, `pruneflow gc` shows what nothing needs"
+    elif room < needed.disk_most:
+        yield WARNING, f"{said}: free some, `pruneflow gc` shows what nothing needs"
+    else:
+        yield OK, said
+
+
+def _git() -> Iterator[Said]:
+    from tasks.tracking.runs import git_state
+
+    commit, changed = git_state()
+    if commit == "unknown":
+        yield (
+            WARNING,
+            "no commit: versions will not say which code made them; run `git init` and commit",
+        )
+    elif changed == "true":
+        yield (
+            WARNING,
+            f"commit {commit[:12]} with changes: commit them, or what a run makes of them can only "
+            "be promoted by the run itself",
+        )
+    else:
+        yield OK, f"commit {commit[:12]}, nothing changed"
+
+
+CHECKS: dict[str, Callable[[], Iterator[Said]]] = {
+    "python": _python,
+    "packages": _packages,
+    "folder": _folder,
+    "settings": _settings,
+    "gates": _gates,
+    "domains": _domains,
+    "sweep": _sweep,
+    "model": _model,
+    "sources": _sources,
+    "stages": _stages,
+    "remote": _remote,
+    "mlflow": _store,
+    "prefect": _prefect,
+    "schedules": _schedules,
+    "processor": _processor,
+    "memory": _memory,
+    "disk": _disk,
+    "git": _git,
+}
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 10**9:.1f} GB"

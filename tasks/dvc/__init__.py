@@ -1,0 +1,1 @@
+"""DVC: stages, the cache, the remote, earlier versions of the data."""

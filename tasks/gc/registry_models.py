@@ -1,0 +1,172 @@
+"""What MLflow's store keeps and nothing points at: versions, logged models, deleted runs.
+
+Rows of runs stay, and so do the reports of every run that is not deleted: they are small, and they
+say what became of a model. A logged model is removed in an order that a kill cannot make worse: the
+version that names it, its files, its row. Without its version it is found again by itself.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from pruneflow.settings.pipeline import RegistrySettings
+from tasks.gc.removable import Kind, Removable
+from tasks.registry import promotion
+from tasks.registry.versions import DECISION_RUN
+from tasks.tracking.store import connect, has_store, store_errors
+
+
+def unreferenced(settings: RegistrySettings, keep_versions: int = 0) -> list[Removable]:
+    """Find what no alias needs in the experiment and the registered model of the settings.
+
+    Args:
+        settings: the registry.
+        keep_versions: how many of the versions without an alias to keep, the newest.
+    """
+    if not has_store(settings):
+        return []
+    client = connect(settings)
+    with store_errors(settings):
+        return list(_Store(client, settings).unreferenced(keep_versions))
+
+
+class _Store:
+    """MLflow's store, and what points at what in it."""
+
+    def __init__(self, client: MlflowClient, settings: RegistrySettings) -> None:
+        self._client, self._settings = client, settings
+        self._versions: list[ModelVersion] = list(_pages(client.search_model_versions))
+
+    def unreferenced(self, keep_versions: int) -> Iterator[Removable]:
+        going = self._without_alias()[keep_versions:]
+        numbers = {str(version.version) for version in going}
+        staying = [
+            version
+            for version in self._versions
+            if version.name != self._settings.name or str(version.version) not in numbers
+        ]
+        models = {_logged_model(version) for version in staying}
+        for version in going:
+            yield self._version(version, models)
+        experiment = self._client.get_experiment_by_name(self._settings.experiment)
+        if experiment is None:
+            return
+        named = {_logged_model(version) for version in self._versions}
+        yield from self._logged_models(experiment.experiment_id, named)
+        runs = {str(version.run_id) for version in staying}
+        runs |= {str(version.tags.get(DECISION_RUN)) for version in staying}
+        yield from self._deleted_runs(experiment.experiment_id, runs)
+
+    def _without_alias(self) -> list[ModelVersion]:
+        """The versions that nothing needs, the newest first.
+
+        One that somebody took out of production stays: a run that makes the same model again would
+        not know it, and put it back.
+        """
+        ours = [version for version in self._versions if version.name == self._settings.name]
+        if not ours:
+            return []
+        aliases = self._client.get_registered_model(self._settings.name).aliases.values()
+        kept = {str(number) for number in aliases}
+        sources = {version.source for version in self._versions}  # of copies
+        return [
+            version
+            for version in sorted(ours, key=lambda each: int(each.version), reverse=True)
+            if str(version.version) not in kept
+            and f"models:/{version.name}/{version.version}" not in sources
+            and not promotion.was_rolled_back(self._settings, str(version.version))
+        ]
+
+    def _version(self, version: ModelVersion, staying: set[str | None]) -> Removable:
+        name, number, model = version.name, str(version.version), _logged_model(version)
+        if model is None or model in staying:
+            size, remove_model = 0, lambda: None
+        else:
+            size, remove_model = self._model_files(model)
+
+        def remove() -> None:
+            self._client.delete_model_version(name, number)
+            remove_model()
+
+        return self._removable("version", f"{name} version {number}", size, remove)
+
+    def _logged_models(self, experiment: str, named: set[str | None]) -> Iterator[Removable]:
+        """Models that a run logged and no version names: it was killed, or the version deleted."""
+        for model in _pages(self._client.search_logged_models, experiment_ids=[experiment]):
+            if model.model_id not in named and self._is_ours(model.source_run_id):
+                size, remove = self._model_files(model.model_id)
+                yield self._removable("logged model", model.model_id, size, remove)
+
+    def _is_ours(self, run_id: str | None) -> bool:
+        """Whether the pipeline logged it; others may use the experiment, too."""
+        return bool(run_id) and "decision" in self._client.get_run(str(run_id)).data.tags
+
+    def _model_files(self, model: str) -> tuple[int, Callable[[], None]]:
+        place = self._client.get_logged_model(model).artifact_location
+
+        def remove() -> None:
+            _repository(place).delete_artifacts()
+            self._client.delete_logged_model(model)
+
+        return _stored(place), remove
+
+    def _deleted_runs(self, experiment: str, needed: set[str]) -> Iterator[Removable]:
+        """Files of runs that somebody deleted in MLflow, which keeps them."""
+        deleted = _pages(
+            self._client.search_runs,
+            experiment_ids=[experiment],
+            run_view_type=ViewType.DELETED_ONLY,
+        )
+        for run in deleted:
+            place = run.info.artifact_uri
+            size = _stored(place)
+            if size and run.info.run_id not in needed:
+                remove = _repository(place).delete_artifacts
+                yield self._removable("deleted run", run.info.run_id, size, remove)
+
+    def _removable(self, kind: Kind, name: str, size: int, remove: Callable[[], None]) -> Removable:
+        def remove_from_store() -> None:
+            with store_errors(self._settings):
+                remove()
+
+        return Removable(kind, name, size, remove_from_store)
+
+
+def _logged_model(version: ModelVersion) -> str | None:
+    """The id of the logged model that a version was made from; None where it names none."""
+    prefix = "models:/m-"
+    if version.model_id:
+        return str(version.model_id)
+    source = str(version.source)
+    return source.removeprefix("models:/") if source.startswith(prefix) else None
+
+
+def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page: Iterable[Any] = search(page_token=token, **arguments)
+        yield from page
+        token = page.token  # type: ignore[attr-defined]
+        if not token:
+            return
+
+
+def _repository(place: str) -> Any:
+
+    return get_artifact_repository(place)
+
+
+def _stored(place: str) -> int:
+    """Bytes of all files below a place of artifacts, wherever that is."""
+    repository, size, folders = _repository(place), 0, [None]
+    while folders:
+        for entry in repository.list_artifacts(folders.pop()):
+            if entry.is_dir:
+                folders.append(entry.path)
+            else:
+                size += int(entry.file_size or 0)
+    return size

@@ -1,0 +1,1 @@
+"""Prefect: the server, flow runs, schedules."""

@@ -1,0 +1,95 @@
+"""One at a time: on a host by a file lock, over many by a limit of their Prefect server."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from httpx import TransportError
+from prefect.client.orchestration import get_client
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+
+from pruneflow.errors import InputError, WorkspaceBusyError
+from pruneflow.settings.pipeline import RegistrySettings
+from pruneflow.workspace import registry_lock
+from tasks.tracking.store import store_file
+
+REGISTRY_LIMIT = "pruneflow-registry"
+WAIT_SECONDS = 600.0
+LEASE_SECONDS = 60.0  # the least that Prefect's servers grant
+
+
+@contextmanager
+def registry_held(settings: RegistrySettings) -> Iterator[None]:
+    """Hold the registry: nobody else registers a version or moves an alias meanwhile.
+
+    All who use a file as MLflow's store take turns by a lock beside it. Workspaces that share a
+    Prefect server (PREFECT_API_URL) take turns by its global concurrency limit
+    `pruneflow-registry`, made on first use. Its lease runs out soon after the holder is killed.
+
+    Raises:
+        WorkspaceBusyError: somebody else holds it for longer than WAIT_SECONDS.
+        InputError: no Prefect server answers at PREFECT_API_URL, or it refuses.
+    """
+    url = get_current_settings().api.url
+    with registry_lock(store_file(settings), WAIT_SECONDS), ExitStack() as stack:
+        if url is not None:
+            _take_turn(str(url), stack)
+        yield
+
+
+def check_server() -> None:
+    """Ask the Prefect server at PREFECT_API_URL, if it is set, whether it is there and lets us in.
+
+    Raises:
+        InputError: it is not, or it does not.
+    """
+    url = get_current_settings().api.url
+    if url is not None:
+        with _server_errors(str(url)), get_client(sync_client=True) as client:
+            client.read_global_concurrency_limits(limit=1)  # changes nothing, and needs a login
+
+
+def _take_turn(url: str, stack: ExitStack) -> None:
+
+    # It counts, at the end of a process, the events about this limit that are still on their way.
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
+    turn = concurrency(
+        REGISTRY_LIMIT, strict=True, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS
+    )
+    try:
+        with _server_errors(url):
+            _make_limit()
+            stack.enter_context(turn)
+    except TimeoutError:
+        raise WorkspaceBusyError(
+            f"another workspace is at work on the registry (global concurrency limit "
+            f"{REGISTRY_LIMIT} of {url}): wait for it"
+        ) from None
+
+
+@contextmanager
+def _server_errors(url: str) -> Iterator[None]:
+
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        raise InputError(
+            f"the Prefect server at PREFECT_API_URL ({url}) refuses with status "
+            f"{error.response.status_code}: check PREFECT_API_AUTH_STRING"
+        ) from None
+    except (TransportError, RuntimeError) as error:
+        raise InputError(
+            f"no Prefect server answers at PREFECT_API_URL ({url}, {type(error).__name__}): start "
+            "it with `make services`, or unset PREFECT_API_URL"
+        ) from None
+
+
+def _make_limit() -> None:
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.upsert_global_concurrency_limit_by_name(REGISTRY_LIMIT, limit=1)
+    except ObjectAlreadyExists:
+        pass  # somebody else made it a moment ago

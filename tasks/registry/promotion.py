@@ -1,0 +1,346 @@
+"""Moves of the alias ``production``: promotion, rollback, restoring; each checked and written down.
+
+A move takes two alias writes and two smoke tests. It is noted in a tag of the registered model
+before the first write, together with the aliases as they were, and becomes an entry of the model's
+history when it is done. Whoever finds such a note later finds the rest of a move that was killed,
+and undoes it: nobody saw its model pass the second smoke test. Moves are made one at a time: a file
+lock in this workspace and, where many share a Prefect server (PREFECT_API_URL), one of its global
+concurrency limits (`limits.py`).
+"""
+
+import getpass
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pruneflow.artifacts import sha256_json
+from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.settings.pipeline import RegistrySettings
+from tasks.registry import versions
+from tasks.registry.lock import registry_held
+from tasks.registry.smoke_test import SmokeError, smoke_tests
+from tasks.registry.versions import DECISION_ARTIFACT, PREVIOUS, PRODUCTION
+from tasks.tracking.store import connect, has_store, store_errors
+
+Kind = Literal["promotion", "rollback", "restore"]
+
+_PENDING = "pending_move"
+_HISTORY = "move."
+
+
+@dataclass(frozen=True)
+class Approval:
+    """Who wants a move, and why; without a name it is whoever is logged in."""
+
+    by: str | None = None
+    why: str | None = None
+
+    def facts(self) -> dict[str, str]:
+        """What the history keeps of it."""
+        return {"by": self.by or getpass.getuser(), "why": self.why or ""}
+
+
+NOBODY = Approval()
+GATES = Approval("pruneflow run", "accepted by the gates")
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a promotion, rollback or restoring did to the aliases."""
+
+    version: str
+    former: str | None
+    changed: bool
+
+    def sentence(self, name: str) -> str:
+        """Say it in one line."""
+        if not self.changed:
+            return f"version {self.version} of {name} is in production already"
+        former = f"; version {self.former} is kept as previous" if self.former else ""
+        return f"version {self.version} of {name} is in production{former}"
+
+
+def promote(
+    settings: RegistrySettings, version: str | None = None, approval: Approval = NOBODY
+) -> Move:
+    """Put a version into production; the one in use becomes ``previous``. Safe to repeat.
+
+    Args:
+        settings: the registry and the registered model's name.
+        version: which one; the candidate when None.
+        approval: who wants it and why.
+
+    Raises:
+        InputError: nobody approves where ``registry.promotion`` is manual, there is no such
+            version, its gates did not accept it or compared it with another version than the one
+            in production, its files are not those that were registered, its code was not
+            committed, or it fails the smoke test.
+    """
+    with _moving(settings) as moves:
+        chosen = moves.version(version)
+        number = str(chosen.version)  # the store hands out numbers, aliases take text
+        if moves.production == number:
+            return moves.none()
+        if settings.promotion == "manual" and not approval.by:
+            raise InputError(
+                f"version {number} needs approval (registry.promotion is manual): "
+                f"`pruneflow promote {number} --approved-by NAME`"
+            )
+        check_accepted(chosen, moves.production)
+        if chosen.tags.get("git_dirty") == "true":
+            raise InputError(
+                f"version {number} was made by code that is not committed: commit it, "
+                "then `pruneflow run` and promote again"
+            )
+        return moves.make("promotion", number, approval)
+
+
+def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
+    """Put the version that a run has just made into production, whether its code is committed.
+
+    Returns:
+        None when somebody took it out of production before: only a person puts it back.
+
+    Raises:
+        InputError: as `promote`.
+    """
+    with _moving(settings) as moves:
+        if moves.production == version:
+            return moves.none()
+        if _was_rolled_back(moves.history(), version):
+            return None
+        check_accepted(moves.version(version), moves.production)
+        return moves.make("promotion", version, GATES)
+
+
+def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
+    """Put ``previous`` back into production and keep the other as ``previous``.
+
+    A second rollback therefore undoes the first.
+
+    Raises:
+        InputError: nothing was in production before, or it is damaged or fails the smoke test.
+    """
+    with _moving(settings) as moves:
+        if moves.production is None or moves.previous is None:
+            raise InputError(
+                f"{settings.name} has no previous version to go back to: see `pruneflow status`"
+            )
+        return moves.make("rollback", moves.previous, approval)
+
+
+def restore(settings: RegistrySettings, version: str, approval: Approval = NOBODY) -> Move:
+    """Put a version back into production that was there before, however long ago.
+
+    It was accepted then, so that its gates are not asked again.
+
+    Raises:
+        InputError: there is no such version, it never was in production, or it is damaged or fails
+            the smoke test.
+    """
+    with _moving(settings) as moves:
+        number = str(moves.version(version).version)
+        if moves.production == number:
+            return moves.none()
+        if all(entry["version"] != number for entry in moves.history()):
+            raise InputError(
+                f"version {number} of {settings.name} never was in production: "
+                f"`pruneflow promote {number}` puts it there"
+            )
+        return moves.make("restore", number, approval)
+
+
+def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
+    """Whether somebody took this version out of production: only a person puts it back."""
+    return _was_rolled_back(history(settings), version)
+
+
+def _was_rolled_back(moves: list[dict[str, Any]], version: str) -> bool:
+    for entry in reversed(moves):
+        if entry["version"] == version:
+            return False
+        if entry["former"] == version:
+            return bool(entry["kind"] != "promotion")
+    return False
+
+
+def history(settings: RegistrySettings) -> list[dict[str, Any]]:
+    """Every move that was made, the oldest first.
+
+    Returns:
+        For each its ``kind``, ``version``, the ``former`` version, ``by``, ``why`` and ``at``.
+    """
+    client = connect(settings)
+    with store_errors(settings):
+        return _history(_tags(client, settings.name))
+
+
+def make_whole(settings: RegistrySettings) -> None:
+    """Undo the rest of a move that was killed, if there is one."""
+    if not has_store(settings):
+        return
+    client = connect(settings)
+    with store_errors(settings):
+        if _PENDING not in _tags(client, settings.name):
+            return
+    with _moving(settings):
+        pass
+
+
+@contextmanager
+def held(settings: RegistrySettings) -> Iterator[None]:
+    """Hold the registry with its aliases where they belong: no move is half done."""
+    with registry_held(settings):
+        if has_store(settings):
+            client = connect(settings)
+            with store_errors(settings):
+                _Moves(client, settings)
+        yield
+
+
+def check_accepted(version: ModelVersion, in_production: str | None) -> None:
+    """Check the decision that the version's own run keeps; the tag says which bytes it had.
+
+    Raises:
+        InputError: there is none, it is a refusal, it is about another model, or it compared the
+            model with another version than the one that is in production.
+    """
+    number = version.version
+    try:
+        decision = versions.read_artifact_of(version, DECISION_ARTIFACT)
+    except DamagedArtifactError:
+        raise InputError(
+            f"version {number} has no readable decision of the gates: only versions that "
+            "`pruneflow run` accepted can be promoted"
+        ) from None
+    if not isinstance(decision, dict) or decision.get("accepted") is not True:
+        raise InputError(f"version {number} was refused by the gates: see its {DECISION_ARTIFACT}")
+    if sha256_json(decision) != version.tags.get("decision_digest") or decision.get(
+        "model"
+    ) != version.tags.get("model_digest"):
+        raise InputError(
+            f"version {number} carries another decision than the one it was registered "
+            "with: only versions that `pruneflow run` accepted can be promoted"
+        )
+    if any(gate.get("against") == PRODUCTION for gate in decision.get("gates", [])):
+        compared = (decision.get("production") or {}).get("version")
+        if compared != in_production:
+            raise InputError(
+                f"version {number} was judged against {_named(compared)}, and "
+                f"{_named(in_production)} is in production now: `pruneflow run` judges it anew"
+            )
+
+
+def _named(version: str | None) -> str:
+    return "nothing" if version is None else f"version {version}"
+
+
+class _Moves:
+    """The aliases of one registered model, held for one move."""
+
+    def __init__(self, client: MlflowClient, settings: RegistrySettings) -> None:
+        self._client, self._settings, self._name = client, settings, settings.name
+        self._undo_what_was_killed()
+        self.production = versions.version_of_alias(client, self._name, PRODUCTION)
+        self.previous = versions.version_of_alias(client, self._name, PREVIOUS)
+
+    def version(self, number: str | None) -> ModelVersion:
+        return versions.chosen_version(self._client, self._name, number)
+
+    def history(self) -> list[dict[str, Any]]:
+        return _history(_tags(self._client, self._name))
+
+    def none(self) -> Move:
+        """What is asked for is in production already."""
+        assert self.production is not None
+        return Move(self.production, self.previous, changed=False)
+
+    def make(self, kind: Kind, number: str, approval: Approval) -> Move:
+        """Move production to a version, once it is seen to work, and back if it does not."""
+        chosen = self.version(number)
+        versions.check_files(self._client, self._name, chosen)
+        with smoke_tests(mlflow.get_tracking_uri()) as test:
+            return self._make(kind, number, approval, test)
+
+    def _make(
+        self, kind: Kind, number: str, approval: Approval, test: Callable[[str], object]
+    ) -> Move:
+        _smoke(test, f"models:/{self._name}/{number}", "nothing was changed")
+        entry = {
+            "kind": kind,
+            "version": number,
+            "former": self.production,
+            **approval.facts(),
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        undo = {PRODUCTION: self.production, PREVIOUS: self.previous}
+        note = json.dumps({"entry": entry, "undo": undo}, sort_keys=True)
+        self._client.set_registered_model_tag(self._name, _PENDING, note)
+        aliases = {PRODUCTION: number}
+        if self.production is not None:
+            aliases[PREVIOUS] = self.production
+        for alias, target in aliases.items():
+            self._client.set_registered_model_alias(self._name, alias, target)
+        try:
+            _smoke(test, f"models:/{self._name}@{PRODUCTION}", "the aliases were moved back")
+        except BaseException:  # Ctrl-C among them: nobody saw it pass
+            self._undo_what_was_killed()
+            raise
+        if _tags(self._client, self._name).get(_PENDING) != note:
+            raise InputError(
+                f"another workspace undid this move of {self._name} meanwhile: workspaces that "
+                "share MLflow's server take turns only by one PREFECT_API_URL (mlflow/README.md)"
+            )
+        place = f"{_HISTORY}{len(self.history()) + 1:06d}"
+        self._client.set_registered_model_tag(self._name, place, json.dumps(entry, sort_keys=True))
+        self._client.delete_registered_model_tag(self._name, _PENDING)
+        return Move(number, self.production, changed=True)
+
+    def _undo_what_was_killed(self) -> None:
+        tags = _tags(self._client, self._name)
+        if _PENDING not in tags:
+            return
+        note = json.loads(tags[_PENDING])
+        done = note["entry"] in _history(tags)  # killed between its last two writes
+        for alias, version in () if done else note["undo"].items():
+            if version is not None:
+                self._client.set_registered_model_alias(self._name, alias, version)
+            elif versions.version_of_alias(self._client, self._name, alias) is not None:
+                self._client.delete_registered_model_alias(self._name, alias)
+        self._client.delete_registered_model_tag(self._name, _PENDING)
+
+
+def _smoke(test: Callable[[str], object], uri: str, state: str) -> None:
+    try:
+        test(uri)
+    except SmokeError as error:
+        raise SmokeError(f"{error}: {state}") from None
+
+
+@contextmanager
+def _moving(settings: RegistrySettings) -> Iterator[_Moves]:
+    client = connect(settings)
+    with registry_held(settings), store_errors(settings):
+        yield _Moves(client, settings)
+
+
+def _tags(client: MlflowClient, name: str) -> dict[str, str]:
+
+    try:
+        return dict(client.get_registered_model(name).tags)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+
+
+def _history(tags: dict[str, str]) -> list[dict[str, Any]]:
+    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_HISTORY)]

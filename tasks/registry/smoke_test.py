@@ -1,0 +1,109 @@
+"""Load a registered model as a server would, and let it generate, in a process of its own.
+
+``python -m tasks.registry.smoke_test STORE`` reads one model URI a line and prints as JSON what
+each model generates. It is a process of its own because a broken model may take its process down,
+and because a model that loads inside this project may not load alone. One process serves both tests
+of a promotion, since the imports take longer than loading.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+
+from pruneflow.errors import InputError
+
+PROMPTS = ["The capital of France is", "One, two, three,"]
+TIMEOUT = 1800  # seconds; loading a large model from a slow disk takes minutes
+
+
+class SmokeError(InputError):
+    """A registered model that cannot be loaded, or that writes nothing."""
+
+
+@contextmanager
+def smoke_tests(store: str) -> Iterator[Callable[[str], list[str]]]:
+    """Yield a test: load a model through MLflow, continue two prompts, return the continuations.
+
+    The test takes ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, and raises SmokeError when
+    the model cannot be loaded, its figures are not finite (the served model checks that when it is
+    loaded), or it writes nothing.
+
+    Args:
+        store: MLflow's store, absolute.
+    """
+    # MLflow leaves what it fetches from a server in the temporary folder.
+    with tempfile.TemporaryDirectory(prefix="pruneflow-smoke-") as scratch:
+        said = Path(scratch, "errors")
+        with (
+            said.open("w") as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "tasks.registry.smoke_test", store],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "TMPDIR": scratch},
+            ) as process,
+        ):
+            try:
+                yield lambda uri: _ask(process, uri, said)
+            finally:
+                process.kill()
+
+
+def _ask(process: subprocess.Popen[str], uri: str, said: Path) -> list[str]:
+    assert process.stdin is not None and process.stdout is not None
+    late = threading.Timer(TIMEOUT, process.kill)
+    late.start()
+    try:
+        process.stdin.write(uri + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    except BrokenPipeError:
+        answer = ""
+        with suppress(BrokenPipeError):  # or closing it later would hide the reason
+            process.stdin.close()
+    finally:
+        waiting = late.is_alive()
+        late.cancel()
+    if not answer:
+        if not waiting:
+            raise SmokeError(f"{uri} did not answer within {TIMEOUT} s")
+        process.wait()
+        reason = next(_reasons(said.read_text(errors="replace")), "no reason given")
+        raise SmokeError(f"{uri} cannot be used: {reason}")
+    texts: list[str] = json.loads(answer)
+    if not all(text.strip() for text in texts):
+        raise SmokeError(f"{uri} was loaded, but it writes nothing")
+    return texts
+
+
+def _reasons(errors: str) -> Iterator[str]:
+    """The lines of a traceback that say something, the last first."""
+    lines = [line.strip() for line in errors.splitlines() if line and not line.startswith(" ")]
+    yield from (line for line in reversed(lines) if ": " in line)
+    yield from reversed(lines)
+
+
+def _main(store: str) -> None:
+
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    # What libraries print must not be taken for an answer.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        model = mlflow.pyfunc.load_model(line.strip())
+        texts = model.predict(PROMPTS, params={"max_new_tokens": 8})
+        print(json.dumps([str(text) for text in texts]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

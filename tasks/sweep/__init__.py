@@ -1,0 +1,1 @@
+"""Sweeps: a workspace for each recipe."""

@@ -1,0 +1,1 @@
+"""MLflow tracking: the store, and what is logged to it."""

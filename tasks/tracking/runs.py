@@ -1,0 +1,257 @@
+"""What MLflow keeps of a run or a sweep: settings, measures, reports and records."""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import ActiveRun, MlflowClient
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
+
+from pruneflow.artifacts import read_json
+from pruneflow.judge.pareto import Row
+from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS, SWEEP_FILE, SWEEP_TABLE
+from pruneflow.report.sweep_table import sweep_rows
+from pruneflow.settings.pipeline import NotifySettings, PipelineSettings, RegistrySettings
+from tasks.prefect.webhook import mask
+from tasks.tracking.store import connect, experiment, store_errors
+
+_BATCH = 100  # MLflow's limit of parameters in one call
+_DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
+_WORKSPACE = "workspace"  # tag of a run: whose it is
+_SWEEP_LINES = "sweep/table.json"
+
+
+def log_run(
+    settings: PipelineSettings,
+    summary: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> str:
+    """Write one MLflow run about a finished pipeline; returns its id.
+
+    Args:
+        settings: logged as parameters, ``section.key``.
+        summary: ``data/reports/summary.json``; every number becomes a metric.
+        decision: the gates' decision; refused runs are tagged with the reasons.
+        tags: digests and versions the result came from.
+    """
+    client = connect(settings.registry)
+
+    parameters = flatten(settings.model_dump(mode="json", exclude={"notify"}))
+    metrics = numbers(summary)
+    with (
+        store_errors(settings.registry),
+        _run(client, settings.registry, _run_name(settings)) as run,
+    ):
+        for batch in _batches(parameters):
+            mlflow.log_params(batch)
+        for batch in _batches(metrics):
+            mlflow.log_metrics(batch)
+        for step, record in enumerate(_steps(settings, summary)):
+            for batch in _batches(
+                {f"round/{key}": value for key, value in numbers(record).items()}
+            ):
+                mlflow.log_metrics(batch, step=step)
+        mlflow.set_tags({**tags, **_decision_tags(decision)})
+        _log_calibration_set()
+        _log_files(settings)
+        return str(run.info.run_id)
+
+
+def log_sweep(
+    settings: RegistrySettings,
+    rows: Sequence[Row],
+    recipes: Mapping[str, PipelineSettings],
+    summaries: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """Write one MLflow run about a sweep, with a nested run for each recipe; returns its id.
+
+    Args:
+        settings: where to.
+        rows: of the sweep's table.
+        recipes: the settings of each recipe.
+        summaries: of those that finished.
+    """
+    client = connect(settings)
+
+    lines = sweep_rows(rows)
+    with (
+        store_errors(settings),
+        _run(client, settings, "sweep") as parent,
+    ):
+        failures = sum(row["error"] is not None for row in rows)
+        mlflow.log_metrics({"recipes": len(rows), "recipes_failed": failures})
+        mlflow.log_table({key: [line[key] for line in lines] for key in lines[0]}, _SWEEP_LINES)
+        mlflow.log_artifact(str(SWEEP_TABLE), "sweep")
+        mlflow.log_artifact(str(SWEEP_FILE), "sweep")
+        for row in rows:
+            name = row["recipe"]
+            mlflow.start_run(
+                experiment_id=parent.info.experiment_id, run_name=name, nested=True, tags=_here()
+            )
+            try:
+                for batch in _batches(
+                    flatten(recipes[name].model_dump(mode="json", exclude={"notify"}))
+                ):
+                    mlflow.log_params(batch)
+                for batch in _batches(numbers(summaries.get(name, {}))):
+                    mlflow.log_metrics(batch)
+                mlflow.set_tags(_recipe_tags(row))
+            finally:
+                mlflow.end_run("FAILED" if row["error"] else "FINISHED")
+        return str(parent.info.run_id)
+
+
+def git_state() -> tuple[str, str]:
+    """Return the commit of the code, and whether tracked files differ from it.
+
+    ``dvc.lock`` is left out: it changes with every run, and every run keeps it as a file.
+
+    Returns:
+        (commit, ``true`` or ``false``), both ``unknown`` outside a git repository.
+    """
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    if commit is None or changed is None:
+        return "unknown", "unknown"
+    return commit, "true" if changed else "false"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one with dotted keys; lists and scalars stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number of nested mappings as a metric, named ``perplexity/law/pruned``."""
+    found: dict[str, float] = {}
+    for key, value in flatten(values).items():
+        if isinstance(value, (int, float)):
+            found[_metric_name(key)] = float(value)
+    return found
+
+
+def round_records(settings: PipelineSettings) -> list[dict[str, Any]]:
+    """Return the records of the rounds, in their order."""
+    return [read_json(CHECKPOINTS / name / "round.json") for name in settings.rounds]
+
+
+def _run(client: MlflowClient, settings: RegistrySettings, name: str) -> ActiveRun:
+    """Start a run of this workspace, of which no other is at work: one that says so was killed."""
+    place = experiment(client, settings)
+    for left in client.search_runs([place], "attributes.status = 'RUNNING'"):
+        if left.data.tags.get(_WORKSPACE) == _here()[_WORKSPACE]:
+            client.set_terminated(left.info.run_id, "KILLED")
+    return mlflow.start_run(experiment_id=place, run_name=name, tags=_here())
+
+
+def _here() -> dict[str, str]:
+    return {_WORKSPACE: f"{socket.gethostname()}:{Path.cwd()}"}
+
+
+def _steps(settings: PipelineSettings, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what each step measured: the dense model is step 0, then come the rounds."""
+    rounds = round_records(settings)
+    size = summary["parameters"]
+    dense = {
+        "achieved_ratio": 0.0,
+        "parameters": size["dense"],
+        "block_weights": size["block_weights"]["dense"],
+        # What the rounds compare with, under the name that their own figures have.
+        "validation": {"pruned": rounds[0].get("validation", {}).get("dense", {})},
+    }
+    return [dense, *rounds]
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _run_name(settings: PipelineSettings) -> str:
+    final = settings.rounds[settings.final_round]
+    goal = f"{final.ratio:.0%} less" if final.ratio is not None else str(final)
+    return f"{settings.model.name}-{goal}".replace(" ", "-")
+
+
+def _decision_tags(decision: Mapping[str, Any]) -> dict[str, str]:
+    accepted = bool(decision["accepted"])
+    reasons = [str(reason) for reason in decision.get("reasons", [])]
+    tags = {"decision": "accepted" if accepted else "refused"}
+    return tags if accepted else {**tags, "reasons": "\n".join(reasons)}
+
+
+def _recipe_tags(row: Row) -> dict[str, str]:
+    if row["figures"] is None:
+        return {"error": str(row["error"])}
+    pareto = "true" if row["pareto"] else "false"
+    return {"pareto": pareto, "model_digest": row["figures"]["digest"]}
+
+
+def _log_calibration_set() -> None:
+
+    digest = str(read_json(CALIBRATION_SET / "manifest.json")["digest"])
+    dataset = MetaDataset(
+        LocalArtifactDatasetSource(str(CALIBRATION_SET)),
+        name="calibration",
+        digest=digest[:_DIGEST_CHARACTERS],
+    )
+    mlflow.log_input(dataset, context="calibration")
+    mlflow.set_tag("calibration_digest", digest)
+
+
+def _log_files(settings: PipelineSettings) -> None:
+    """Keep everything small that says how the model came about."""
+    for path in sorted(REPORTS.iterdir()):
+        # The sweep's table is about other models.
+        if path.is_file() and not path.name.startswith(".") and path != SWEEP_TABLE:
+            mlflow.log_artifact(str(path), "reports")
+    _log_configs(settings.notify)
+    # Not under its own name: DVC takes any dvc.yaml below the workspace for its own.
+    mlflow.log_text(Path("dvc.yaml").read_text(encoding="utf-8"), "pipeline/stages.yaml")
+    mlflow.log_artifact("dvc.lock", "pipeline")
+    for name in settings.rounds:
+        mlflow.log_artifact(str(CHECKPOINTS / name / "round.json"), f"rounds/{name}")
+    for name in ("set", "documents"):
+        manifest = CALIBRATION_SET.parent / name / "manifest.json"
+        if manifest.is_file():
+            mlflow.log_artifact(str(manifest), f"calibration/{name}")
+
+
+def _log_configs(settings: NotifySettings) -> None:
+    """Keep configs/ as it is, but for the webhook's URL, which is a secret."""
+    with tempfile.TemporaryDirectory(prefix="pruneflow-configs-") as place:
+        copy = Path(shutil.copytree("configs", Path(place) / "configs"))
+        for path in copy.rglob("*"):
+            if settings.webhook is not None and path.is_file():
+                secret, masked = settings.webhook.encode(), mask(settings.webhook).encode()
+                path.write_bytes(path.read_bytes().replace(secret, masked))
+        mlflow.log_artifacts(str(copy), "configs")
+
+
+def _metric_name(key: str) -> str:
+    """Keep what MLflow allows in names; dots part the levels, as slashes do in its page."""
+    allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
+    return allowed.replace(".", "/")
+
+
+def _batches(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    items = list(values.items())
+    for start in range(0, len(items), _BATCH):
+        yield dict(items[start : start + _BATCH])

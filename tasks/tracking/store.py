@@ -1,0 +1,153 @@
+"""MLflow's store: opened, asked whether it is there, and its errors told in one line."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import mlflow
+from alembic.util.exc import CommandError
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from sqlalchemy.exc import SQLAlchemyError
+
+from pruneflow.errors import InputError, StoreBusyError
+from pruneflow.settings.pipeline import RegistrySettings
+
+# What MLflow's server with users says no to, by its code, and what helps.
+_REFUSALS = {
+    "UNAUTHENTICATED": "does not know you: set MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD",
+    "PERMISSION_DENIED": "does not let you do this: ask its admin for the permission MANAGE",
+}
+_SERVER_SECONDS = 10  # within which a server that is up answers
+FOLDER_SCHEMES = ("", "file")
+_LOCKED = "database is locked"  # SQLite's words
+
+
+def connect(settings: RegistrySettings) -> MlflowClient:
+    """Open MLflow's store, made on first use; relative places are relative to the workspace.
+
+    Raises:
+        InputError: the store cannot be opened.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    file = store_file(settings)
+    if file is not None:
+        _check_file(file)
+
+    # Absolute, because MLflow keeps stores it has opened under their URI, wherever one is now.
+    uri = settings.tracking_uri if file is None else f"sqlite:///{file.absolute()}"
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    with store_errors(settings):
+        client = mlflow.MlflowClient()
+        if is_server(settings):
+            _check_server(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def store_errors(settings: RegistrySettings) -> Iterator[None]:
+    """Turn MLflow's failures to reach its store, and its refusals, into one line.
+
+    Raises:
+        StoreBusyError: it is locked for the moment.
+        InputError: it cannot be used, or refuses.
+    """
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+        code = getattr(error, "error_code", None)
+        if code in _REFUSALS:
+            raise InputError(
+                f"MLflow at {settings.tracking_uri} {_REFUSALS[code]}: mlflow/README.md says how"
+            ) from None
+        detail = str(error).strip().splitlines()[0]
+        if _LOCKED in detail:
+            raise _busy(settings.tracking_uri) from None
+        raise InputError(
+            f"MLflow's store {settings.tracking_uri} cannot be used ({detail}): check "
+            "registry.tracking_uri in configs/pipeline.yaml"
+        ) from None
+
+
+def is_server(settings: RegistrySettings) -> bool:
+    """Whether the store is a server, which also knows where its files go."""
+    return urlparse(settings.tracking_uri).scheme in ("http", "https")
+
+
+def store_file(settings: RegistrySettings) -> Path | None:
+    """Return the SQLite file of the store; None when the store is something else."""
+    prefix = "sqlite:///"
+    if not settings.tracking_uri.startswith(prefix):
+        return None
+    return Path(settings.tracking_uri.removeprefix(prefix))
+
+
+def has_store(settings: RegistrySettings) -> bool:
+    """Whether there is a store to ask: a file is made by the first run, a server is just there."""
+    file = store_file(settings)
+    return file is None or file.exists()
+
+
+def experiment(client: MlflowClient, settings: RegistrySettings) -> str:
+    """Return the id of the experiment, made on first use.
+
+    Its files go to `registry.artifact_location`. A server puts them where it puts everybody's when
+    that is a folder of this workspace, which others cannot reach.
+    """
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    location: str | None = settings.artifact_location
+    if is_server(settings) and not (urlparse(location).scheme or Path(location).is_absolute()):
+        location = None
+    elif urlparse(location).scheme in FOLDER_SCHEMES:
+        folder = Path(unquote(urlparse(location).path))
+        folder.mkdir(parents=True, exist_ok=True)
+        location = folder.absolute().as_uri()
+    try:
+        return str(client.create_experiment(settings.experiment, artifact_location=location))
+    except MlflowException as error:
+        made = client.get_experiment_by_name(settings.experiment)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:
+            raise
+        return str(made.experiment_id)  # somebody else made it a moment ago
+
+
+def _busy(store: str) -> StoreBusyError:
+    return StoreBusyError(
+        f"MLflow's store {store} is locked by another program: end it, or try again"
+    )
+
+
+def _check_file(file: Path) -> None:
+    """Open the SQLite file once: MLflow itself would try for minutes before it gives up."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except (OSError, sqlite3.Error) as error:
+        if _LOCKED in str(error):
+            raise _busy(str(file)) from None
+        raise InputError(
+            f"MLflow's store {file} cannot be used ({error}): make it writable, or change "
+            "registry.tracking_uri in configs/pipeline.yaml"
+        ) from None
+
+
+def _check_server(uri: str) -> None:
+    """Ask the server once whether it is there: MLflow itself would try for minutes."""
+    http_request(
+        get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=_SERVER_SECONDS
+    )
