@@ -174,8 +174,8 @@ def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
 
     from pruneflow.compute.placement import place_as_asked
     from pruneflow.models.digests import tensors_digest
-    from pruneflow.models.structure import layers_of
-    from pruneflow.pruning.rounds import DenseShape, prune_round
+    from pruneflow.models.structure import dense_reference, layers_of
+    from pruneflow.pruning.rounds import prune_round
     from pruneflow.settings.pipeline import ComputeSettings, PruningSettings, Target
 
     joined()  # a rank's own GPU is the current one from here on
@@ -189,7 +189,7 @@ def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
     tokens = torch.randint(VOCABULARY, (case.sequences, how.length), generator=draw)
     blocks = {str(row): part for row, part in enumerate(tokens.chunk(6))}
     settings = PruningSettings(layout="uniform", neuron_multiple=64)
-    dense = DenseShape.of(model)
+    dense = dense_reference(model)
     per_round: list[dict[str, float]] = []
     peaks: dict[str, float] = {}
     kept, units = [], []

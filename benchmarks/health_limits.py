@@ -32,7 +32,8 @@ from pruneflow.errors import InputError
 from pruneflow.judge.health import check_round, knee
 from pruneflow.measure.drift import compare_models
 from pruneflow.models.loading import resolve_device
-from pruneflow.pruning.rounds import DenseShape, prune_round
+from pruneflow.models.structure import dense_reference
+from pruneflow.pruning.rounds import prune_round
 from pruneflow.pruning.schedule import targets
 from pruneflow.settings.pipeline import ComputeSettings, HealthSettings
 from pruneflow.settings.pruning import PruningSettings, Target
@@ -77,7 +78,7 @@ def descend(
 ) -> dict[str, Any]:
     """One descent: what each round measures, and where the knee is."""
     settings, batch_tokens = PruningSettings(**recipe), arguments.batch_tokens
-    shape, model, records = DenseShape.of(dense), copy.deepcopy(dense), []
+    shape, model, records = dense_reference(dense), copy.deepcopy(dense), []
     goals = targets(Target(ratio=arguments.ratio), arguments.rounds, "linear")
     for number, target in enumerate(goals, start=1):
         start = time.perf_counter()
@@ -92,8 +93,8 @@ def descend(
             label=f"r{number}",
         )
         model, pruned = result.model, time.perf_counter()
-        measures = compare_models(dense, model, windows, batch_tokens, f"r{number} drift")
-        health = check_round(measures, HealthSettings())
+        validation, drift = compare_models(dense, model, windows, batch_tokens, f"r{number} drift")
+        health = check_round(validation, drift, HealthSettings())
         records.append(
             {
                 "round": f"r{number}",
@@ -102,11 +103,7 @@ def descend(
                     "prune": round(pruned - start, 1),
                     "measure": round(time.perf_counter() - pruned, 1),
                 },
-                **{
-                    key: health[key]
-                    for key in health
-                    if key not in ("healthy", "reasons", "reason")
-                },
+                **health.model_dump(exclude={"healthy", "reasons", "reason"}),
             }
         )
         _print(records[-1])

@@ -34,7 +34,8 @@ from benchmarks.machine import load, machine, peak_gib, reset_peak
 from pruneflow import load_model, save_model
 from pruneflow.artifacts import read_json, write_json
 from pruneflow.models.loading import empty_model
-from pruneflow.pruning import iterative, rounds, scores
+from pruneflow.models.structure import dense_reference
+from pruneflow.pruning import rounds, scores
 from pruneflow.pruning.block_stream import BlockStream, Seen
 from pruneflow.pruning.schedule import targets
 from pruneflow.settings.pipeline import ComputeSettings
@@ -126,7 +127,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         empty = empty_model(AutoConfig.from_pretrained(folder / "r0"), torch.float32)
     settings = PruningSettings(layout=given.layout)
     sizes = {key: getattr(given, key) for key in ("batch_tokens", "backward_batch_tokens")}
-    dense, imports = rounds.DenseShape.of(empty), peak_gib()
+    dense, imports = dense_reference(empty), peak_gib()
 
     def one_round(parent: str, name: str, goal: Target) -> dict[str, Any]:
         """A function, so that a round's model is gone before the next one is loaded."""
@@ -136,7 +137,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
                 model, tokenizer = load_model(folder / parent, dtype=given.dtype, device="cpu")
             made = rounds.prune_round(model, blocks, goal, dense, settings, **sizes, label=name)
             with watch.part("io"):
-                iterative._save(folder / name, "", made.model, tokenizer, dense, {"round": name})
+                save_model(made.model, tokenizer, folder / name)
         return {"round": name, "ratio": made.achieved_ratio, **watch.measured()}
 
     goals = targets(Target(ratio=given.ratio), given.rounds, "linear")

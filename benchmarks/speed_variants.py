@@ -63,7 +63,7 @@ def facts(model: Any, dense: Any) -> dict[str, Any]:
     left = block_weights(model) / block_weights(dense)
     stored = sum(parameter.nbytes for parameter in model.parameters())
     gain = {"ratio": 1 - left, "ideal_by_block_weights": 1 / left}
-    return {**sizes_of(model), **gain, "bytes": stored}
+    return {**sizes_of(model).to_json(), **gain, "bytes": stored}
 
 
 def modules_of(model: Any) -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruneflow.api import evaluate, load_model, save_model
-    from pruneflow.pruning.iterative import Recipe, prune
+    from pruneflow.pruning.prune import Recipe, prune
     from pruneflow.recovery.distillation import recover
     from pruneflow.settings.recovery import RecoverySettings
     from pruneflow.tokens.calibration_set import CalibrationSet
@@ -30,11 +30,11 @@ __all__ = [
 
 _HOMES = {
     "CalibrationSet": "pruneflow.tokens.calibration_set",
-    "Recipe": "pruneflow.pruning.iterative",
+    "Recipe": "pruneflow.pruning.prune",
     "RecoverySettings": "pruneflow.settings.recovery",
     "evaluate": "pruneflow.api",
     "load_model": "pruneflow.api",
-    "prune": "pruneflow.pruning.iterative",
+    "prune": "pruneflow.pruning.prune",
     "recover": "pruneflow.recovery.distillation",
     "save_model": "pruneflow.api",
 }

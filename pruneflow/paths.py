@@ -16,6 +16,10 @@ CALIBRATION_SET = Path("data/calibration/set")
 HELD_OUT = Path("data/calibration/held_out")
 CHECKPOINTS = Path("data/checkpoints")
 MODEL = Path("data/model")
+# In a round's directory: a folder of its own, because serving engines read every *.safetensors
+# next to the model.
+STATISTICS = "statistics"
+DISAGREEMENT = "disagreement.json"
 RECOVERY = Path(".pruneflow/recovery")  # checkpoints of a recovery under way
 RECOVERY_DONE = Path(".pruneflow/recovery.done")  # the same, about to be removed
 SWEEP = Path(".pruneflow/sweep")  # a workspace for each recipe

@@ -6,7 +6,7 @@ from typing import Any
 from pruneflow.artifacts import staged_file
 from pruneflow.errors import InputError
 from pruneflow.models.digests import weight_file_bytes
-from pruneflow.models.round_record import read_record
+from pruneflow.models.round_record import read_round_record
 from pruneflow.paths import CHECKPOINTS
 from pruneflow.pruning.schedule import targets
 from pruneflow.settings.base import read_yaml
@@ -103,13 +103,13 @@ def dense_size(goal: Target, model: ModelSettings) -> int | None:
             "run `dvc repro model` first, or give --ratio"
         )
 
-    record = read_record(directory)
-    if (record.get("source"), record.get("revision")) != (model.source, model.revision):
+    record = read_round_record(directory)
+    if (record.source, record.revision) != (model.source, model.revision):
         raise InputError(
             f"a goal in parameters or bytes needs the dense model, and {directory} is not of "
             f"{model.source}: run `dvc repro model` first, or give --ratio"
         )
-    return int(record["parameters"]) if goal.parameters else weight_file_bytes(directory)
+    return record.parameters if goal.parameters else weight_file_bytes(directory)
 
 
 def _profiles() -> list[Path]:

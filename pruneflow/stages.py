@@ -18,10 +18,7 @@ from pruneflow.artifacts import (
 )
 from pruneflow.compute.ranks import launch
 from pruneflow.compute.torchrun import is_first, is_launched
-from pruneflow.descent import prune, read_disagreement, recover_round
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.round_record import read_record, write_record
-from pruneflow.models.structure import sizes_of
 from pruneflow.paths import (
     BASELINE,
     CALIBRATION_SET,
@@ -44,7 +41,6 @@ from pruneflow.paths import (
     SUMMARY,
     VALIDATION,
 )
-from pruneflow.report.directory_card import write_card
 from pruneflow.settings.pipeline import DENSE, PipelineSettings, load_settings
 from pruneflow.workspace import stage_lock
 
@@ -63,7 +59,7 @@ def run_stage_by_name(name: str) -> int:
     """
     stage, _, argument = name.partition("@")
     if stage == "round" and argument:
-        action: Callable[[PipelineSettings], None] = lambda settings: prune(settings, argument)  # noqa: E731
+        action: Callable[[PipelineSettings], None] = lambda settings: round_(settings, argument)  # noqa: E731
     elif stage in STAGES and not argument:
         action = STAGES[stage]
     else:
@@ -107,31 +103,30 @@ def model(settings: PipelineSettings) -> None:
     from pruneflow.models.digests import model_digest
     from pruneflow.models.export import save
     from pruneflow.models.loading import load_source
+    from pruneflow.models.round_record import RoundRecord, write_round_record
     from pruneflow.models.source import check_source
-    from pruneflow.models.structure import layers_of
+    from pruneflow.models.structure import dense_reference, sizes_of
+    from pruneflow.report.directory_card import write_card
 
     check_source(settings.model)
     with staged_directory(CHECKPOINTS / DENSE) as directory:
         dense, tokenizer = load_source(settings.model)
         save(dense, tokenizer, directory, getattr(torch, settings.model.dtype))
-        digest = model_digest(directory)
-        sizes = sizes_of(dense)
-        record = write_record(
-            directory,
+        digest, sizes = model_digest(directory), sizes_of(dense)
+        record = RoundRecord(
             round=DENSE,
+            status="done",
             source=settings.model.source,
             revision=settings.model.revision,
-            status="done",
+            digest=digest,
             delivered=DENSE,
             delivered_digest=digest,
-            digest=digest,
-            dense={
-                "digest": digest,
-                "block_weights": sizes["block_weights"],
-                "neurons": layers_of(dense)[0].neurons,
-            },
-            **sizes,
+            dense=dense_reference(dense, digest),
+            parameters=sizes.parameters,
+            block_weights=sizes.block_weights,
+            widths=sizes.widths,
         )
+        write_round_record(directory, record)
         write_card(directory, record, settings.model)
 
 
@@ -189,13 +184,22 @@ def baseline(settings: PipelineSettings) -> None:
     _evaluate(settings, CHECKPOINTS / DENSE, BASELINE, "dense")
 
 
-def select(settings: PipelineSettings) -> None:
-    """Write the round that the descent delivers to data/model, recovered where asked for."""
-    from pruneflow.models.digests import model_digest
+def round_(settings: PipelineSettings, name: str) -> None:
+    """Do one pruning round: data/checkpoints/NAME."""
+    from pruneflow.round_stage import run_round
 
-    last = read_record(CHECKPOINTS / settings.final_round)
-    source = CHECKPOINTS / last["delivered"]
-    if not source.is_dir() or model_digest(source) != last["delivered_digest"]:
+    run_round(settings, name)
+
+
+def select(settings: PipelineSettings) -> None:
+    """Write the delivered round's model to data/model, recovered where the settings ask for it."""
+    from pruneflow.models.digests import model_digest
+    from pruneflow.models.round_record import read_round_record
+    from pruneflow.recovery_stage import recover_round
+
+    last = read_round_record(CHECKPOINTS / settings.final_round)
+    source = CHECKPOINTS / last.delivered
+    if not source.is_dir() or model_digest(source) != last.delivered_digest:
         raise DamagedArtifactError(
             f"{source} is not the model that {settings.final_round} delivers: delete it and run "
             "`dvc repro`"
@@ -246,14 +250,15 @@ def report(settings: PipelineSettings) -> None:
     """Write what people, gates and DVC read: report.html, summary.json, cards and plots."""
     from pruneflow.judge.gates import load_gates
     from pruneflow.judge.summary import build_summary
+    from pruneflow.models.round_record import read_round_record
     from pruneflow.report.data_card import render_data_card
     from pruneflow.report.dvc_plots import headline, series
     from pruneflow.report.model_card import render_card
-    from pruneflow.report.page import Sources, render_page
+    from pruneflow.report.page import Sources, read_disagreement, render_page
     from pruneflow.report.verdict import rule
 
     gates = load_gates(GATES_FILE)
-    rounds = [read_record(CHECKPOINTS / name) for name in settings.rounds]
+    rounds = [read_round_record(CHECKPOINTS / name).to_json() for name in settings.rounds]
     drawn, chosen = verify_manifest(DOCUMENTS), verify_manifest(CALIBRATION_SET)
     held_out, checked = verify_manifest(HELD_OUT), read_json(VALIDATION)
     summary = build_summary(
@@ -266,7 +271,7 @@ def report(settings: PipelineSettings) -> None:
         drawn,
     )
     sources = Sources(
-        read_record(CHECKPOINTS / DENSE),
+        read_round_record(CHECKPOINTS / DENSE).to_json(),
         rounds,
         read_disagreement(CHECKPOINTS / summary["model"]["delivered"]),
         drawn,

@@ -1,62 +1,60 @@
-"""Whether a round left a working model behind, and where a descent gets steep."""
+"""Whether a round left a working model, and after which round quality falls steeply."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from pruneflow.judge.retention import geometric_mean, perplexity_ratios, worst_ratio
+from pruneflow.models.round_record import Drift, Health, Repetition, Validation
 from pruneflow.settings.pipeline import HealthSettings
 
 _STRAIGHT = 1e-9  # how far from its chord, in nats, a straight line may lie by rounding
 
 
-def check_round(measures: Mapping[str, Any], settings: HealthSettings) -> dict[str, Any]:
+def check_round(validation: Validation, drift: Drift, settings: HealthSettings) -> Health:
     """Hold a round's measures against the limits.
 
     Args:
-        measures: what `compare_models` says of the dense model and the round's.
-        settings: the limits; one that is None is not looked at.
+        validation: losses of the dense model and the round's model.
+        drift: how far the round's model has moved from the dense one.
+        settings: the limits; a limit that is None is not checked.
 
     Returns:
-        ``healthy``; ``reasons``: a sentence for each limit that is broken, and ``reason``: one for
-        the record either way; and the measures as means over domains, None where not finite:
-        ``mean_ratio`` (geometric mean of perplexity ratios), ``worst_domain``, ``worst_ratio``,
-        ``kl``, ``top1_agreement``, ``repetition`` (``dense``, ``pruned`` and ``rise``),
-        ``entropy_drift`` (signed), ``norm_drift`` (absolute) and its ``norm_layer``. A limit whose
-        measure is not finite is broken.
+        The verdict, and the measures as means over domains (the geometric mean for ratios). A
+        measure that is not finite breaks its limit.
 
     Raises:
         InputError: the two models were measured on different domains or tokens.
     """
-    ratios = perplexity_ratios(measures["dense"], measures["pruned"])
+    ratios = perplexity_ratios(validation.dense, validation.pruned)
     domain, ratio = worst_ratio(ratios)
-    entropy, repetition = measures["entropy"], measures["repetition"]
-    repeated = {name: _mean(repetition[name]) for name in ("dense", "pruned")}
-    layer, moved = _most_moved(measures["norms"])
+    entropy, repetition = drift.entropy, drift.repetition
+    repeated = {"dense": _mean(repetition.dense), "pruned": _mean(repetition.pruned)}
+    layer, moved = _most_moved(drift.norms)
     found = {
         "mean_ratio": geometric_mean(ratios),
         "worst_ratio": ratio,
-        "kl": _mean(measures["kl"]),
-        "top1_agreement": _mean(measures["top1_agreement"]),
+        "kl": _mean(drift.kl),
+        "top1_agreement": _mean(drift.top1_agreement),
         "repetition_rise": repeated["pruned"] - repeated["dense"],
-        "entropy_drift": _mean(entropy["pruned"]) - _mean(entropy["dense"]),
+        "entropy_drift": _mean(entropy.pruned) - _mean(entropy.dense),
         "norm_drift": moved,
     }
     reasons = list(_broken(found, settings, domain, layer))
-    held = _finite(found)
-    return {
-        "healthy": not reasons,
-        "reasons": reasons,
-        "reason": _one_sentence(reasons, domain, ratio, settings),
-        "worst_domain": domain,
-        "norm_layer": layer,
-        "repetition": {**_finite(repeated), "rise": held.pop("repetition_rise")},
-        **held,
-    }
+    measures = _finite(found)
+    rise = measures.pop("repetition_rise")
+    return Health(
+        healthy=not reasons,
+        reasons=reasons,
+        reason=_one_sentence(reasons, domain, ratio, settings),
+        worst_domain=domain,
+        norm_layer=layer,
+        repetition=Repetition(**_finite(repeated), rise=rise),
+        **measures,
+    )
 
 
 def knee(points: Sequence[tuple[float, float]]) -> int | None:
-    """Find the round after which a descent gets steep.
+    """Find the round after which quality falls steeply.
 
     It is the point farthest below the chord from the dense model, (0, 0), to the last round
     (Kneedle for a convex rising curve: Satopaa et al. 2011).

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pruneflow.errors import InputError
 from pruneflow.measure.perplexity import NonFiniteLossError
+from pruneflow.models.round_record import DomainPair, Drift, Validation
 from pruneflow.models.structure import layers_of
 from pruneflow.progress import track
 from pruneflow.records import DomainLoss
@@ -35,7 +36,7 @@ def compare_models(
     blocks: Mapping[str, Tensor],
     batch_tokens: int,
     label: str,
-) -> dict[str, Any]:
+) -> tuple[Validation, Drift]:
     """Run both models over the same windows once, and let both continue one window of each domain.
 
     Log-softmax is float32, sums are float64, and every token but the first of a window is
@@ -49,13 +50,9 @@ def compare_models(
         label: names the work on the progress bar.
 
     Returns:
-        ``dense`` and ``pruned``: each domain's `DomainLoss`. By domain, ``kl``: KL(dense || pruned)
-        in nats a token; ``top1_agreement``: share of tokens for which both models find the same
-        token likeliest; ``entropy`` of the next token in nats, of ``dense`` and ``pruned``;
-        ``repetition`` of both models' greedy text (see `repetition`). ``norms``: for each layer
-        the mean over tokens of log(pruned / dense), of the norms of the hidden states that leave
-        it. A mean of logarithms, for a few tokens (first ones, mostly) have norms hundreds of
-        times the others', and would be all that a root mean square sees.
+        The losses of both models, and how far the pruned one has drifted. Norms are means of
+        logarithms because a few tokens (mostly first ones) have norms hundreds of times the
+        others', which would dominate a root mean square.
 
     Raises:
         InputError: a domain has no windows, or the models' layers or vocabularies differ.
@@ -84,18 +81,22 @@ def compare_models(
         name: {domain: float(sums[domain][place]) / tokens[domain] for domain in blocks}
         for place, name in enumerate(_SUMS)
     }
-    return {
-        "dense": _losses(means["dense nll"], tokens),
-        "pruned": _losses(means["pruned nll"], tokens),
-        "kl": means["kl"],
-        "top1_agreement": means["agreed"],
-        "entropy": {"dense": means["dense entropy"], "pruned": means["pruned entropy"]},
-        "repetition": {
-            model: {domain: repetition(text) for domain, text in written.items()}
-            for model, written in texts.items()
-        },
-        "norms": (norms / sum(windows.numel() for windows in blocks.values())).tolist(),
+    written = {
+        model: {domain: repetition(text) for domain, text in by_domain.items()}
+        for model, by_domain in texts.items()
     }
+    return (
+        Validation(
+            dense=_losses(means["dense nll"], tokens), pruned=_losses(means["pruned nll"], tokens)
+        ),
+        Drift(
+            kl=means["kl"],
+            top1_agreement=means["agreed"],
+            entropy=DomainPair(dense=means["dense entropy"], pruned=means["pruned entropy"]),
+            repetition=DomainPair(**written),
+            norms=(norms / sum(windows.numel() for windows in blocks.values())).tolist(),
+        ),
+    )
 
 
 def repetition(ids: list[int]) -> float:

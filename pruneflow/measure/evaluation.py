@@ -7,7 +7,7 @@ from pruneflow.artifacts import verify_manifest
 from pruneflow.measure.perplexity import perplexity_by_domain, with_bytes
 from pruneflow.models.digests import tokenizer_digest, weight_file_bytes
 from pruneflow.models.loading import load_model
-from pruneflow.models.round_record import read_record
+from pruneflow.models.round_record import read_round_record
 from pruneflow.models.structure import sizes_of
 from pruneflow.questions.answers import answer_questions
 from pruneflow.settings.pipeline import ComputeSettings
@@ -39,17 +39,17 @@ def measure_model(
     chosen = CalibrationSet.load(held_out, written_for)
     asked = verify_manifest(questions_dir)
     network, tokenizer = load_model(directory, compute)
-    record = read_record(directory)
+    record = read_round_record(directory)
     windows = chosen.blocks["test"]
     losses = perplexity_by_domain(network, windows, compute.batch_tokens, f"{label} perplexity")
     return {
         "model": {
-            "digest": record["digest"],
+            "digest": record.digest,
             # A recovered model has another digest than the round it was made from.
-            "delivered_digest": record["delivered_digest"],
-            "recovery": record.get("recovery"),
+            "delivered_digest": record.delivered_digest,
+            "recovery": record.recovery and record.recovery.to_json(),
             "bytes": weight_file_bytes(directory),
-            **sizes_of(network),
+            **sizes_of(network).to_json(),
         },
         "perplexity": with_bytes(losses, windows, tokenizer),
         "tasks": answer_questions(

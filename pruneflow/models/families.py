@@ -129,7 +129,7 @@ def family_of(config: PreTrainedConfig | ModelType) -> Family:
     return family
 
 
-class Widths(NamedTuple):
+class LayerWidths(NamedTuple):
     """Units of one layer."""
 
     neurons: int
@@ -137,17 +137,17 @@ class Widths(NamedTuple):
     heads: int
 
 
-def configured_widths(config: PreTrainedConfig) -> Widths:
+def configured_widths(config: PreTrainedConfig) -> LayerWidths:
     """The widths that a configuration gives every layer."""
     family = family_of(config)
     heads = int(getattr(config, family.heads_field))
     groups = int(getattr(config, family.groups_field)) if family.groups_field else heads
     # GPT-2 leaves the field empty for four times its hidden size.
     neurons = getattr(config, family.neurons_field) or 4 * config.hidden_size
-    return Widths(int(neurons), groups, heads)
+    return LayerWidths(int(neurons), groups, heads)
 
 
-def uniform_config(config: PreTrainedConfig, widths: Widths) -> PreTrainedConfig | None:
+def uniform_config(config: PreTrainedConfig, widths: LayerWidths) -> PreTrainedConfig | None:
     """A configuration that gives every layer these widths, the head size staying as it is.
 
     Returns:
@@ -183,7 +183,7 @@ def allowed_attention(config: PreTrainedConfig) -> set[tuple[int, int]]:
         (groups, heads)
         for groups in range(1, present.kv_groups + 1)
         for heads in range(1, ratio + 1)
-        if uniform_config(config, Widths(present.neurons, groups, groups * heads)) is not None
+        if uniform_config(config, LayerWidths(present.neurons, groups, groups * heads)) is not None
     }
     if (present.kv_groups, ratio) not in allowed:
         raise InputError(

@@ -23,7 +23,7 @@ from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.digests import model_digest
 from pruneflow.models.families import FAMILIES, family_of
 from pruneflow.models.per_layer import is_per_layer, load_per_layer
-from pruneflow.models.round_record import read_record
+from pruneflow.models.round_record import read_round_record
 from pruneflow.models.source import locate
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 
@@ -73,8 +73,8 @@ def load_model(
     Raises:
         DamagedArtifactError: bytes changed since the directory was written, or keys do not fit.
     """
-    record = read_record(directory)
-    if record["digest"] != model_digest(directory):
+    record = read_round_record(directory)
+    if record.digest != model_digest(directory):
         raise DamagedArtifactError(
             f"{directory} is damaged (its digest is not its record's): "
             f"delete it and run `dvc repro`"

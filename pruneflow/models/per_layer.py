@@ -22,7 +22,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from pruneflow.errors import DamagedArtifactError
-from pruneflow.models.families import PRUNED, ModelType, Widths, configured_widths, family_of
+from pruneflow.models.families import PRUNED, LayerWidths, ModelType, configured_widths, family_of
 from pruneflow.models.structure import Layer, layers_of, matrix, widths_of
 from pruneflow.models.surgery import cut_heads, cut_neurons, head_attributes
 from pruneflow.templating import templates
@@ -115,11 +115,11 @@ def _overrides(layer: Layer) -> dict[str, int]:
     return fields
 
 
-def _shape(layer: Layer, fields: dict[str, int], dense: Widths, directory: Path) -> None:
+def _shape(layer: Layer, fields: dict[str, int], dense: LayerWidths, directory: Path) -> None:
     """Cut a dense layer, still without weights, to the widths that its fields say."""
     family = layer.family
     heads = fields.get(family.heads_field, dense.heads)
-    widths = Widths(
+    widths = LayerWidths(
         fields.get(family.neurons_field, dense.neurons),
         fields.get(family.groups_field, dense.kv_groups) if family.groups_field else heads,
         heads,

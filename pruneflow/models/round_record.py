@@ -5,13 +5,11 @@ is delivered so far, and the digest that a reader checks.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from pruneflow import records
-from pruneflow.artifacts import read_json, write_json
-from pruneflow.errors import DamagedArtifactError
 from pruneflow.records import DomainLoss, Record
 from pruneflow.settings.pruning import Target
 
@@ -126,7 +124,7 @@ class RoundRecord(Record):
     reason: str | None = Field(None, description="Why it is not done.")
     digest: str | None = Field(None, description="Model digest; null for a skipped round.")
     delivered: str = Field(description="The round that is delivered so far.")
-    delivered_digest: str = Field(description="Its model digest.")
+    delivered_digest: str | None = Field(None, description="Its model digest.")
     dense: DenseReference = Field(description="The dense model.")
     source: str | None = Field(None, description="Of the dense model: model.source.")
     revision: str | None = Field(None, description="Of the dense model: model.revision.")
@@ -173,30 +171,3 @@ def read_round_record(directory: Path) -> RoundRecord:
         DamagedArtifactError: it is missing, or is not a record of this version.
     """
     return records.read_record(RoundRecord, directory / RECORD)
-
-
-_REQUIRED = ("round", "status", "delivered", "delivered_digest", "dense")
-
-
-def write_record(directory: Path, **facts: Any) -> dict[str, Any]:
-    """Write ``round.json``; the facts must say at least what every reader needs."""
-    missing = [key for key in _REQUIRED if key not in facts]
-    if missing:
-        raise ValueError(f"a record needs {missing[0]}")
-    write_json(directory / RECORD, facts)
-    return facts
-
-
-def read_record(directory: Path) -> dict[str, Any]:
-    """Read ``round.json``.
-
-    Raises:
-        DamagedArtifactError: it is missing, or is not a record of this pipeline.
-    """
-    record = read_json(directory / RECORD)
-    if not isinstance(record, dict) or any(key not in record for key in _REQUIRED):
-        raise DamagedArtifactError(
-            f"{directory / RECORD} is not a record of this pipeline: delete {directory} "
-            "and run `dvc repro`"
-        )
-    return record

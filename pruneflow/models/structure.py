@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruneflow.models.families import Family, Widths, family_of
+from pruneflow.models.families import Family, LayerWidths, family_of
+from pruneflow.models.round_record import DenseReference, Sizes, Widths
 
 Kind = Literal["neurons", "heads", "kv_groups"]
 
@@ -198,9 +199,9 @@ def layers_of(model: PreTrainedModel) -> list[Layer]:
     return layers
 
 
-def widths_of(layer: Layer) -> Widths:
+def widths_of(layer: Layer) -> LayerWidths:
     """The widths that a layer has now."""
-    return Widths(layer.neurons, layer.kv_groups, layer.heads)
+    return LayerWidths(layer.neurons, layer.kv_groups, layer.heads)
 
 
 def block_weights(model: PreTrainedModel) -> int:
@@ -221,15 +222,19 @@ def parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def sizes_of(model: PreTrainedModel) -> dict[str, Any]:
-    """What records say of a model's size: parameters, block weights, widths of every layer."""
+def sizes_of(model: PreTrainedModel) -> Sizes:
+    """Parameters, block weights, and the widths of every layer."""
     layers = layers_of(model)
-    return {
-        "parameters": parameters(model),
-        "block_weights": block_weights(model),
-        "widths": {
-            "neurons": [layer.neurons for layer in layers],
-            "kv_groups": [layer.kv_groups for layer in layers],
-            "heads": [layer.heads for layer in layers],
-        },
-    }
+    widths = Widths(
+        neurons=[layer.neurons for layer in layers],
+        kv_groups=[layer.kv_groups for layer in layers],
+        heads=[layer.heads for layer in layers],
+    )
+    return Sizes(parameters=parameters(model), block_weights=block_weights(model), widths=widths)
+
+
+def dense_reference(model: PreTrainedModel, digest: str | None = None) -> DenseReference:
+    """What targets and floors of later rounds refer to, taken from the unpruned model."""
+    return DenseReference(
+        digest=digest, block_weights=block_weights(model), neurons=layers_of(model)[0].neurons
+    )

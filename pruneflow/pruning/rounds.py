@@ -6,7 +6,7 @@ pruned model (iterative calibration, arXiv 2601.02674); see docs/method.md.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -16,6 +16,7 @@ from pruneflow.compute.ranks import joined
 from pruneflow.errors import InputError
 from pruneflow.models.export import rebuild
 from pruneflow.models.families import allowed_attention
+from pruneflow.models.round_record import DenseReference
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix, parameters
 from pruneflow.models.surgery import cut_heads, cut_neurons, head_columns, set_columns
 from pruneflow.progress import track
@@ -24,24 +25,6 @@ from pruneflow.pruning.block_stream import BlockStream, fits_on_device, split
 from pruneflow.pruning.refit import normal_equations, solve, system_of
 from pruneflow.pruning.scores import ScoreInputs, Scores, compute_scores
 from pruneflow.settings.pipeline import PruningSettings, Target
-
-
-@dataclass(frozen=True)
-class DenseShape:
-    """What targets and floors refer to: the unpruned model, in every round.
-
-    Attributes:
-        block_weights: weights in its transformer blocks' matrices.
-        neurons: MLP neurons of one of its layers.
-    """
-
-    block_weights: int
-    neurons: int
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Self:
-        """The shape of an unpruned model."""
-        return cls(block_weights(model), layers_of(model)[0].neurons)
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ def prune_round(
     model: PreTrainedModel,
     blocks: dict[str, torch.Tensor],
     target: Target,
-    dense: DenseShape,
+    dense: DenseReference,
     settings: PruningSettings,
     *,
     weights: dict[str, float] | None = None,
@@ -131,7 +114,7 @@ def _agree_on_placement(model: PreTrainedModel, layers: list[Layer]) -> None:
 
 
 def _to_remove(
-    model: PreTrainedModel, target: Target, dense: DenseShape, stored_bytes: int, label: str
+    model: PreTrainedModel, target: Target, dense: DenseReference, stored_bytes: int, label: str
 ) -> int:
     """What is to go: block weights for a target ratio, else parameters."""
     if target.ratio is not None:
@@ -150,7 +133,7 @@ def _to_remove(
 
 
 def _limits(
-    model: PreTrainedModel, layers: list[Layer], dense: DenseShape, settings: PruningSettings
+    model: PreTrainedModel, layers: list[Layer], dense: DenseReference, settings: PruningSettings
 ) -> tuple[Limits, list[str]]:
     """How far pruning may go in this layout, and what that rules out."""
     attention, notes = None, []

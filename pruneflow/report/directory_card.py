@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
 from pruneflow.artifacts import staged_file
+from pruneflow.models.round_record import RoundRecord, Validation
 from pruneflow.models.structure import layers_of, widths_of
 from pruneflow.settings.pipeline import DENSE, ModelSettings
 from pruneflow.templating import templates
@@ -48,7 +49,7 @@ def metadata(
     return data.to_yaml().strip()
 
 
-def write_card(directory: Path, record: dict[str, Any], model: ModelSettings) -> None:
+def write_card(directory: Path, record: RoundRecord, model: ModelSettings) -> None:
     """Write the card of a model directory of the pipeline.
 
     Args:
@@ -56,17 +57,17 @@ def write_card(directory: Path, record: dict[str, Any], model: ModelSettings) ->
         record: its ``round.json``.
         model: the dense model.
     """
-    validation = record.get("validation") or {}
+    validation = record.validation or Validation(dense={}, pruned={})
     _write(
         directory,
         _TEMPLATE,
-        header=metadata(model, pruned=record["round"] != DENSE),
+        header=metadata(model, pruned=record.round != DENSE),
         model=model,
         record=record,
-        dense=record["round"] == DENSE,
+        dense=record.round == DENSE,
         losses=[
-            (domain, loss["perplexity"], validation["pruned"][domain]["perplexity"])
-            for domain, loss in validation.get("dense", {}).items()
+            (domain, loss["perplexity"], validation.pruned[domain]["perplexity"])
+            for domain, loss in validation.dense.items()
         ],
     )
 

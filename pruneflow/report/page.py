@@ -1,10 +1,13 @@
 """The report page: one HTML file that needs no network, for a phone or a desk, light or dark."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from markupsafe import Markup
 
+from pruneflow.artifacts import read_json
+from pruneflow.paths import DISAGREEMENT, STATISTICS
 from pruneflow.report import (
     calibration_tables,
     domain_agreement,
@@ -40,6 +43,16 @@ class Sources(NamedTuple):
     calibration: dict[str, Any]
     validation: dict[str, Any]
     settings: PipelineSettings
+
+
+def read_disagreement(directory: Path) -> dict[str, Any] | None:
+    """Read how far domains disagreed in a round; None for the dense model, which no round made.
+
+    Raises:
+        DamagedArtifactError: the file is not JSON.
+    """
+    path = directory / STATISTICS / DISAGREEMENT
+    return dict(read_json(path)) if path.is_file() else None
 
 
 def render_page(summary: dict[str, Any], sources: Sources, ruling: Ruling) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pruneflow.artifacts import leftovers
-from pruneflow.descent import recovery_checkpoint
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.paths import (
     CHECKPOINTS,
@@ -21,6 +20,7 @@ from pruneflow.paths import (
     RECOVERY_DONE,
     SOURCES_LOCK,
 )
+from pruneflow.recovery_stage import recovery_checkpoint
 from pruneflow.settings.pipeline import PIPELINE_FILE, PipelineSettings
 from pruneflow.workspace import STATE, run_lock, wait_for_stage_left_behind
 from tasks.gc.dvc_cache import CacheUncertainError, known_paths, repository, unused_entries

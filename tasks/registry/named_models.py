@@ -11,7 +11,7 @@ from pruneflow.artifacts import read_json
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.judge.model_comparison import SIZES, Side
 from pruneflow.models.digests import weight_file_bytes
-from pruneflow.models.round_record import RECORD, read_record
+from pruneflow.models.round_record import RECORD, read_round_record
 from pruneflow.paths import BASELINE, CHECKPOINTS, EVALUATION, MODEL, SUMMARY
 from pruneflow.report.dvc_plots import HEALTH
 from pruneflow.settings.pipeline import DENSE, PipelineSettings
@@ -86,7 +86,7 @@ def _version(name: str, settings: PipelineSettings) -> Side:
 
 
 def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
-    record = read_record(directory)
+    record = read_round_record(directory).to_json()
     if record["status"] == "skipped":
         raise InputError(
             f"round {name} was skipped, for the descent had ended before it: compare "

@@ -10,15 +10,13 @@ from pruneflow.artifacts import read_json, staged_directory
 from pruneflow.judge.compare import compare
 from pruneflow.judge.gates import decide, load_gates
 from pruneflow.measure.evaluation import measure_model
-from pruneflow.models.digests import model_digest
 from pruneflow.models.export import save
 from pruneflow.models.loading import load_model, load_tokenizer
-from pruneflow.models.round_record import write_record
 from pruneflow.models.structure import layers_of
 from pruneflow.models.surgery import cut_neurons
-from pruneflow.paths import BASELINE, BENCHMARKS, CALIBRATION_SET, CHECKPOINTS, GATES_FILE, HELD_OUT
+from pruneflow.paths import BASELINE, CALIBRATION_SET, CHECKPOINTS, GATES_FILE, HELD_OUT, QUESTIONS
 from pruneflow.plan import load_profile
-from pruneflow.pruning.iterative import Recipe, prune
+from pruneflow.pruning.prune import Recipe, prune
 from pruneflow.settings.pipeline import (
     DENSE,
     ComputeSettings,
@@ -28,6 +26,7 @@ from pruneflow.settings.pipeline import (
 )
 from pruneflow.stages import run_stage_by_name
 from pruneflow.tokens.calibration_set import CalibrationSet
+from tests.round_records import record_as_done
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +55,7 @@ def measured_dense(real_workspace: Path) -> Path:
 
 def judge(directory: Path, calibrated: dict[str, int]) -> dict[str, dict[str, Any]]:
     """What the gates on perplexity and domains in configs/gates.yaml say of a model, by metric."""
-    record = measure_model(directory, HELD_OUT, BENCHMARKS, FLOAT32, directory.name)
+    record = measure_model(directory, HELD_OUT, QUESTIONS, FLOAT32, directory.name)
     compared = compare(read_json(BASELINE), record, load_settings().evaluation)
     digests = {"pruned": record["model"]["digest"]}
     gates = load_gates(GATES_FILE)
@@ -79,12 +78,7 @@ def halve_a_layer(dense: Path, place: int, out: Path) -> Path:
     cut_neurons(layer, drawn[: layer.neurons // 2].sort().values)
     with staged_directory(out) as folder:
         save(model, tokenizer, folder, torch.bfloat16)
-        digest = model_digest(folder)
-        write_record(
-            folder,
-            **{"round": out.name, "status": "done", "dense": {}},
-            **{"delivered": out.name, "delivered_digest": digest, "digest": digest},
-        )
+        record_as_done(folder, out.name)
     return out
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pruneflow.models.digests import model_digest
-from pruneflow.models.round_record import read_record
+from pruneflow.models.round_record import read_round_record
 from pruneflow.settings.pipeline import parse_settings, write_settings
 from tests.pipeline.commands import repro, run
 
@@ -36,7 +36,7 @@ def test_only_what_changed_is_done_again(finished_pipeline):
     values["final_round"] = "r1"
     write_settings(parse_settings(values, "test"))
     assert set(repro("evaluation")) == {"select", "evaluation"}
-    assert read_record(Path("data/model"))["recovered_from"] == digests["r1"]
+    assert read_round_record(Path("data/model")).recovered_from == digests["r1"]
     assert Path("data/checkpoints/r2").is_dir()
 
     # One domain more: everything from the documents on, but not the dense model.

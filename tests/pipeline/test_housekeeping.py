@@ -308,7 +308,7 @@ def recoveries(workspace: Workspace) -> Callable[..., str]:
     """Make a checkpoint as a recovery of these settings would name it; returns its place."""
 
     def make(source: str = "digest of r2", **recovery: Any) -> str:
-        from pruneflow.descent import recovery_checkpoint
+        from pruneflow.recovery_stage import recovery_checkpoint
 
         workspace.set(recovery=recovery)
         facts = {"status": "done", "delivered_digest": source, "dense": {}, "digest": source}

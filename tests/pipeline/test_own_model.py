@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pruneflow.models.round_record import read_record
+from pruneflow.models.round_record import read_round_record
 from tests.markdown import ROOT, blocks
 from tests.pipeline.commands import run
 from tests.pipeline.tiny import SMALL
@@ -52,8 +52,8 @@ def test_an_own_model_and_text_folder_become_a_candidate(
     assert set(documents["domains"]) == {"contracts", "technical", "code"}
     assert documents["domains"]["contracts"]["licences"] == ["LicenseRef-ours"]
     assert (
-        read_record(Path("data/model"))["parameters"]
-        < read_record(Path("data/checkpoints/dense"))["parameters"]
+        read_round_record(Path("data/model")).parameters
+        < read_round_record(Path("data/checkpoints/dense")).parameters
     )
     summary = json.loads(Path("data/reports/summary.json").read_text())
     assert "contracts" in summary["perplexity"]["domains"] and summary["reload"]["ok"]

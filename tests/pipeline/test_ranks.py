@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pruneflow.models.round_record import read_record
+from pruneflow.models.round_record import read_round_record
 from tests.pipeline.commands import environment, run
 from tests.servers import wait_until
 
@@ -25,7 +25,8 @@ SCRIPT = """
 import json, sys
 import torch
 from transformers import AutoModelForCausalLM
-from pruneflow.pruning.rounds import DenseShape, prune_round
+from pruneflow.models.structure import dense_reference
+from pruneflow.pruning.rounds import prune_round
 from pruneflow.settings.pruning import PruningSettings, Target
 from pruneflow.compute.ranks import joined
 
@@ -39,7 +40,7 @@ blocks = {
 settings = PruningSettings(
     score=sys.argv[3], layout=sys.argv[4], neuron_multiple=4, min_neuron_share=0.1
 )
-dense, rounds = DenseShape.of(model), []
+dense, rounds = dense_reference(model), []
 for ratio in (0.1, 0.2, 0.3):
     made = prune_round(
         model, blocks, Target(ratio=ratio), dense, settings, batch_tokens=48,
@@ -80,10 +81,10 @@ def test_two_ranks_keep_what_one_process_keeps(
     one, two = found
     assert (one["size"], two["size"]) == (1, 2)
     for alone, shared in zip(one["rounds"], two["rounds"], strict=True):
-        assert alone["kept"] == shared["kept"]
-        assert alone["losses"] == pytest.approx(shared["losses"], rel=1e-6)
-        for kind, layers in alone["scores"].items():
-            for values, others in zip(layers, shared["scores"][kind], strict=True):
+        assert alone.kept == shared.kept
+        assert alone.losses == pytest.approx(shared.losses, rel=1e-6)
+        for kind, layers in alone.scores.items():
+            for values, others in zip(layers, shared.scores[kind], strict=True):
                 largest = max(max(row) for row in values)
                 for row, other in zip(values, others, strict=True):
                     assert row == pytest.approx(other, rel=0, abs=1e-6 * largest)
@@ -95,7 +96,7 @@ def test_a_stage_of_two_processes_makes_the_round_of_one_and_survives_a_rank_tha
     done = run("dvc", "repro", "round@r1")
     assert done.returncode == 0, done.stderr
     kept = Path(ROUND, "statistics/kept.json").read_text()
-    alone = read_record(Path(ROUND))
+    alone = read_round_record(Path(ROUND))
 
     tiny_pipeline(compute={"device": "cpu", "dtype": "float32", "processes": 2})
     stage = ["pruneflow", "stage", "round@r1"]
@@ -111,15 +112,15 @@ def test_a_stage_of_two_processes_makes_the_round_of_one_and_survives_a_rank_tha
     _, said = child.communicate(timeout=300)
     assert child.returncode == 1
     assert "rank 1 of 2 was killed by signal 9" in said and "Traceback" not in said
-    assert read_record(Path(ROUND)) == alone  # what was there before is whole
+    assert read_round_record(Path(ROUND)) == alone  # what was there before is whole
 
     again = run(*stage)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("r1 score: 1") == 1  # of two ranks one speaks
-    shared = read_record(Path(ROUND))
+    shared = read_round_record(Path(ROUND))
     assert Path(ROUND, "statistics/kept.json").read_text() == kept
-    assert shared["widths"] == alone["widths"]
-    assert shared["calibration_losses"] == pytest.approx(alone["calibration_losses"], rel=1e-6)
+    assert shared.widths == alone.widths
+    assert shared.calibration_losses == pytest.approx(alone.calibration_losses, rel=1e-6)
 
     tiny_pipeline(rounds=1, compute={"device": "cpu", "dtype": "float32", "processes": 2})
     refused = run("pruneflow", "stage", "round@r2")

@@ -12,6 +12,7 @@ from typing import Any
 from pruneflow.judge.gates import GatesSettings
 from pruneflow.judge.health import check_round
 from pruneflow.judge.summary import build_summary
+from pruneflow.models.round_record import Drift, Validation
 from pruneflow.report.page import Sources, render_page
 from pruneflow.report.verdict import rule
 from pruneflow.settings.pipeline import HealthSettings, PipelineSettings
@@ -123,7 +124,8 @@ def a_round(number: int, share: float, rise: float, weights: int) -> dict[str, A
         },
         "norms": [0.001, -0.13 * rise, *[0.01 * rise] * 28],
     }
-    health = check_round({"dense": dense, "pruned": pruned, **drift}, HealthSettings())
+    validation = Validation(dense=dense, pruned=pruned)
+    health = check_round(validation, Drift(**drift), HealthSettings()).to_json()
     parent, before = (f"r{number - 1}", str(number - 1)) if number > 1 else ("dense", "a")
     return {
         "round": name,

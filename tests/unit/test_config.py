@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from pruneflow.errors import InputError
-from pruneflow.models.round_record import write_record
 from pruneflow.plan import configure, descent, load_profile, plan
 from pruneflow.settings.pipeline import load_settings, parse_settings, write_settings
 from pruneflow.settings.pruning import Target
 from tests.conftest import ROOT
+from tests.round_records import record_as_done
 
 WHERE = Path("configs/pipeline.yaml")
 
@@ -166,12 +166,10 @@ def test_a_plan_changes_the_rounds_and_nothing_else(project):
 def test_a_goal_in_parameters_is_counted_on_the_model_of_the_settings(project):
     dense = Path("data/checkpoints/dense")
     dense.mkdir(parents=True)
-    facts = {"round": "dense", "status": "done", "delivered": "dense", "delivered_digest": "d"}
     source = load_settings().model.source
-    facts |= {"dense": {}, "parameters": 1000, "source": source, "revision": None}
-    write_record(dense, **facts)
+    record_as_done(dense, parameters=1000, source=source)
     assert plan(Target(parameters=800), 2, "linear").rounds["r1"].parameters == 900
-    write_record(dense, **{**facts, "source": "/models/another"})
+    record_as_done(dense, parameters=1000, source="/models/another")
     with pytest.raises(InputError, match=f"is not of {re.escape(source)}: run `dvc repro model`"):
         plan(Target(parameters=800), 2, "linear")
 

@@ -53,27 +53,27 @@ def test_every_measure_is_what_a_calculation_by_hand_gives(
     pair, tiny_tokens, monkeypatch, batch_tokens, positions
 ):
     monkeypatch.setattr(drift, "_POSITIONS", positions)
-    found = compare_models(*pair, tiny_tokens, batch_tokens, "test")
+    losses, found = compare_models(*pair, tiny_tokens, batch_tokens, "test")
     moved = []
     for domain, ids in tiny_tokens.items():
         (p, before), (q, after) = (by_hand(model, ids) for model in pair)
         targets = ids.numpy()[:, 1:, None]
         for model, guess in (("dense", p), ("pruned", q)):
             loss = -np.log(np.take_along_axis(guess, targets, axis=-1))
-            assert found[model][domain]["tokens"] == loss.size == 90
-            assert found[model][domain]["nll"] == pytest.approx(loss.sum(), rel=1e-5)
-            assert found[model][domain]["perplexity"] == pytest.approx(
+            assert getattr(losses, model)[domain]["tokens"] == loss.size == 90
+            assert getattr(losses, model)[domain]["nll"] == pytest.approx(loss.sum(), rel=1e-5)
+            assert getattr(losses, model)[domain]["perplexity"] == pytest.approx(
                 np.exp(loss.mean()), rel=1e-5
             )
             entropy = -(guess * np.log(guess)).sum(axis=-1).mean()
-            assert found["entropy"][model][domain] == pytest.approx(entropy, rel=1e-5)
-        assert found["kl"][domain] == pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=1e-4)
+            assert getattr(found.entropy, model)[domain] == pytest.approx(entropy, rel=1e-5)
+        assert found.kl[domain] == pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=1e-4)
         agreement = (p.argmax(-1) == q.argmax(-1)).mean()
-        assert found["top1_agreement"][domain] == pytest.approx(agreement)
+        assert found.top1_agreement[domain] == pytest.approx(agreement)
         moved.append(np.log(after / before))
     expected = np.concatenate(moved, axis=1).mean(axis=(1, 2))
-    assert found["norms"][:-1] == pytest.approx(expected, rel=1e-4, abs=1e-7)
-    assert len(found["norms"]) == 3
+    assert found.norms[:-1] == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert len(found.norms) == 3
 
 
 def test_norms_are_those_of_the_layers_outputs_the_last_one_too(tiny_model, tiny_tokens):
@@ -82,9 +82,9 @@ def test_norms_are_those_of_the_layers_outputs_the_last_one_too(tiny_model, tiny
     doubled = copy.deepcopy(model)
     doubled.model.layers[1].register_forward_hook(lambda _module, _inputs, output: 2 * output)
     # The hook of the measure was registered later, and sees what this one made of the output.
-    found = compare_models(model, doubled, tiny_tokens, 256, "test")
-    assert found["norms"][0] == 0
-    assert found["norms"][1] == pytest.approx(math.log(2), rel=1e-5)
+    _, found = compare_models(model, doubled, tiny_tokens, 256, "test")
+    assert found.norms[0] == 0
+    assert found.norms[1] == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_one_token_with_a_huge_norm_does_not_decide_the_norm_of_a_layer(tiny_model, tiny_tokens):
@@ -101,27 +101,27 @@ def test_one_token_with_a_huge_norm_does_not_decide_the_norm_of_a_layer(tiny_mod
         made.model.layers[2].register_forward_hook(change)
         return made
 
-    found = compare_models(first_tokens_up(1.0), first_tokens_up(1.5), tiny_tokens, 256, "test")
-    assert found["norms"][2] == pytest.approx(math.log(1.5) * 15 / 16, rel=1e-4)
+    _, found = compare_models(first_tokens_up(1.0), first_tokens_up(1.5), tiny_tokens, 256, "test")
+    assert found.norms[2] == pytest.approx(math.log(1.5) * 15 / 16, rel=1e-4)
 
 
 def test_a_model_has_not_drifted_from_itself(tiny_model, tiny_tokens):
     model = tiny_model()
-    found = compare_models(model, copy.deepcopy(model), tiny_tokens, 64, "test")
-    assert found["dense"] == found["pruned"]
-    assert found["kl"] == {"prose": 0, "code": 0}
-    assert found["top1_agreement"] == {"prose": 1, "code": 1}
-    assert found["norms"] == [0, 0, 0]
+    losses, found = compare_models(model, copy.deepcopy(model), tiny_tokens, 64, "test")
+    assert losses.dense == losses.pruned
+    assert found.kl == {"prose": 0, "code": 0}
+    assert found.top1_agreement == {"prose": 1, "code": 1}
+    assert found.norms == [0, 0, 0]
     for key in ("entropy", "repetition"):
-        assert found[key]["dense"] == found[key]["pruned"]
+        assert getattr(found, key).dense == getattr(found, key).pruned
 
 
 def test_losses_are_those_of_the_perplexity(pair, tiny_tokens):
-    found = compare_models(*pair, tiny_tokens, 128, "test")
+    losses, _ = compare_models(*pair, tiny_tokens, 128, "test")
     for name, model in zip(("dense", "pruned"), pair, strict=True):
-        losses = perplexity_by_domain(model, tiny_tokens, 48, "test")
-        for domain, loss in losses.items():
-            for key, value in found[name][domain].items():
+        expected = perplexity_by_domain(model, tiny_tokens, 48, "test")
+        for domain, loss in expected.items():
+            for key, value in getattr(losses, name)[domain].items():
                 assert value == pytest.approx(loss[key], rel=1e-6)
 
 
@@ -141,9 +141,9 @@ def by_argmax(model, prompts, new_tokens):
 def test_every_family_is_compared_and_its_text_is_the_greedy_one(tiny_model, tiny_tokens, family):
     model = tiny_model(family)
     other = perturbed(model, size=0.02)
-    found = compare_models(model, other, tiny_tokens, 256, "test")
-    assert all(0 < value < 5 for value in found["kl"].values())
-    assert len(found["norms"]) == 3
+    _, found = compare_models(model, other, tiny_tokens, 256, "test")
+    assert all(0 < value < 5 for value in found.kl.values())
+    assert len(found.norms) == 3
     written = greedy_text(other, tiny_tokens["prose"], 12, 64)
     assert written.tolist() == by_argmax(other, tiny_tokens["prose"], 12).tolist()
 
@@ -154,8 +154,8 @@ def test_layers_of_different_widths_are_compared_too(tiny_model, tiny_tokens):
     model = tiny_model()
     recipe = Recipe(ratio=0.4, rounds=1, layout="per_layer", neuron_multiple=1)
     pruned = prune(copy.deepcopy(model), tiny_tokens, recipe).model
-    found = compare_models(model, pruned, tiny_tokens, 256, "test")
-    assert all(value > 0 for value in found["kl"].values())
+    _, found = compare_models(model, pruned, tiny_tokens, 256, "test")
+    assert all(value > 0 for value in found.kl.values())
     written = greedy_text(pruned, tiny_tokens["code"], 12, 2048)
     assert written.tolist() == by_argmax(pruned, tiny_tokens["code"], 12).tolist()
 
@@ -179,8 +179,8 @@ def test_text_goes_on_past_its_end_and_ignores_what_a_model_says_of_generation(
 def test_text_is_no_longer_than_the_context(tiny_model, tiny_tokens):
     """GPT-2 has an embedding for each position and none beyond."""
     model = tiny_model("gpt2", n_positions=20, max_position_embeddings=20)
-    found = compare_models(model, perturbed(model), tiny_tokens, 2048, "test")
-    assert set(found["repetition"]["pruned"]) == {"prose", "code"}
+    _, found = compare_models(model, perturbed(model), tiny_tokens, 2048, "test")
+    assert set(found.repetition.pruned) == {"prose", "code"}
 
 
 def test_repetition_by_hand():

@@ -14,10 +14,9 @@ from pruneflow.compute.placement import is_streamed, tensor_bytes
 from pruneflow.errors import InputError
 from pruneflow.measure import latency, timed_models
 from pruneflow.measure.timed_models import Turns
-from pruneflow.models.digests import model_digest
-from pruneflow.models.round_record import write_record
 from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 from tests.pretend_devices import PretendDevices, pretend_gpus
+from tests.round_records import record_as_done
 
 COMPUTE = ComputeSettings(device="cpu", dtype="float32")
 SETTINGS = LatencySettings(prompt_tokens=16, new_tokens=4, repeats=6)
@@ -50,16 +49,7 @@ def save(directory: Path, width: int) -> Path:
 
 
 def record(directory: Path) -> None:
-    digest = model_digest(directory)
-    write_record(
-        directory,
-        round="dense",
-        status="done",
-        delivered="dense",
-        delivered_digest=digest,
-        digest=digest,
-        dense={},
-    )
+    record_as_done(directory)
 
 
 def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pruneflow.artifacts import read_json
 from pruneflow.errors import InputError
 from pruneflow.judge.health import check_round, knee
+from pruneflow.models.round_record import DomainPair, Drift, Validation
 from pruneflow.settings.pipeline import HealthSettings
 from tests.conftest import ROOT
 
@@ -28,8 +29,8 @@ def loss(perplexity, tokens=100):
 
 
 def measures(**changes):
-    """What `compare_models` might say of a round."""
-    return {
+    """What `compare_models` might give for a round; unchecked, so that NaN can be among it."""
+    values = {
         "dense": {"a": loss(10), "b": loss(10)},
         "pruned": {"a": loss(11), "b": loss(29)},
         "kl": {"a": 0.2, "b": 0.6},
@@ -39,21 +40,27 @@ def measures(**changes):
         "norms": [0.01, -0.2, 0.1],
         **changes,
     }
+    losses = {model: values.pop(model) for model in ("dense", "pruned")}
+    for key in ("entropy", "repetition"):
+        values[key] = DomainPair.model_construct(**values[key])
+    return Validation.model_construct(**losses), Drift.model_construct(**values)
 
 
 def test_measures_are_means_over_domains():
-    verdict = check_round(measures(), HealthSettings(**OPEN))
-    assert verdict["healthy"] is True
-    assert verdict["reasons"] == []
-    assert (verdict["worst_domain"], verdict["norm_layer"]) == ("b", 1)
-    assert verdict["worst_ratio"] == pytest.approx(2.9)
-    assert verdict["mean_ratio"] == pytest.approx(math.sqrt(1.1 * 2.9))
-    assert verdict["kl"] == pytest.approx(0.4)
-    assert verdict["top1_agreement"] == pytest.approx(0.7)
-    assert verdict["repetition"] == pytest.approx({"dense": 0.2, "pruned": 0.45, "rise": 0.25})
-    assert verdict["entropy_drift"] == pytest.approx(-0.3)
-    assert verdict["norm_drift"] == pytest.approx(0.2)
-    assert "b, has 2.9 times" in verdict["reason"]
+    verdict = check_round(*measures(), HealthSettings(**OPEN))
+    assert verdict.healthy is True
+    assert verdict.reasons == []
+    assert (verdict.worst_domain, verdict.norm_layer) == ("b", 1)
+    assert verdict.worst_ratio == pytest.approx(2.9)
+    assert verdict.mean_ratio == pytest.approx(math.sqrt(1.1 * 2.9))
+    assert verdict.kl == pytest.approx(0.4)
+    assert verdict.top1_agreement == pytest.approx(0.7)
+    assert verdict.repetition.model_dump() == pytest.approx(
+        {"dense": 0.2, "pruned": 0.45, "rise": 0.25}
+    )
+    assert verdict.entropy_drift == pytest.approx(-0.3)
+    assert verdict.norm_drift == pytest.approx(0.2)
+    assert "b, has 2.9 times" in verdict.reason
 
 
 # A limit, a value of it that the measures above just break, one that they just keep, and a word.
@@ -69,23 +76,23 @@ EDGES = [
 
 @pytest.mark.parametrize(("limit", "broken", "kept", "words"), EDGES)
 def test_each_limit_alone_makes_a_round_unhealthy(limit, broken, kept, words):
-    assert check_round(measures(), HealthSettings(**{**OPEN, limit: kept}))["healthy"] is True
-    verdict = check_round(measures(), HealthSettings(**{**OPEN, limit: broken}))
-    assert verdict["healthy"] is False
-    assert len(verdict["reasons"]) == 1
-    assert words in verdict["reason"]
-    assert f"limit of {broken:g}" in verdict["reason"]
+    assert check_round(*measures(), HealthSettings(**{**OPEN, limit: kept})).healthy is True
+    verdict = check_round(*measures(), HealthSettings(**{**OPEN, limit: broken}))
+    assert verdict.healthy is False
+    assert len(verdict.reasons) == 1
+    assert words in verdict.reason
+    assert f"limit of {broken:g}" in verdict.reason
 
 
 def test_every_broken_limit_has_a_sentence_and_the_record_one_for_all():
     verdict = check_round(
-        measures(), HealthSettings(**{limit: broken for limit, broken, _kept, _words in EDGES})
+        *measures(), HealthSettings(**{limit: broken for limit, broken, _kept, _words in EDGES})
     )
-    assert len(verdict["reasons"]) == 6
+    assert len(verdict.reasons) == 6
     for _limit, _broken, _kept, words in EDGES:
-        assert sum(words in reason for reason in verdict["reasons"]) == 1
-    assert verdict["reason"].endswith("and 5 more limits are broken.")
-    assert verdict["reason"].count(". ") == 0
+        assert sum(words in reason for reason in verdict.reasons) == 1
+    assert verdict.reason.endswith("and 5 more limits are broken.")
+    assert verdict.reason.count(". ") == 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -111,19 +118,19 @@ def test_every_broken_limit_has_a_sentence_and_the_record_one_for_all():
 )
 def test_a_measure_that_is_not_finite_breaks_its_limit(value, limit, limit_value, key, changes):
     settings = HealthSettings(**{**OPEN, limit: limit_value})
-    verdict = check_round(measures(**changes(value)), settings)
-    assert verdict["healthy"] is False
-    assert verdict[key] is None
+    verdict = check_round(*measures(**changes(value)), settings)
+    assert verdict.healthy is False
+    assert getattr(verdict, key) is None
 
 
 def test_a_limit_that_is_not_set_is_not_looked_at():
     drifted = measures(kl={"a": 99.0, "b": 99.0}, norms=[9.0, 9.0])
-    assert check_round(drifted, HealthSettings(**OPEN))["healthy"] is True
+    assert check_round(*drifted, HealthSettings(**OPEN)).healthy is True
 
 
 def test_measures_of_other_domains_are_refused():
     with pytest.raises(InputError, match="same domains"):
-        check_round(measures(pruned={"a": loss(11)}), HealthSettings(**OPEN))
+        check_round(*measures(pruned={"a": loss(11)}), HealthSettings(**OPEN))
 
 
 def curve(function, rounds=10):
@@ -191,27 +198,27 @@ def test_the_limits_stand_between_descents_that_were_measured():
     for run in read_json(ROOT / "benchmarks/results/health_limits.json")["runs"]:
         for name, descent in run["descents"].items():
             for record in descent["rounds"]:
-                measured = {
-                    "dense": {"text": loss(10)},
-                    "pruned": {"text": loss(10 * record["worst_ratio"])},
-                    "kl": {"text": record["kl"]},
-                    "top1_agreement": {"text": record["top1_agreement"]},
-                    "entropy": {"dense": {"text": 0}, "pruned": {"text": record["entropy_drift"]}},
-                    "repetition": {
+                measured = measures(
+                    dense={"text": loss(10)},
+                    pruned={"text": loss(10 * record["worst_ratio"])},
+                    kl={"text": record["kl"]},
+                    top1_agreement={"text": record["top1_agreement"]},
+                    entropy={"dense": {"text": 0}, "pruned": {"text": record["entropy_drift"]}},
+                    repetition={
                         model: {"text": record["repetition"][model]}
                         for model in ("dense", "pruned")
                     },
-                    "norms": [record["norm_drift"]],
-                }
-                verdict = check_round(measured, HealthSettings())
+                    norms=[record["norm_drift"]],
+                )
+                verdict = check_round(*measured, HealthSettings())
                 if name in ("uniform", "per_layer") and record["achieved_ratio"] < 0.5:
-                    assert verdict["healthy"], (run["setup"]["text"], name, record["round"])
+                    assert verdict.healthy, (run["setup"]["text"], name, record["round"])
                 if name == "control" and record["achieved_ratio"] > 0.12:
-                    assert not verdict["healthy"]
+                    assert not verdict.healthy
                 for limit, value in HealthSettings().model_dump().items():
                     if value is not None and name in ("control", "random", "no_refit"):
                         alone = HealthSettings(**{**OPEN, limit: value})
-                        broken |= set() if check_round(measured, alone)["healthy"] else {limit}
+                        broken |= set() if check_round(*measured, alone).healthy else {limit}
     assert broken == {key for key, value in HealthSettings().model_dump().items() if value}
 
 

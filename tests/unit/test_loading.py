@@ -9,24 +9,11 @@ import torch
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.digests import model_digest, tokenizer_digest
 from pruneflow.models.loading import load_model, load_source, resolve_device, resolve_dtype
-from pruneflow.models.round_record import write_record
 from pruneflow.models.source import check_source
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
+from tests.round_records import record_as_done
 
 CPU = ComputeSettings(device="cpu", dtype="float32")
-
-
-def _record(directory):
-    digest = model_digest(directory)
-    write_record(
-        directory,
-        round="dense",
-        status="done",
-        delivered="dense",
-        delivered_digest=digest,
-        digest=digest,
-        dense={},
-    )
 
 
 def test_a_local_directory_is_loaded_with_its_weights(tiny_model_directory):
@@ -126,7 +113,7 @@ def test_pickled_weights_are_never_read(tiny_model_directory):
 
 
 def test_a_flipped_byte_is_found_before_the_model_is_used(tiny_model_directory):
-    _record(tiny_model_directory)
+    record_as_done(tiny_model_directory)
     load_model(tiny_model_directory, CPU)
     path = tiny_model_directory / "model.safetensors"
     data = bytearray(path.read_bytes())

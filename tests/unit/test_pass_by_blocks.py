@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pruneflow.compute.placement import is_streamed, place, resident
-from pruneflow.models.structure import layers_of
+from pruneflow.models.structure import dense_reference, layers_of
 from pruneflow.pruning import block_passes, statistics
-from pruneflow.pruning.rounds import DenseShape, prune_round
+from pruneflow.pruning.rounds import prune_round
 from pruneflow.pruning.statistics import collect
 from pruneflow.pruning.token_losses import losses_of
 from pruneflow.pruning.unit_recorder import ACTIVATIONS, LOSS, MASKS, WEIGHT_GRADIENTS
@@ -110,7 +110,7 @@ def test_a_round_on_a_streamed_model_makes_the_same_model(tiny_model, tiny_token
         score=score, layout=layout, neuron_multiple=4, min_neuron_share=0.1, towards_dense=0.3
     )
     made = [
-        prune_round(model, tiny_tokens, Target(ratio=0.3), DenseShape.of(model), settings)
+        prune_round(model, tiny_tokens, Target(ratio=0.3), dense_reference(model), settings)
         for model in (copy.deepcopy(whole), streamed(whole))
     ]
     assert is_streamed(made[1].model) and not is_streamed(made[0].model)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pruneflow.errors import InputError
-from pruneflow.models.structure import block_weights, layers_of, matrix, parameters
-from pruneflow.pruning.rounds import DenseShape, prune_round
+from pruneflow.models.structure import block_weights, dense_reference, layers_of, matrix, parameters
+from pruneflow.pruning.rounds import prune_round
 from pruneflow.pruning.scores import SCORES
 from pruneflow.settings.pruning import PruningSettings, Target
 from tests.conftest import FAMILIES, sequence_losses
@@ -24,7 +24,7 @@ def _prune(model, tokens, ratio=0.3, dense=None, target=None, **settings):
         model,
         tokens,
         target or Target(ratio=ratio),
-        dense or DenseShape.of(model),
+        dense or dense_reference(model),
         PruningSettings(**{**TOY, **settings}),
         batch_tokens=48,
         stored_bytes=2,
@@ -81,7 +81,7 @@ def test_the_seed_decides_which_labels_are_drawn(tiny_model, tiny_tokens):
 
 def test_rounds_continue_from_one_another_towards_a_cumulative_ratio(tiny_model, tiny_tokens):
     model = tiny_model()
-    dense = DenseShape.of(model)
+    dense = dense_reference(model)
     first = _prune(model, tiny_tokens, 0.2, dense)
     second = _prune(first.model, tiny_tokens, 0.4, dense)
     assert 0.2 <= first.achieved_ratio < 0.4 <= second.achieved_ratio < 0.46

@@ -72,7 +72,7 @@ def test_embeddings_and_norms_are_not_block_weights(tiny_model):
     model = tiny_model()
     attention = 24 * 24 * 2 + 24 * 12 * 2
     assert block_weights(model) == 3 * (attention + 3 * 24 * 40)
-    assert sizes_of(model)["widths"] == {
+    assert sizes_of(model).widths.model_dump() == {
         "neurons": [40] * 3,
         "kv_groups": [3] * 3,
         "heads": [6] * 3,

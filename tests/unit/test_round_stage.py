@@ -1,17 +1,22 @@
-"""The descent: what a round records, when it ends, and what is delivered."""
+"""The stage of a round: what it records, when the schedule ends, and what is delivered."""
+
+import gc
+import weakref
 
 import pytest
 import torch
 
-from pruneflow import descent, stages
+from pruneflow import recovery_stage, round_stage, stages
 from pruneflow.artifacts import read_json, write_manifest
 from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.models import loading
 from pruneflow.models.digests import model_digest, tokenizer_digest
 from pruneflow.models.loading import load_model
-from pruneflow.models.round_record import read_record
+from pruneflow.models.round_record import read_round_record
 from pruneflow.models.structure import block_weights
 from pruneflow.paths import RECOVERY
 from pruneflow.plan import descent as planned
+from pruneflow.round_stage import run_round
 from pruneflow.settings.pipeline import parse_settings, write_settings
 from pruneflow.settings.pruning import Target
 
@@ -69,7 +74,7 @@ def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
 
 def _descend(settings):
     for name in settings.rounds:
-        stages.prune(settings, name)
+        run_round(settings, name)
     stages.select(settings)
 
 
@@ -80,17 +85,17 @@ def test_every_round_is_a_complete_model_and_the_last_is_delivered(descended):
     parent = "dense"
     for name, ratio in (("r1", 0.1), ("r2", 0.2), ("r3", 0.3)):
         directory = stages.CHECKPOINTS / name
-        record = read_record(directory)
-        assert (record["status"], record["parent"], record["delivered"]) == ("done", parent, name)
-        assert ratio <= record["achieved_ratio"] < ratio + 3 * 4 * 72 / 13_824
-        assert record["digest"] == model_digest(directory)
+        record = read_round_record(directory)
+        assert (record.status, record.parent, record.delivered) == ("done", parent, name)
+        assert ratio <= record.achieved_ratio < ratio + 3 * 4 * 72 / 13_824
+        assert record.digest == model_digest(directory)
         model = AutoModelForCausalLM.from_pretrained(directory)
-        assert sum(p.numel() for p in model.parameters()) == record["parameters"]
+        assert sum(p.numel() for p in model.parameters()) == record.parameters
         assert {len(kept) for kept in read_json(directory / "statistics/kept.json")["neurons"]} == {
-            record["widths"]["neurons"][0]
+            record.widths.neurons[0]
         }
         parent = name
-    assert model_digest(stages.MODEL) == read_record(stages.CHECKPOINTS / "r3")["digest"]
+    assert model_digest(stages.MODEL) == read_round_record(stages.CHECKPOINTS / "r3").digest
     assert sorted(path.suffix for path in stages.MODEL.iterdir()).count(".safetensors") == 1
 
 
@@ -101,14 +106,14 @@ def test_every_directory_has_a_card_that_the_hub_can_read(descended):
     _descend(settings)
     for name in ("dense", "r1", "r3"):
         directory = stages.CHECKPOINTS / name
-        card, record = ModelCard.load(directory / "README.md"), read_record(directory)
+        card, record = ModelCard.load(directory / "README.md"), read_round_record(directory)
         assert card.data.library_name == "transformers"
         assert card.data.get("base_model") == (None if name == "dense" else settings.model.name)
-        assert f"Model digest `{record['digest']}`" in card.text
-        assert f"{record['parameters']:,} parameters" in card.text
+        assert f"Model digest `{record.digest}`" in card.text
+        assert f"{record.parameters:,} parameters" in card.text
         if name != "dense":
-            assert record["health"]["reason"] in card.text
-            prose = [record["validation"][model]["prose"]["perplexity"] for model in MODELS]
+            assert record.health.reason in card.text
+            prose = [getattr(record.validation, model)["prose"]["perplexity"] for model in MODELS]
             assert "| prose | {:.2f} | {:.2f} |".format(*prose) in card.text
     delivered = (stages.MODEL / "README.md").read_bytes()
     assert delivered == (stages.CHECKPOINTS / "r3/README.md").read_bytes()
@@ -116,13 +121,13 @@ def test_every_directory_has_a_card_that_the_hub_can_read(descended):
 
 def test_a_round_done_again_gives_the_same_bytes(descended):
     settings = descended()
-    stages.prune(settings, "r1")
+    run_round(settings, "r1")
     first = {
         path.name: path.read_bytes()
         for path in (stages.CHECKPOINTS / "r1").rglob("*")
         if path.is_file()
     }
-    stages.prune(settings, "r1")
+    run_round(settings, "r1")
     assert first == {
         path.name: path.read_bytes()
         for path in (stages.CHECKPOINTS / "r1").rglob("*")
@@ -132,18 +137,18 @@ def test_a_round_done_again_gives_the_same_bytes(descended):
 
 def test_after_an_unhealthy_round_the_last_healthy_one_is_delivered(descended):
     settings = descended()
-    stages.prune(settings, "r1")
+    run_round(settings, "r1")
     strict = descended(health={**NO_LIMITS, "max_perplexity_ratio": 1.0000001})
-    stages.prune(strict, "r2")
-    stages.prune(settings, "r3")
+    run_round(strict, "r2")
+    run_round(settings, "r3")
     stages.select(settings)
-    unhealthy = read_record(stages.CHECKPOINTS / "r2")
-    skipped = read_record(stages.CHECKPOINTS / "r3")
-    assert (unhealthy["status"], unhealthy["delivered"]) == ("unhealthy", "r1")
+    unhealthy = read_round_record(stages.CHECKPOINTS / "r2")
+    skipped = read_round_record(stages.CHECKPOINTS / "r3")
+    assert (unhealthy.status, unhealthy.delivered) == ("unhealthy", "r1")
     assert (stages.CHECKPOINTS / "r2/model.safetensors").is_file()
-    assert (skipped["status"], skipped["delivered"]) == ("skipped", "r1")
+    assert (skipped.status, skipped.delivered) == ("skipped", "r1")
     assert [path.name for path in (stages.CHECKPOINTS / "r3").iterdir()] == ["round.json"]
-    assert model_digest(stages.MODEL) == read_record(stages.CHECKPOINTS / "r1")["digest"]
+    assert model_digest(stages.MODEL) == read_round_record(stages.CHECKPOINTS / "r1").digest
 
 
 def test_a_checkpoint_swapped_behind_the_record_is_not_delivered(descended):
@@ -161,7 +166,7 @@ def test_a_calibration_set_of_another_tokenizer_is_refused_and_nothing_is_writte
     settings = descended()
     write_manifest(stages.CALIBRATION_SET, tokenizer="0" * 64)
     with pytest.raises(InputError, match="another tokenizer"):
-        stages.prune(settings, "r1")
+        run_round(settings, "r1")
     assert [path.name for path in stages.CHECKPOINTS.iterdir()] == ["dense"]
 
 
@@ -189,30 +194,24 @@ def test_a_full_gpu_is_one_line_that_says_what_to_lower(real_workspace, monkeypa
 
 def test_a_round_that_breaks_the_model_is_unhealthy_and_the_report_survives(descended, monkeypatch):
     """Not a crash: the descent ends at the dense model, and the gates will refuse it."""
-    from pruneflow.judge.summary import ROUND_KEYS
-    from pruneflow.models import loading
-
     settings = descended()
-    plain = loading.load_unrecorded
+    plain = round_stage.measure_round
 
-    def broken(directory, compute):
-        model = plain(directory, compute)
-        if "r1" in str(directory):
-            model.model.norm.weight.data[3] = float("nan")
-        return model
+    def broken(settings, name, calibration, pruned):
+        pruned.model.norm.weight.data[3] = float("nan")
+        return plain(settings, name, calibration, pruned)
 
-    monkeypatch.setattr(descent, "load_unrecorded", broken)
-    stages.prune(settings, "r1")
-    stages.prune(settings, "r2")
-    record = read_record(stages.CHECKPOINTS / "r1")
-    assert (record["status"], record["delivered"]) == ("unhealthy", "dense")
-    assert "The pruned model gives no finite loss on" in record["health"]["reason"]
-    assert "dtype float32. It is kept for study" in record["reason"]
-    assert record["reason"].endswith("delivers dense.")
-    assert (record["validation"], record["drift"], record["next_weights"]) == ({}, None, None)
-    assert record["health"]["reasons"] == [record["health"]["reason"]]
-    assert "health" in ROUND_KEYS
-    assert read_record(stages.CHECKPOINTS / "r2")["status"] == "skipped"
+    monkeypatch.setattr(round_stage, "measure_round", broken)
+    run_round(settings, "r1")
+    run_round(settings, "r2")
+    record = read_round_record(stages.CHECKPOINTS / "r1")
+    assert (record.status, record.delivered) == ("unhealthy", "dense")
+    assert "The pruned model gives no finite loss on" in record.health.reason
+    assert "dtype float32. The round is kept for inspection" in record.reason
+    assert record.reason.endswith("dense is delivered.")
+    assert (record.validation, record.drift, record.next_weights) == (None, None, None)
+    assert record.health.reasons == [record.health.reason]
+    assert read_round_record(stages.CHECKPOINTS / "r2").status == "skipped"
 
 
 def test_what_a_round_says_of_its_model_is_true_of_the_stored_one(descended):
@@ -222,64 +221,58 @@ def test_what_a_round_says_of_its_model_is_true_of_the_stored_one(descended):
 
     settings = descended()
     for name in ("r1", "r2"):
-        stages.prune(settings, name)
-        record = read_record(stages.CHECKPOINTS / name)
+        run_round(settings, name)
+        record = read_round_record(stages.CHECKPOINTS / name)
         dense, model = (
             load_model(stages.CHECKPOINTS / directory, settings.compute)[0]
             for directory in ("dense", name)
         )
         blocks = CalibrationSet.load(stages.CALIBRATION_SET).blocks["validation"]
-        measures = compare_models(dense, model, blocks, settings.compute.batch_tokens, "again")
-        assert record["health"] == check_round(measures, settings.health)
-        assert record["drift"].keys() == {"kl", "top1_agreement", "entropy", "repetition", "norms"}
-        assert {**record["validation"], **record["drift"]} == measures
+        measured = compare_models(dense, model, blocks, settings.compute.batch_tokens, "again")
+        assert (record.validation, record.drift) == measured
+        assert record.health == check_round(*measured, settings.health)
 
 
-def test_never_more_than_two_models_are_in_memory(descended, monkeypatch):
-    """The parent and what became of it are gone when the stored round is compared."""
-    import gc
-    import weakref
-
-    from pruneflow.models import loading
-    from pruneflow.pruning import rounds
-
+def test_a_round_reads_its_parent_and_the_dense_model_and_holds_two_models_at_most(
+    descended, monkeypatch
+):
+    """The pruned model is measured as it is in memory, in the values that are stored."""
     settings = descended()
-    alive, most = [], []
+    read, alive, most = [], [], []
+    plain = loading.load_unrecorded
 
-    def watched(plain):
-        def call(*arguments, **others):
-            made = plain(*arguments, **others)
-            alive.append(weakref.ref(made))
-            most.append(sum(model() is not None for model in alive))
-            return made
+    def watched(directory, compute):
+        model = plain(directory, compute)
+        read.append(directory.name)
+        alive.append([weakref.ref(parameter) for parameter in model.parameters()])
+        most.append(sum(any(ref() is not None for ref in model) for model in alive))
+        return model
 
-        return call
-
-    plain_load = loading.load_unrecorded
+    monkeypatch.setattr(loading, "load_unrecorded", watched)
     gc.disable()  # what only a collection frees is in memory for as long as none comes
     try:
-        for module in (loading, descent):
-            monkeypatch.setattr(module, "load_unrecorded", watched(plain_load))
-        monkeypatch.setattr(rounds, "rebuild", watched(rounds.rebuild))
-        stages.prune(settings, "r1")
+        for name in ("r1", "r2"):
+            run_round(settings, name)
+            alive.clear()
     finally:
         gc.enable()
-    assert most == [1, 2, 1, 2]  # parent, pruned; dense, stored
+    assert read == ["dense", "dense", "r1", "dense"]
+    assert most == [1, 2, 1, 2]
 
 
 def test_a_round_that_drifts_too_far_is_kept_and_says_what_is_delivered(descended):
     settings = descended()
-    stages.prune(settings, "r1")
+    run_round(settings, "r1")
     strict = descended(health={**NO_LIMITS, "max_kl": 1e-9, "max_norm_drift": 1e-9})
-    stages.prune(strict, "r2")
-    record = read_record(stages.CHECKPOINTS / "r2")
-    assert (record["status"], record["delivered"]) == ("unhealthy", "r1")
-    assert len(record["health"]["reasons"]) == 2
-    assert "KL from the dense model" in record["reason"]
-    assert record["reason"].endswith("delivers r1.")
-    assert record["delivered_digest"] == read_record(stages.CHECKPOINTS / "r1")["digest"]
-    assert record["digest"] == model_digest(stages.CHECKPOINTS / "r2")
-    assert set(record["validation"]) == {"dense", "pruned"}
+    run_round(strict, "r2")
+    record = read_round_record(stages.CHECKPOINTS / "r2")
+    assert (record.status, record.delivered) == ("unhealthy", "r1")
+    assert len(record.health.reasons) == 2
+    assert "KL from the dense model" in record.reason
+    assert record.reason.endswith("r1 is delivered.")
+    assert record.delivered_digest == read_round_record(stages.CHECKPOINTS / "r1").digest
+    assert record.digest == model_digest(stages.CHECKPOINTS / "r2")
+    assert set(record.validation.pruned) == {"prose", "code"}
 
 
 @pytest.mark.parametrize("layout", ["uniform", "per_layer"])
@@ -290,21 +283,23 @@ def test_the_delivered_round_is_recovered_where_that_is_asked_for(descended, lay
         recovery={**recovery, "learning_rate": 0.001, "checkpoint_every": 4},
     )
     _descend(settings)
-    delivered, made = (read_record(path) for path in (stages.CHECKPOINTS / "r3", stages.MODEL))
-    assert made["recovered_from"] == made["delivered_digest"] == delivered["digest"]
-    assert made["digest"] == model_digest(stages.MODEL) != delivered["digest"]
-    assert made["recovery"]["steps"] == 15
-    losses = [row["validation_loss"] for row in made["recovery"]["history"]]
+    delivered, made = (
+        read_round_record(path) for path in (stages.CHECKPOINTS / "r3", stages.MODEL)
+    )
+    assert made.recovered_from == made.delivered_digest == delivered.digest
+    assert made.digest == model_digest(stages.MODEL) != delivered.digest
+    assert made.recovery.steps == 15
+    losses = [row.validation_loss for row in made.recovery.history]
     assert min(losses) < losses[0]
     assert not RECOVERY.exists()
     network, _ = load_model(stages.MODEL, settings.compute)
-    assert block_weights(network) == delivered["block_weights"]
+    assert block_weights(network) == delivered.block_weights
 
 
 def test_rounds_keep_every_score_and_how_domains_disagree(descended):
     from safetensors.torch import load_file
 
-    stages.prune(descended(), "r1")
+    run_round(descended(), "r1")
     folder = stages.CHECKPOINTS / "r1/statistics"
     rows = read_json(folder / "scores.json")["rows"]
     assert set(rows) == {"mask_fisher", "first_order", "wanda_sp", "flap", "magnitude"}
@@ -325,11 +320,11 @@ def test_rounds_without_feedback_take_the_shares_and_say_so(descended):
     _rewrite_set({"prose": 0.75, "code": 0.25}, {"prose": 6, "code": 2})
     digest = read_json(stages.CALIBRATION_SET / "manifest.json")["digest"]
     for name in ("r1", "r2"):
-        stages.prune(settings, name)
-        record = read_record(stages.CHECKPOINTS / name)
-        assert record["sequences"] == {"prose": 6, "code": 2}
-        assert record["weights"] == {"prose": 1.5, "code": 0.5}
-        assert record["calibration_set"] == digest
+        run_round(settings, name)
+        record = read_round_record(stages.CHECKPOINTS / name)
+        assert record.sequences == {"prose": 6, "code": 2}
+        assert record.weights == {"prose": 1.5, "code": 0.5}
+        assert record.calibration_set == digest
 
 
 def test_the_closed_loop_draws_the_next_round_anew_from_the_reserve(descended):
@@ -337,16 +332,16 @@ def test_the_closed_loop_draws_the_next_round_anew_from_the_reserve(descended):
     settings = descended(pruning=feedback)
     _rewrite_set({"prose": 0.5, "code": 0.5}, {"prose": 3, "code": 3})
     before = {path.name: path.read_bytes() for path in stages.CALIBRATION_SET.iterdir()}
-    stages.prune(settings, "r1")
-    first = read_record(stages.CHECKPOINTS / "r1")
-    stages.prune(settings, "r2")
-    second = read_record(stages.CHECKPOINTS / "r2")
-    assert first["sequences"] == {"prose": 3, "code": 3}
-    assert second["weights"] == first["next_weights"]
-    worse = max(second["weights"], key=second["weights"].get)
-    assert second["sequences"][worse] > 3
-    assert sum(second["sequences"].values()) == 6
-    losses = second["validation"]["dense"], first["validation"]["pruned"]
+    run_round(settings, "r1")
+    first = read_round_record(stages.CHECKPOINTS / "r1")
+    run_round(settings, "r2")
+    second = read_round_record(stages.CHECKPOINTS / "r2")
+    assert first.sequences == {"prose": 3, "code": 3}
+    assert second.weights == first.next_weights
+    worse = max(second.weights, key=second.weights.get)
+    assert second.sequences[worse] > 3
+    assert sum(second.sequences.values()) == 6
+    losses = second.validation.dense, first.validation.pruned
     rises = {name: losses[1][name]["nll"] - losses[0][name]["nll"] for name in losses[0]}
     assert worse == max(rises, key=rises.get)
     after = {path.name: path.read_bytes() for path in stages.CALIBRATION_SET.iterdir()}
@@ -366,6 +361,6 @@ def test_recovery_trains_on_the_mixture(descended, monkeypatch):
         seen.update(weights)
         return plain(*arguments, weights=weights, **others)
 
-    monkeypatch.setattr(descent, "recover", watched)
+    monkeypatch.setattr(recovery_stage, "recover", watched)
     _descend(settings)
     assert seen == {"prose": 1.5, "code": 0.5}
