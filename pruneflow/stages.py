@@ -48,11 +48,11 @@ from pruneflow.workspace import stage_lock
 def run_stage_by_name(name: str) -> int:
     """Run one stage, as dvc.yaml names it (``round@r2`` is round r2).
 
-    Rounds are shared by the ranks that `torchrun` or the setting compute.processes starts; any
-    other stage is the first rank's.
+    The ranks that `torchrun` or the setting compute.processes starts share a round; only the first
+    rank runs the other stages.
 
     Returns:
-        0, or the exit code of ranks that failed and have said why.
+        0, or the exit code of ranks that failed and have reported why.
 
     Raises:
         InputError: there is no such stage, or the stage's input cannot be used.
@@ -75,7 +75,7 @@ def run_stage_by_name(name: str) -> int:
 
 @contextmanager
 def _memory_is_enough() -> Iterator[None]:
-    """Say in one line what to do when the GPU's memory was not."""
+    """Turn a GPU that runs out of memory into one clear line."""
     try:
         yield
     except RuntimeError as error:
@@ -89,7 +89,7 @@ def _memory_is_enough() -> Iterator[None]:
 
 
 def _processes() -> int:
-    """How many processes share a round; settings that cannot be read are told of by the stage."""
+    """How many processes share a round; the stage itself reports settings that cannot be read."""
     try:
         return load_settings().compute.processes
     except InputError:
@@ -225,7 +225,7 @@ def _evaluate(settings: PipelineSettings, directory: Path, out: Path, label: str
 
 
 def latency(settings: PipelineSettings) -> None:
-    """Measure speed and memory, and use the model without us: data/reports/latency.json."""
+    """Measure speed and memory, and load the model alone: data/reports/latency.json."""
     from pruneflow.measure.deployment import lm_eval_command, task_to_ask
     from pruneflow.measure.latency import measure_latency
     from pruneflow.models.loading import resolve_device, resolve_dtype
@@ -247,7 +247,7 @@ def latency(settings: PipelineSettings) -> None:
 
 
 def report(settings: PipelineSettings) -> None:
-    """Write what people, gates and DVC read: report.html, summary.json, cards and plots."""
+    """Write the report, summary.json, the cards, and the plots and metrics of DVC."""
     from pruneflow.judge.gates import load_gates
     from pruneflow.judge.summary import build_summary
     from pruneflow.models.round_record import read_round_record

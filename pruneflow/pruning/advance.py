@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """What a round is to do.
+    """The plan of one round.
 
     Attributes:
         name: of the round, e.g. ``r1``.
-        target: how small the model is to become.
+        target: size that the model is to reach.
         settings: score, layout, units, widths, refit, feedback.
         calibration: the calibration set, whose mixture weighs the domains of the first round.
         dtype: data type of the weights that are stored.
@@ -55,7 +55,7 @@ class RoundPlan:
 
 
 class Measured(NamedTuple):
-    """What was measured of a round's model; None where it was not."""
+    """Measurements of a round's model; None where nothing was measured."""
 
     validation: Validation | None = None
     drift: Drift | None = None
@@ -100,7 +100,7 @@ def advance_round(
     Args:
         model: the parent's model; it is cut in place.
         parent: the parent's record.
-        plan: what the round is to do.
+        plan: target, settings and text of the round.
         measure: measures the pruned model in the values that are stored; its health decides
             whether this round or the parent's is delivered.
         tokenizer: saved with the model; needed with `directory`.

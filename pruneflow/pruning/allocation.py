@@ -1,10 +1,10 @@
-"""Which units go: greedy steps by score per size removed, until the round's target is reached.
+"""Allocation: which units are removed, in greedy steps, until the round's target is reached.
 
-Layers are taken in pools that shrink together: all in one pool for layout ``uniform`` (a step
-removes as many units from every layer, each layer its own lowest), each in a pool of its own for
-``per_layer``. There are three kinds of steps: neurons down to the next multiple, one KV group with
-its query heads, one query head of every KV group. The cheapest by score per size goes first; ties
-break by index.
+Layers in one pool keep the same widths: layout ``uniform`` has one pool of all layers (a step
+removes the same number of units from every layer, the lowest-scored of each), ``per_layer`` has one
+pool per layer. There are three kinds of steps: neurons down to the next multiple, one KV group with
+its query heads, one query head of every KV group. The step with the lowest score per size is taken
+first; ties break by index.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,7 +19,7 @@ from pruneflow.errors import InputError
 
 @dataclass(frozen=True)
 class LayerUnits:
-    """What a layer has to give.
+    """Scores and sizes of the units of one layer.
 
     Sizes are in the unit of the target: block weights, or parameters.
 
@@ -27,9 +27,9 @@ class LayerUnits:
         neurons: score of each neuron, ``[neurons]``.
         heads: score of each query head, ``[heads]``; heads of a KV group are neighbours.
         kv_groups: score of each KV group with its query heads, ``[groups]``.
-        neuron_size: what one neuron takes with it.
-        head_size: what one query head takes with it.
-        group_size: what one KV group takes with all its present query heads.
+        neuron_size: size that removing one neuron removes.
+        head_size: size that removing one query head removes.
+        group_size: size that removing one KV group and its query heads removes.
     """
 
     neurons: Tensor
@@ -42,13 +42,13 @@ class LayerUnits:
 
 @dataclass(frozen=True)
 class Limits:
-    """How far pruning may go.
+    """Limits of what pruning may remove.
 
     Attributes:
-        kinds: kinds of units that may go: ``neurons``, ``heads``, ``kv_groups``.
+        kinds: kinds of units that may be removed: ``neurons``, ``heads``, ``kv_groups``.
         neuron_multiple: neurons of a layer stay a multiple of this.
         neuron_floor: fewest neurons a layer may keep.
-        attention: pairs (KV groups, heads per group) that may be left; None for any.
+        attention: pairs (KV groups, heads per group) that a layer may keep; None for any.
     """
 
     kinds: Collection[str]
@@ -80,12 +80,12 @@ class _Step:
 
 @dataclass
 class _Layer:
-    """One layer on its way down: neurons in the order they go, heads that are left."""
+    """One layer while it shrinks: neurons in order of removal, and the heads that remain."""
 
     units: LayerUnits
     order: list[int] = field(init=False)
     prefix: list[float] = field(init=False)  # score of the n lowest neurons
-    groups: list[list[int]] = field(init=False)  # heads left, by KV group that is left
+    groups: list[list[int]] = field(init=False)  # remaining heads, by remaining KV group
 
     def __post_init__(self) -> None:
 
@@ -101,21 +101,21 @@ class _Layer:
         ]
 
     def group_worth(self, heads: list[int]) -> float:
-        """Score of what is left of a KV group: its own, less the share of the heads that went."""
+        """Score of a KV group, reduced by the share of its heads that were removed."""
         group = heads[0] // self.width
-        whole = sum(self.head_scores[group * self.width : (group + 1) * self.width])
-        left = sum(self.head_scores[head] for head in heads)
-        return self.group_scores[group] * (left / whole if whole > 0 else 1.0)
+        total = sum(self.head_scores[group * self.width : (group + 1) * self.width])
+        remaining = sum(self.head_scores[head] for head in heads)
+        return self.group_scores[group] * (remaining / total if total > 0 else 1.0)
 
     def lowest_groups(self, count: int) -> list[int]:
-        """Positions of the `count` KV groups of least worth."""
+        """Positions of the `count` KV groups with the lowest scores."""
         order = sorted(
             range(len(self.groups)), key=lambda position: self.group_worth(self.groups[position])
         )
         return sorted(order[:count])
 
     def lowest_heads(self, heads: list[int], count: int) -> list[int]:
-        """The `count` heads of least score in a KV group."""
+        """The `count` heads of a KV group with the lowest scores."""
         return sorted(heads, key=lambda head: self.head_scores[head])[:count]
 
 
@@ -125,7 +125,7 @@ class _Pool:
     def __init__(self, units: list[LayerUnits], limits: Limits) -> None:
         self.layers = [_Layer(layer) for layer in units]
         self.limits = limits
-        self.gone = 0
+        self.removed = 0
         first = self.layers[0]
         self.neurons, self.groups, self.heads = len(first.order), len(first.groups), first.width
         self.steps = self._steps()
@@ -135,14 +135,14 @@ class _Pool:
         return [step for step in steps if step is not None]
 
     def _neuron_step(self) -> _Step | None:
-        keep = (self.neurons - self.gone - 1) // self.limits.neuron_multiple
+        keep = (self.neurons - self.removed - 1) // self.limits.neuron_multiple
         keep *= self.limits.neuron_multiple
         if keep < self.limits.neuron_floor or "neurons" not in self.limits.kinds:
             return None
-        count = self.neurons - self.gone - keep
+        count = self.neurons - self.removed - keep
         size = sum(count * layer.units.neuron_size for layer in self.layers)
         score = sum(
-            layer.prefix[self.gone + count] - layer.prefix[self.gone] for layer in self.layers
+            layer.prefix[self.removed + count] - layer.prefix[self.removed] for layer in self.layers
         )
         return _Step("neurons", count, size, score / size)
 
@@ -178,7 +178,7 @@ class _Pool:
     def take(self, step: _Step) -> None:
         """Do a step in every layer of the pool."""
         if step.kind == "neurons":
-            self.gone += step.count
+            self.removed += step.count
         elif step.kind == "kv_groups":
             self.groups -= step.count
             for layer in self.layers:
@@ -196,13 +196,13 @@ class _Pool:
 def allocate(
     units: Sequence[LayerUnits], pools: Sequence[Sequence[int]], limits: Limits, to_remove: int
 ) -> Kept:
-    """Choose what to keep so that at least `to_remove` goes, overshooting by under one step.
+    """Choose the units to keep, removing at least `to_remove` and overshooting by under one step.
 
     Args:
         units: scores and sizes of every layer.
-        pools: layers that shrink together; a layer in no pool keeps all it has.
-        limits: which kinds may go, and how far.
-        to_remove: over all layers, from the present model, in the unit of the sizes.
+        pools: layers that keep the same widths; a layer in no pool keeps all its units.
+        limits: which kinds may be removed, and the floors.
+        to_remove: total over all layers of the present model, in the unit of the sizes.
 
     Raises:
         InputError: the floors do not leave enough to remove.
@@ -213,8 +213,8 @@ def allocate(
         steps = [(step, pool) for pool in working for step in pool.steps]
         if not steps:
             raise InputError(
-                f"the target asks for {to_remove:,} weights to go, but floors and protected layers "
-                f"leave only {removed:,}: lower the ratio or pruning.min_neuron_share, or name "
+                f"the target removes {to_remove:,} weights, but floors and protected layers allow "
+                f"only {removed:,}: lower the ratio or pruning.min_neuron_share, or name "
                 "more kinds in pruning.units"
             )
         # A coarse step must not overshoot the target by more than the finest one would.
@@ -230,6 +230,6 @@ def allocate(
     )
     for members, done in zip(pools, working, strict=True):
         for index, layer in zip(members, done.layers, strict=True):
-            kept.neurons[index] = torch.tensor(sorted(layer.order[done.gone :]))
+            kept.neurons[index] = torch.tensor(sorted(layer.order[done.removed :]))
             kept.heads[index] = torch.tensor(layer.groups)
     return kept

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: ``[n, T]`` without padding.
-        first: the number of its first sequence in the whole set.
+        first: the number of its first sequence in the set.
     """
 
     tokens: torch.Tensor
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """Whose gradient is taken, and how often; see `statistics.collect`."""
+    """The loss to differentiate, and the number of draws; see `statistics.collect`."""
 
     gradient: str
     draws: int
@@ -59,7 +59,7 @@ def pass_by_blocks(
     objective: Objective,
     label: str,
 ) -> Iterator[torch.Tensor]:
-    """What each batch shows, in order: the vector that `recorder` makes of it."""
+    """Yield the recorder's vector of each batch, in order."""
     if is_streamed(model):
         for group in _groups(model, layers, batches):
             yield from _group_pass(model, layers, group, recorder, objective, label)
@@ -116,7 +116,7 @@ def _group_pass(
                 with recorder.hooked([layer]):
                     stream.advance(layer, watch)
 
-    # [batch][draw]: the objective's gradient by the hidden states after the block under way
+    # [batch][draw]: gradient of the objective with respect to the current block's output
     gradients: list[list[torch.Tensor]] = []
     for index, (batch, state) in enumerate(zip(batches, stream, strict=True)):
         watch(index)
@@ -154,7 +154,7 @@ def _by_last(
 ) -> list[torch.Tensor]:
     """Record a batch's loss, and differentiate by the hidden states behind the last block.
 
-    A sequence at a time: logits are what a large vocabulary makes the largest tensors of a pass.
+    One sequence at a time: with a large vocabulary, logits are the largest tensors of a pass.
 
     Returns:
         The gradient of each draw, ``[n, T, d]``; none where nothing is differentiated.

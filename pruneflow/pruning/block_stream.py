@@ -1,8 +1,8 @@
 """Run one transformer block at a time over the calibration set.
 
-The hidden states of every sequence are kept between blocks, so that a block is seen with the
-activations of the already pruned blocks before it, and only one layer's H is in memory. Ranks hold
-sequences of their own, and a block's sums are those of all.
+The hidden states of every sequence are kept between blocks, so that a block reads the activations
+of the already pruned blocks before it, and only one layer's H is in memory. Each rank holds its own
+sequences; sums are over all ranks.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,14 +21,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class _Stop(Exception):
-    """Ends a forward pass once what it is run for is known."""
+    """Ends a forward pass as soon as the wanted activations are known."""
 
 
 class Seen(NamedTuple):
-    """What a consumer does with one batch.
+    """Input and output of a consumer on one batch.
 
     Attributes:
-        inputs: what it reads, ``[n, tokens, m]``.
+        inputs: its input, ``[n, tokens, m]``.
         after: the hidden states once its output is added to them, ``[n, tokens, d]``; the output
             alone in families that normalise it first.
     """
@@ -89,12 +89,12 @@ class BlockStream:
     def seen(
         self, layer: Layer, kind: Literal["heads", "neurons"], leave: bool = False
     ) -> Iterator[Seen]:
-        """What the consumer of a kind of units reads and leaves in the next block, by batch.
+        """Input and output of the consumer of a kind of units in the next block, by batch.
 
         Args:
             layer: the next block.
             kind: of units.
-            leave: move on behind the block, too, as `advance` does; only where it is not to change.
+            leave: also advance past the block, as `advance` does; only where it is not to change.
         """
         attention = layer.attention_consumer
         consumer = attention if kind == "heads" else layer.mlp_consumer
@@ -179,7 +179,7 @@ def fits_on_device(model: PreTrainedModel, batches: list[torch.Tensor]) -> bool:
 def logits_of(
     model: PreTrainedModel, layers: list[Layer], tokens: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
-    """What the model makes of the hidden states `last` behind its blocks, ``[n, tokens, V]``.
+    """Logits for the hidden states `last` that leave the last block, ``[n, tokens, V]``.
 
     Args:
         model: its blocks are not run.
@@ -195,7 +195,7 @@ def logits_of(
 def _entering(
     model: PreTrainedModel, layers: list[Layer], batch: torch.Tensor
 ) -> tuple[torch.Tensor, list[Arguments]]:
-    """Hidden states that enter the first block, and what the model hands to each beside them."""
+    """Hidden states that enter the first block, and the other arguments of each block."""
     with torch.no_grad(), _passed_over(layers) as caught:
         model.base_model(input_ids=batch.to(model.device), use_cache=False)
     return caught[0][0], [arguments for _, arguments in caught]
@@ -205,11 +205,11 @@ def _entering(
 def _passed_over(
     layers: list[Layer], last: torch.Tensor | None = None
 ) -> Iterator[list[tuple[torch.Tensor, Arguments]]]:
-    """Within it the model runs without its blocks: each hands on what it was given.
+    """Skip the blocks within the context: each returns the hidden states it was given.
 
     Args:
         layers: its blocks.
-        last: what the last of them gives instead.
+        last: returned by the last block instead.
 
     Yields:
         For each block that was called, the hidden states it was given and the other arguments.

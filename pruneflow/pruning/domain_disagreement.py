@@ -1,4 +1,4 @@
-"""How much the domains of a calibration set disagree about what is worth keeping."""
+"""How much the domains of a calibration set disagree about which units matter."""
 
 from itertools import combinations
 from typing import Any
@@ -69,7 +69,7 @@ def _only_one_domain(
     """Units in their layer's top quarter by one domain and in the bottom half by all others.
 
     A layer of two or three units has a top quarter of one; tied units are taken as low at the top
-    and as high at the bottom, so that a tie is never called a need.
+    and as high at the bottom, so that a tie never counts as a need.
     """
     found: dict[str, list[tuple[float, int, int]]] = {domain: [] for domain in domains}
     for index, values in enumerate(layers):

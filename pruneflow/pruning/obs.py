@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon: what removing a unit costs when the others are refitted."""
+"""Optimal Brain Surgeon: the cost of removing a unit when the others are refitted."""
 
 from collections.abc import Collection
 
@@ -19,7 +19,7 @@ def removal_errors(
     Args:
         weight: ``[d_out, m]``.
         gram: ``H = X^T X``, ``[m, m]``.
-        widths: channels of a unit, for each way to divide the m channels into units.
+        widths: channels per unit, for each way to divide the m channels into units.
         ridge: lambda as a share of the mean diagonal of H.
 
     Returns:
@@ -30,7 +30,7 @@ def removal_errors(
     """
     h = gram.double()
     scale = h.diagonal().mean()
-    if float(scale) == 0.0:  # no token ever reached it: nothing to lose
+    if float(scale) == 0.0:  # never active: removing it costs nothing
         return [h.new_zeros(len(h) // width).cpu() for width in widths]
     h = h + ridge * scale * torch.eye(len(h), dtype=h.dtype, device=h.device)
     factor, failed = torch.linalg.cholesky_ex(h)

@@ -33,22 +33,22 @@ log = logging.getLogger(__name__)
 
 
 class Recipe(Target, PruningSettings):
-    """How to prune: how small, in how many rounds, and how each round goes.
+    """A pruning recipe: target size, number of rounds, and the settings of each round.
 
-    One of `ratio`, `parameters` and `bytes` says how small; see PruningSettings for one round.
+    Give the target as one of `ratio`, `parameters` and `bytes`.
 
     Example: ``Recipe(ratio=0.2, rounds=3, layout="per_layer")``.
     """
 
-    rounds: Count = Field(5, description="In how many rounds.")
+    rounds: Count = Field(5, description="Number of rounds.")
     schedule: Schedule = Field(
-        "linear", description="linear (equal steps) or geometric (equal shares of what is left)."
+        "linear", description="linear (equal steps) or geometric (equal shares of what remains)."
     )
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a recipe made.
+    """Result of a recipe.
 
     Attributes:
         model: the pruned model, weights frozen.
@@ -84,9 +84,9 @@ def prune(
         model: the dense model. It is cut in place: load it again to have the dense model. It stays
             where it is: on one device, spread over several (``device_map="auto"``), or streamed.
         calibration: a calibration set, or token ids by domain, ``[sequences, tokens]`` each,
-            without padding. Of a set a round takes what its mixture says, and with
-            `domain_feedback` more of the domains that lost more; of token ids it takes all.
-        recipe: how small, in how many rounds, and how each round goes.
+            without padding. From a set, each round takes the sequences of its mixture, and with
+            `domain_feedback` more of the domains that lost more; token ids are all used.
+        recipe: target, rounds and settings.
         tokenizer: saved with every round; needed with `directory`.
         directory: where every round is written as a model directory, ``r1`` and so on. Pruning
             resumes after the rounds that are there already, of the same model, recipe and text.
@@ -151,7 +151,7 @@ def prune(
 def _calibration_set(
     model: PreTrainedModel, calibration: CalibrationSet | Mapping[str, torch.Tensor]
 ) -> CalibrationSet:
-    """The calibration set, or one of all the blocks given, their domains weighing the same."""
+    """The calibration set, or a set of all the blocks given, with equally weighted domains."""
     if isinstance(calibration, CalibrationSet):
         check_blocks(model, calibration.blocks["calibration"])
         return calibration
@@ -182,7 +182,7 @@ def _dense_size(model: PreTrainedModel, recipe: Recipe) -> int | None:
 
 
 def _identity(model: PreTrainedModel, calibration: CalibrationSet, recipe: Recipe) -> str:
-    """Digest of all that decides what the rounds come to."""
+    """Digest of everything that the rounds depend on."""
     return sha256_json(
         {
             "model": tensors_digest(model.state_dict()),

@@ -2,14 +2,14 @@
 
 With W ``[d_out, m]``, its input X ``[T, m]`` and ``H = X^T X``, the kept set S gets
 ``W_S <- W_S + (W_R H_RS + D^T X_S) (H_SS + lambda I)^-1`` with R the removed channels and D
-``[T, d_out]`` what the output should be beyond the old one: of all weights on the kept channels,
-those whose output is nearest to ``W x + D`` on the calibration tokens, the ridge pulling towards
-the old weights (so keeping everything, with D = 0, changes nothing). No biases are added, so that
+``[T, d_out]`` the wanted change of the output: the weights on the kept channels whose output is
+nearest to ``W x + D`` on the calibration tokens, with a ridge towards the old weights (keeping all
+channels, with D = 0, changes nothing). No biases are added, so that
 every architecture can hold the result.
 
 D closes a part of the gap between the pruned and the unpruned model's hidden states, at the place
-where the consumer's output is added to them. Closing the whole of it follows the unpruned model's
-activations into what the calibration text alone can teach; a part is best (docs/method.md).
+where the consumer's output is added to them. Closing the full gap overfits the calibration text; a
+part of it is best (docs/method.md).
 """
 
 import logging
@@ -47,7 +47,7 @@ class Normal(NamedTuple):
 class System(NamedTuple):
     """The equations of the kept channels alone, for a correction to their old weights.
 
-    Of a correction, so that a channel that is never active keeps its weight.
+    They are solved for a correction, so that a channel that is never active keeps its weight.
 
     Attributes:
         gram: ``H_SS``, ``[k, k]`` float64.
@@ -67,10 +67,10 @@ def normal_equations(
 
     Args:
         weight: the consumer's, ``[d_out, m]``.
-        seen: what the consumer reads and leaves in the pruned model, batch by batch; it is not
-            cut yet itself.
-        towards: the same of the unpruned model, or None to keep to the old outputs.
-        share: how much of the gap to the unpruned model is to be closed, 0 to 1.
+        seen: inputs and outputs of the consumer in the pruned model, batch by batch; the
+            consumer itself is not cut yet.
+        towards: the same in the unpruned model, or None to keep the old outputs.
+        share: share of the gap to the unpruned model to close, 0 to 1.
 
     Raises:
         PruneflowError: activations hold NaN or infinity.
@@ -98,7 +98,7 @@ def normal_equations(
 
 @contextmanager
 def _precision(name: str) -> Iterator[None]:
-    """Within it, float32 products are at least as precise as torch calls it."""
+    """Set torch's float32 matmul precision within the block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:
@@ -108,14 +108,14 @@ def _precision(name: str) -> Iterator[None]:
 
 
 def token_weights(x: Tensor) -> Tensor:
-    """What each token counts, ``[n, T]``, from inputs ``[n, T, m]``: 1, or less for outliers."""
+    """Weight of each token, ``[n, T]``, from inputs ``[n, T, m]``: 1, or less for outliers."""
     norms = wide(x).square().sum(-1)
     most = OUTLIER * norms.median(1, keepdim=True).values
     return (most / norms.clamp_min(1e-30)).clamp(max=1.0)
 
 
 def system_of(weight: Tensor, normal: Normal, keep: Tensor) -> System:
-    """Cut the system of the kept channels out of the normal equations, which may go afterwards.
+    """Take the system of the kept channels out of the normal equations, which may be freed then.
 
     Args:
         weight: ``[d_out, m]``, any floating type.
@@ -136,7 +136,7 @@ def solve(system: System, ridge: float) -> Tensor:
     """Weights on the kept channels that best reproduce the consumer's output.
 
     Args:
-        system: theirs; its gram's diagonal is overwritten.
+        system: the equations of the kept channels; the diagonal of `gram` is overwritten.
         ridge: lambda as a share of the mean diagonal of H_SS.
 
     Returns:

@@ -29,15 +29,15 @@ from pruneflow.settings.pipeline import PruningSettings, Target
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round made.
+    """Result of a round.
 
     Attributes:
         model: the smaller model; with layout ``uniform`` rebuilt from a configuration that has
             its new widths.
-        scores: by name, what each unit of the parent was worth, per domain.
+        scores: by name, the scores of the parent's units, per domain.
         kept: which of the parent's units stayed.
-        achieved_ratio: share of the dense model's block weights that are gone.
-        notes: what a reader of the result should know, a sentence each.
+        achieved_ratio: share of the dense model's block weights that is removed.
+        notes: remarks for the reader of the result, one sentence each.
     """
 
     model: PreTrainedModel
@@ -65,7 +65,7 @@ def prune_round(
     Args:
         model: the parent, weights frozen; its layers are cut in place.
         blocks: calibration tokens per domain, ``[sequences, tokens]``.
-        target: how small it is to become; met from above within one step.
+        target: size to reach; met within one step.
         dense: sizes of the unpruned model.
         settings: score, layout, units, widths, refit.
         weights: relative weight of domains in the score; 1 when absent.
@@ -104,11 +104,11 @@ def prune_round(
 
 
 def _agree_on_placement(model: PreTrainedModel, layers: list[Layer]) -> None:
-    """Ranks that exchange tensors of different devices would wait for each other for ever."""
+    """Refuse ranks with different placements: their exchange of tensors would deadlock."""
     devices = list(dict.fromkeys(layer.device for layer in layers))
     joined().agree(
         f"{placement_of(model)} {[devices.index(layer.device) for layer in layers]}",
-        "ranks placed the model differently, for their GPUs have more or less memory free: set "
+        "ranks placed the model differently because their GPUs have different free memory: set "
         "compute.placement",
     )
 
@@ -116,7 +116,7 @@ def _agree_on_placement(model: PreTrainedModel, layers: list[Layer]) -> None:
 def _to_remove(
     model: PreTrainedModel, target: Target, dense: DenseReference, stored_bytes: int, label: str
 ) -> int:
-    """What is to go: block weights for a target ratio, else parameters."""
+    """Amount to remove: block weights for a target ratio, else parameters."""
     if target.ratio is not None:
         to_remove = block_weights(model) - round((1 - target.ratio) * dense.block_weights)
     elif target.parameters is not None:
@@ -126,8 +126,8 @@ def _to_remove(
         to_remove = parameters(model) - target.bytes // stored_bytes
     if to_remove <= 0:
         raise InputError(
-            f"{label}: its target ({target}) is already reached by its parent, which overshot by "
-            "up to one step: ask for more, or lower pruning.neuron_multiple"
+            f"{label}: its parent has already reached the target ({target}), because a round "
+            "overshoots by up to one step: raise the target, or lower pruning.neuron_multiple"
         )
     return to_remove
 
@@ -135,22 +135,22 @@ def _to_remove(
 def _limits(
     model: PreTrainedModel, layers: list[Layer], dense: DenseReference, settings: PruningSettings
 ) -> tuple[Limits, list[str]]:
-    """How far pruning may go in this layout, and what that rules out."""
+    """Limits of this layout, and notes about what they rule out."""
     attention, notes = None, []
     kinds = set(settings.units)
     if settings.layout == "uniform":
         attention = allowed_attention(model.config)
         if len(attention) == 1 and kinds & {"heads", "kv_groups"}:
             notes.append(
-                f"Attention stays whole: no configuration of {model.config.model_type} holds fewer "
-                "heads in layout uniform (layout per_layer can prune them)."
+                f"Attention is not pruned: no configuration of {model.config.model_type} has "
+                "fewer heads in layout uniform (layout per_layer can prune them)."
             )
     floor = max(1, round(settings.min_neuron_share * dense.neurons))
     return Limits(kinds, settings.neuron_multiple, floor, attention), notes
 
 
 def _pools(layers: int, settings: PruningSettings) -> list[list[int]]:
-    """Layers that shrink together; protected ones are in no pool."""
+    """Layers that keep the same widths; protected layers are in no pool."""
     wrong = [index for index in settings.protect_layers if index >= layers]
     if wrong:
         raise InputError(
@@ -165,7 +165,7 @@ def _pools(layers: int, settings: PruningSettings) -> list[list[int]]:
 def _units(
     layers: list[Layer], scores: dict[str, list[torch.Tensor]], target: Target
 ) -> list[LayerUnits]:
-    """Scores and sizes of every layer's units, sizes in what the target counts."""
+    """Scores and sizes of every layer's units, sizes in the unit of the target."""
     blocks = target.ratio is not None
     return [
         LayerUnits(
@@ -189,7 +189,7 @@ def _cut(
     batch_tokens: int,
     label: str,
 ) -> None:
-    """Cut layer by layer, each refitted on the activations of the pruned layers before it."""
+    """Cut layer by layer; each layer is refitted on the activations of the pruned layers before."""
     if settings.refit == "none":
         for layer in layers:
             cut_heads(layer, kept.heads[layer.index])
@@ -198,7 +198,7 @@ def _cut(
     batches = joined().own(split(tokens, batch_tokens))
     here = fits_on_device(model, batches)
     stream = BlockStream(model, layers, batches, keep_on_device=here)
-    # The unpruned model's stream runs ahead of the scissors: a copy of one layer at a time.
+    # The unpruned model's stream runs on a copy of one layer at a time, before it is cut.
     unpruned = (
         BlockStream(model, layers, batches, keep_on_device=here) if settings.towards_dense else None
     )
@@ -214,10 +214,10 @@ def _cut_layer(
     unpruned: BlockStream | None,
     settings: PruningSettings,
 ) -> None:
-    """Cut and refit one layer, and move both streams behind it."""
+    """Cut and refit one layer, and advance both streams past it."""
     share = settings.towards_dense
-    whole = replace(layer, module=copy.deepcopy(layer.module)) if unpruned else layer
-    left = False
+    original = replace(layer, module=copy.deepcopy(layer.module)) if unpruned else layer
+    advanced = False
     kinds: tuple[Literal["heads", "neurons"], ...] = ("heads", "neurons")
     for kind in kinds:
         keep = kept.neurons[layer.index]
@@ -228,10 +228,10 @@ def _cut_layer(
         if len(keep) == count:
             continue
         weight = matrix(consumer)
-        left = kind == "neurons"  # the unpruned block has been run to its end
-        towards = unpruned.seen(whole, kind, leave=left) if unpruned else None
+        advanced = kind == "neurons"  # the unpruned block has been run to its end
+        towards = unpruned.seen(original, kind, leave=advanced) if unpruned else None
         seen = stream.seen(layer, kind)
-        # Neither is kept: the whole of H, a round's largest tensor, is gone before the solve.
+        # Not bound to a name: the full H, the largest tensor of a round, is freed before the solve.
         system = system_of(weight, normal_equations(weight, seen, towards, share), keep)
         refitted = joined().first(solve(system, settings.ridge))
         del system
@@ -241,5 +241,5 @@ def _cut_layer(
             cut_neurons(layer, keep)
         set_columns(consumer, refitted)
     stream.advance(layer)
-    if unpruned and not left:
-        unpruned.advance(whole)
+    if unpruned and not advanced:
+        unpruned.advance(original)

@@ -1,4 +1,4 @@
-"""How a descent is divided into rounds, and what a round's domains weigh."""
+"""The pruning schedule: targets of the rounds, and weights of the domains in each."""
 
 import math
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ Schedule = Literal["linear", "geometric"]
 SCHEDULES: tuple[Schedule, ...] = ("linear", "geometric")
 
 
-def targets(goal: Target, rounds: int, schedule: str, whole: int | None = None) -> list[Target]:
+def targets(goal: Target, rounds: int, schedule: str, dense: int | None = None) -> list[Target]:
     """The target of each round on the way to `goal`.
 
     Args:
-        goal: of the last round.
-        rounds: how many, 1 to 100.
-        schedule: ``linear`` removes as much in each round, ``geometric`` the same share of what
-            the round before left.
-        whole: what the dense model has of what `goal` counts; needed for parameters and bytes.
+        goal: target of the last round.
+        rounds: number of rounds, 1 to 100.
+        schedule: ``linear`` removes the same amount in each round, ``geometric`` the same share
+            of what the previous round kept.
+        dense: parameters or bytes of the dense model; needed for such a goal.
 
     Raises:
         InputError: a value is out of range.
@@ -33,25 +33,25 @@ def targets(goal: Target, rounds: int, schedule: str, whole: int | None = None) 
         removed = goal.ratio
     else:
         left = goal.parameters or goal.bytes or 0
-        if whole is None:
+        if dense is None:
             raise ValueError("a target in parameters or bytes needs the dense model's")
-        if left >= whole:
+        if left >= dense:
             raise InputError(
-                f"the target is {goal}, and the dense model has {whole:,}: ask for less"
+                f"the target is {goal}, and the dense model has {dense:,}: ask for less"
             )
-        removed = 1 - left / whole
+        removed = 1 - left / dense
     steps = range(1, rounds)
     if schedule == "linear":
         shares = [removed * step / rounds for step in steps]
     else:
         shares = [1 - (1 - removed) ** (step / rounds) for step in steps]
-    return [*(_target(goal, share, whole) for share in shares), goal]
+    return [*(_target(goal, share, dense) for share in shares), goal]
 
 
-def _target(goal: Target, share: float, whole: int | None) -> Target:
+def _target(goal: Target, share: float, dense: int | None) -> Target:
     if goal.ratio is not None:
         return Target(ratio=round(share, 6))
-    left = round((1 - share) * (whole or 0))
+    left = round((1 - share) * (dense or 0))
     return Target(parameters=left) if goal.parameters is not None else Target(bytes=left)
 
 
@@ -61,7 +61,7 @@ def next_weights(
     pruned: Mapping[str, DomainLoss],
     feedback: float,
 ) -> dict[str, float]:
-    """Weigh domains that lost more than the mean more in the next round (docs/method.md, step 5).
+    """Give domains that lost more than the mean a higher weight (docs/method.md, step 5).
 
     With D the rise of a domain's held-out loss over the mean rise: ``w <- w exp(feedback max(D,
     0))``, renormalised to a mean of 1.

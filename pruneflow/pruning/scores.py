@@ -1,13 +1,13 @@
-"""How important each unit is. A new score is one function here, under ``@score("name")``.
+"""Importance scores of units. A new score is one function here, under ``@score("name")``.
 
-Scores are not negative, higher is more worth keeping, and the allocation removes by score per
-weight, so a unit's score is for the whole of it. That compares units of one layer well under every
-score. Across layers `mask_fisher`, `first_order` and `weight_gradient` compare by nature (each is a
-change of the one loss), `flap` by its z-scores, `random` by lot. `wanda_sp`, `obs` and `magnitude`
-are layer-local: they measure a consumer's own output or weights, whose scale grows with depth and
-differs between MLP and attention. In layout `uniform` only their order within a layer, and the
-balance of neurons and attention, has an effect; `per_layer` takes them as they are and so prunes
-first where activations are small. Their papers use uniform widths.
+Scores are not negative and higher means more important. The allocation removes by score per weight,
+so a score is that of the complete unit. Every score compares the units of one layer well. Across
+layers, `mask_fisher`, `first_order` and `weight_gradient` are comparable because each is a change of
+the same loss, `flap` because of its z-scores, and `random` trivially. `wanda_sp`, `obs` and
+`magnitude` are layer-local: they measure a consumer's own output or weights, whose scale grows with
+depth and differs between MLP and attention. In layout `uniform` only their order within a layer, and
+the balance of neurons and attention, has an effect; `per_layer` compares them as they are and so
+prunes layers with small activations first. Their papers use uniform widths.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,17 +32,17 @@ OBS_RIDGE = 0.01  # of OSSCAR's and SparseGPT's inverse, as a share of H's mean 
 
 @dataclass(frozen=True)
 class ScoreInputs:
-    """What scores may look at.
+    """Inputs of a score.
 
     Attributes:
         model: the model of this round, in evaluation mode.
         blocks: calibration tokens per domain, ``[sequences, tokens]``, without padding.
         batch_tokens: tokens in one batch.
-        seed: for scores that draw.
+        seed: of scores that draw random numbers.
         label: names the progress bar.
         gradient: whose gradient the pass takes; a name in `statistics.GRADIENTS`. It is every
             gradient score's: LLM-Pruner's `weight_gradient`, for one, wants ``text``.
-        draws: backward passes of each batch, averaged.
+        draws: backward passes per batch; their results are averaged.
     """
 
     model: PreTrainedModel
@@ -56,10 +56,10 @@ class ScoreInputs:
 
 @dataclass(frozen=True)
 class Scores:
-    """A number for every unit that can be removed: higher is more worth keeping.
+    """A score for every unit that can be removed; higher means more important.
 
     Attributes:
-        domains: names of the rows; ``["all"]`` of a score that looks at no data.
+        domains: names of the rows; ``["all"]`` for a score that uses no data.
         units: by kind (`KINDS`), per layer ``[domains, units]`` float64 on the CPU.
         losses: mean loss per token of each domain, empty when the score needed none.
     """
@@ -69,7 +69,7 @@ class Scores:
     losses: dict[str, float]
 
     def combined(self, weights: dict[str, float]) -> dict[str, list[torch.Tensor]]:
-        """Average over domains after scaling each to total 1, so that none shouts.
+        """Average over domains after scaling each to a total of 1, so that no domain dominates.
 
         The total is over neurons and KV groups; heads, which would count their groups twice, are
         scaled by the same factor.
@@ -93,7 +93,7 @@ Formula = Callable[[ScoreInputs, Statistics], Scores]
 
 @dataclass(frozen=True)
 class Score:
-    """A registered score: what it reads of the one pass, and the formula."""
+    """A registered score: the statistics it needs, and its formula."""
 
     needs: frozenset[str]
     formula: Formula
@@ -107,8 +107,8 @@ def score(name: ScoreName, *needs: str) -> Callable[[Formula], Formula]:
 
     Args:
         name: of the score, as `ScoreName` in pruneflow/settings/pruning.py lists it.
-        needs: what it reads of the pass: `ACTIVATIONS`, `MASKS`, `WEIGHT_GRADIENTS`; nothing for a
-            score that looks at no data or makes its own pass.
+        needs: the statistics it needs: `ACTIVATIONS`, `MASKS`, `WEIGHT_GRADIENTS`; none for a score
+            that uses no data or makes its own pass.
     """
 
     def register(formula: Formula) -> Formula:
@@ -119,10 +119,10 @@ def score(name: ScoreName, *needs: str) -> Callable[[Formula], Formula]:
 
 
 def compute_scores(names: Sequence[str], inputs: ScoreInputs) -> dict[str, Scores]:
-    """Compute scores by name, all that read the pass from the same one.
+    """Compute scores by name; all that need statistics share one pass.
 
-    No backward pass is made when no score needs a gradient, and none at all when none looks at
-    data. Only `obs` makes a pass of its own, block by block.
+    There is no backward pass when no score needs a gradient, and no pass when no score uses data.
+    Only `obs` makes a pass of its own, block by block.
 
     Raises:
         InputError: there is no score of that name.
@@ -221,7 +221,7 @@ def flap(inputs: ScoreInputs, statistics: Statistics) -> Scores:
 
 @score("obs")
 def obs(inputs: ScoreInputs, statistics: Statistics) -> Scores:
-    """Rise of the consumer's squared output error when the unit goes and the others are refitted.
+    """Rise of the consumer's squared output error when the unit is removed and the rest refitted.
 
     Per domain and consumer ``H = X^T X``, see `removal_errors`. One layer's H is in memory at a
     time.
@@ -249,7 +249,7 @@ def obs(inputs: ScoreInputs, statistics: Statistics) -> Scores:
 
 @score("magnitude")
 def magnitude(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
-    """Sum of squared weights of the unit's consumer columns; looks at no data."""
+    """Sum of squared weights of the unit's consumer columns; uses no data."""
 
     def channels(layer: Layer, kind: str) -> torch.Tensor:
         return _column_norms(_consumer(layer, kind))[None]
@@ -259,11 +259,11 @@ def magnitude(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
 
 @score("random")
 def random(inputs: ScoreInputs, _statistics: Statistics) -> Scores:
-    """Uniform draws: the floor that every other score must beat."""
+    """Uniform random numbers: the baseline that every other score must beat."""
     generator = torch.Generator().manual_seed(inputs.seed)
     units: dict[str, list[torch.Tensor]] = {kind: [] for kind in KINDS}
     for layer in layers_of(inputs.model):
-        # A group is worth as much as the neurons that weigh the same, or none would be left.
+        # Scaled by size: otherwise no KV group would survive next to single neurons.
         for kind, share in _sizes(layer).items():
             draws = torch.rand(1, getattr(layer, kind), generator=generator, dtype=torch.double)
             units[kind].append(draws * share)

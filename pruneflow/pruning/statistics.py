@@ -1,4 +1,4 @@
-"""One pass over the calibration set: what each unit does to the loss, and what flows through it.
+"""One pass over the calibration set: effect of each unit on the loss, and its activations.
 
 With ``z_tj = x_tj * dL/dx_tj`` at a consumer's input, ``z_j = sum_t z_tj`` is the derivative of a
 sequence's loss with respect to a mask on channel j; the mask of a head or KV group covers its
@@ -88,7 +88,7 @@ def collect(
     float64, in their one order.
 
     Args:
-        model: the model of this round, in evaluation mode; it is left as it was.
+        model: the model of this round, in evaluation mode; it is not changed.
         blocks: token ids per domain, ``[sequences, tokens]``, without padding.
         batch_tokens: tokens in one batch. The result does not depend on it but for rounding: a
             sequence's loss is the mean over its own tokens, and sequences do not see each other.

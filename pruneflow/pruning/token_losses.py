@@ -1,4 +1,4 @@
-"""Losses of tokens, and whose gradient a pass takes."""
+"""Losses of tokens, and the objectives that a pass can differentiate."""
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values in float32, or in float64 when they already are."""
+    """The same values in float32; float64 stays float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-# Whose gradient a pass takes: a function of the logits [n, T, V], the loss of each true token
-# [n, T] and uniform noise [n, T] makes the token losses to differentiate, [n, T].
+# An objective maps the logits [n, T, V], the loss of each true token [n, T] and uniform noise
+# [n, T] to the token losses to differentiate, [n, T].
 
 
 def _text(_logits: torch.Tensor, losses: torch.Tensor, _noise: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,7 @@ def _text(_logits: torch.Tensor, losses: torch.Tensor, _noise: torch.Tensor) -> 
 
 
 def _sampled(logits: torch.Tensor, losses: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """The loss of labels that the model draws itself: the true Fisher information."""
+    """The loss of labels drawn from the model: the true Fisher information."""
     drawn = []
     for row, uniform in zip(logits.detach(), noise, strict=True):  # [T, V] at a time
         cumulative = row.softmax(-1).cumsum(-1)
@@ -51,6 +51,6 @@ GRADIENTS = {"text": _text, "sampled": _sampled}
 
 
 def noise(shape: torch.Size, seed: int, first: int, draw: int) -> torch.Tensor:
-    """Uniform numbers of sequences `first` and after: a sequence's own, whatever the batch."""
+    """Uniform numbers for sequences `first` and after; they do not depend on the batch."""
     generators = [np.random.default_rng([seed, first + i, draw]) for i in range(shape[0])]
     return torch.from_numpy(np.stack([generator.random(shape[1]) for generator in generators]))

@@ -1,4 +1,4 @@
-"""What one batch shows of every unit, seen by hooks while the model runs."""
+"""Statistics of every unit on one batch, recorded by hooks while the model runs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,15 +9,15 @@ import torch
 from pruneflow.models.structure import Kind, Layer, Member, matrix
 from pruneflow.pruning.token_losses import wide
 
-# Units that can be removed. Heads are query heads; a KV group is worth all of its own.
+# Units that can be removed. Heads are query heads; a KV group includes its query heads.
 KINDS = get_args(Kind)
 
-# What a pass can gather. Activations alone need no backward pass.
+# Statistics that a pass can record. Activations alone need no backward pass.
 ACTIVATIONS = "activations"
 MASKS = "masks"
 WEIGHT_GRADIENTS = "weight_gradients"
 
-# What is gathered under each: quantities, and the kinds they are of.
+# Quantities of each, and the kinds of units they are recorded for.
 QUANTITIES = {
     ACTIVATIONS: (("x", "x_squared"), ("neurons", "columns")),
     MASKS: (("z_squared", "z_absolute"), KINDS),
@@ -27,16 +27,16 @@ LOSS = ("loss", "text", -1)
 
 
 class Recorder:
-    """Hooks that add what they see of the batch under way to one vector.
+    """Hooks that add the statistics of the current batch to one vector.
 
     Args:
         layers: the model's blocks.
-        needs: which of `ACTIVATIONS`, `MASKS` and `WEIGHT_GRADIENTS` to gather.
+        needs: which of `ACTIVATIONS`, `MASKS` and `WEIGHT_GRADIENTS` to record.
         draws: backward passes of each batch, averaged.
         device: where vectors are kept.
 
     Attributes:
-        parts: where in a vector each (quantity, kind, layer) lies.
+        parts: slice of the vector for each (quantity, kind, layer).
     """
 
     def __init__(
@@ -66,20 +66,20 @@ class Recorder:
         return not self.needs.isdisjoint((MASKS, WEIGHT_GRADIENTS))
 
     def blank(self) -> torch.Tensor:
-        """A vector that nothing has been added to, float64."""
+        """A float64 vector of zeros."""
         return torch.zeros(self._size, dtype=torch.double, device=self._device)
 
     def watch(self, sequences: int, vector: torch.Tensor) -> None:
-        """From here on a batch of so many sequences is under way, and `vector` is its own."""
+        """Record the next batch, of so many sequences, into `vector`."""
         self._sequences, self.vector = sequences, vector
 
     def add(self, key: tuple[str, str, int], values: torch.Tensor) -> None:
-        """Add float64 values ``[units]`` to what the batch showed before."""
+        """Add float64 values ``[units]`` to the current batch's vector."""
         self.vector[self.parts[key]] += values.to(self.vector.device)
 
     @contextmanager
     def hooked(self, layers: Sequence[Layer]) -> Iterator[None]:
-        """Within it, whatever runs these blocks is seen."""
+        """Record every run of these blocks within the context."""
         hooks: list[Any] = []
         try:
             for layer in layers:
@@ -93,12 +93,12 @@ class Recorder:
                 hook.remove()
 
     def _watch_consumers(self, layer: Layer) -> list[Any]:
-        """See the inputs of both consumers and, for masks, the gradients by them."""
+        """Record the inputs of both consumers and, for masks, their gradients."""
 
         def watch(channels: str, split: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Any:
             def before(_module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
                 x = arguments[0]
-                # A hook that held x itself would keep the whole graph alive.
+                # A hook that held x itself would keep the autograd graph alive.
                 values = x.detach().reshape(self._sequences, -1, x.shape[-1])
                 if ACTIVATIONS in self.needs:
                     norms = torch.linalg.vector_norm(values, dim=(0, 1), dtype=torch.double)
@@ -127,10 +127,10 @@ class Recorder:
         ]
 
     def _watch_linears(self, layer: Layer) -> list[Any]:
-        """See the input of every linear that units own a part of, and the gradient by its output.
+        """Record the input of every linear layer of a unit, and the gradient of its output.
 
-        A weight's gradient on one sequence is ``d^T x`` with ``d [T, out]`` the gradient by the
-        output and ``x [T, in]`` the input: one matrix at a time, then gone.
+        A weight's gradient on one sequence is ``d^T x`` with ``d [T, out]`` the gradient of the
+        output and ``x [T, in]`` the input; only one such matrix is held at a time.
         """
         owners: dict[Any, list[tuple[str, Member]]] = {}
         for kind in KINDS:
