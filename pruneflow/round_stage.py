@@ -19,7 +19,7 @@ from pruneflow.models.round_record import (
 )
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS
 from pruneflow.pruning.advance import (
-    Measured,
+    RoundMeasures,
     RoundPlan,
     advance_round,
     cut_round,
@@ -67,7 +67,7 @@ def _run(settings: PipelineSettings, name: str, parent: RoundRecord, target: Tar
         joined().leave()
         return
 
-    def measure(pruned: PreTrainedModel) -> Measured:
+    def measure(pruned: PreTrainedModel) -> RoundMeasures:
         joined().leave()
         return measure_round(settings, name, calibration, pruned)
 
@@ -80,7 +80,7 @@ def _run(settings: PipelineSettings, name: str, parent: RoundRecord, target: Tar
 
 def measure_round(
     settings: PipelineSettings, name: str, calibration: CalibrationSet, pruned: PreTrainedModel
-) -> Measured:
+) -> RoundMeasures:
     """Compare a round's model with the dense one on validation text, and check its health.
 
     Of a model that gives NaN there is only the verdict.
@@ -96,8 +96,8 @@ def measure_round(
         )
     except NonFiniteLossError as error:
         reason = f"{str(error)[:1].upper()}{str(error)[1:]}."
-        return Measured(health=Health(healthy=False, reasons=[reason], reason=reason))
-    return Measured(validation, drift, check_round(validation, drift, settings.health))
+        return RoundMeasures(health=Health(healthy=False, reasons=[reason], reason=reason))
+    return RoundMeasures(validation, drift, check_round(validation, drift, settings.health))
 
 
 def _skipped(name: str, parent: RoundRecord, target: Target) -> RoundRecord:

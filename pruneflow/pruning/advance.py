@@ -54,7 +54,7 @@ class RoundPlan:
     backward_batch_tokens: int
 
 
-class Measured(NamedTuple):
+class RoundMeasures(NamedTuple):
     """Measurements of a round's model; None where nothing was measured."""
 
     validation: Validation | None = None
@@ -89,7 +89,7 @@ def advance_round(
     model: PreTrainedModel,
     parent: RoundRecord,
     plan: RoundPlan,
-    measure: Callable[[PreTrainedModel], Measured],
+    measure: Callable[[PreTrainedModel], RoundMeasures],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     directory: Path | None = None,
@@ -173,7 +173,7 @@ def _record(
     parent: RoundRecord,
     plan: RoundPlan,
     result: RoundResult,
-    measured: Measured,
+    measured: RoundMeasures,
     digest: str | None,
     run: str | None,
 ) -> RoundRecord:

@@ -20,7 +20,7 @@ from pruneflow.models.families import family_of
 from pruneflow.models.loading import check_weights, load_model
 from pruneflow.models.round_record import RoundRecord, Validation, read_round_record
 from pruneflow.models.structure import dense_reference, parameters
-from pruneflow.pruning.advance import Measured, RoundPlan, advance_round, check_blocks
+from pruneflow.pruning.advance import RoundMeasures, RoundPlan, advance_round, check_blocks
 from pruneflow.pruning.schedule import Schedule, targets
 from pruneflow.records import DomainLoss
 from pruneflow.settings.base import Count
@@ -131,11 +131,11 @@ def prune(
             backward_batch_tokens,
         )
 
-        def measure(network: PreTrainedModel, label: str = plan.name) -> Measured:
+        def measure(network: PreTrainedModel, label: str = plan.name) -> RoundMeasures:
             """Held-out losses, where the closed loop asks for them."""
             if not validation:
-                return Measured()
-            return Measured(Validation(dense=dense_losses, pruned=losses(network, label)))
+                return RoundMeasures()
+            return RoundMeasures(Validation(dense=dense_losses, pruned=losses(network, label)))
 
         if directory is not None and joined().is_first:
             with staged_directory(directory / plan.name) as folder:

@@ -2,12 +2,12 @@
 
 Scores are not negative and higher means more important. The allocation removes by score per weight,
 so a score is that of the complete unit. Every score compares the units of one layer well. Across
-layers, `mask_fisher`, `first_order` and `weight_gradient` are comparable because each is a change of
-the same loss, `flap` because of its z-scores, and `random` trivially. `wanda_sp`, `obs` and
+layers, `mask_fisher`, `first_order` and `weight_gradient` are comparable because each is a change
+of the same loss, `flap` because of its z-scores, and `random` trivially. `wanda_sp`, `obs` and
 `magnitude` are layer-local: they measure a consumer's own output or weights, whose scale grows with
-depth and differs between MLP and attention. In layout `uniform` only their order within a layer, and
-the balance of neurons and attention, has an effect; `per_layer` compares them as they are and so
-prunes layers with small activations first. Their papers use uniform widths.
+depth and differs between MLP and attention. In layout `uniform` only their order within a layer,
+and the balance of neurons and attention, has an effect; `per_layer` compares them as they are, and
+so prunes layers with small activations first. Their papers use uniform widths.
 """
 
 from collections.abc import Callable, Sequence

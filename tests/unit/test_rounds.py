@@ -188,9 +188,9 @@ def test_scores_asked_for_beside_the_chosen_one_come_with_the_round(tiny_model, 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"ratio": 0.9, "units": ["neurons"]}, "leave only"),
+        ({"ratio": 0.9, "units": ["neurons"]}, "allow only"),
         ({"layout": "per_layer", "protect_layers": [3]}, "layer 3, and the model's layers"),
-        ({"layout": "per_layer", "protect_layers": [0, 1, 2]}, "protected layers leave only 0"),
+        ({"layout": "per_layer", "protect_layers": [0, 1, 2]}, "protected layers allow only 0"),
     ],
 )
 def test_a_target_that_cannot_be_reached_is_refused(tiny_model, tiny_tokens, settings, words):
