@@ -10,10 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruneflow.artifacts import staged_directory
 from pruneflow.compute.placement import place_as_asked
 from pruneflow.errors import InputError
-from pruneflow.measure.perplexity import DomainLoss, perplexity_by_domain
+from pruneflow.measure.perplexity import perplexity_by_domain
 from pruneflow.models import loading
 from pruneflow.models.export import save
 from pruneflow.models.round_record import RECORD
+from pruneflow.records import DomainLoss
 from pruneflow.report.directory_card import write_library_card
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings, Placement
 from pruneflow.tokens.calibration_set import CalibrationSet

@@ -8,7 +8,7 @@ import numpy
 
 from pruneflow.errors import InputError
 from pruneflow.judge.intervals import Estimate, draw_means, estimate, pooled
-from pruneflow.measure.perplexity import DomainLoss
+from pruneflow.records import DomainLoss
 
 
 def perplexity_ratios(

@@ -16,9 +16,10 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import GenerationConfig, PreTrainedModel
 
 from pruneflow.errors import InputError
-from pruneflow.measure.perplexity import DomainLoss, NonFiniteLossError
+from pruneflow.measure.perplexity import NonFiniteLossError
 from pruneflow.models.structure import layers_of
 from pruneflow.progress import track
+from pruneflow.records import DomainLoss
 
 PROMPT_TOKENS = 32
 NEW_TOKENS = 48

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,21 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.errors import InputError
 from pruneflow.progress import track
+from pruneflow.records import DomainLoss
 
 
 class NonFiniteLossError(InputError):
     """A model gives NaN or infinity where a loss belongs."""
-
-
-class DomainLoss(TypedDict):
-    """What a model makes of one domain."""
-
-    nll: float  # sum of -log p over all scored tokens, natural logarithm
-    tokens: int  # scored tokens: all but the first of each window
-    perplexity: float  # exp(nll / tokens)
-    windows: NotRequired[list[float]]  # the part of nll of each window, in their order
-    bytes: NotRequired[int]  # UTF-8 bytes of the text that the scored tokens stand for
-    bits_per_byte: NotRequired[float]  # nll / (bytes ln 2): comparable between tokenizers
 
 
 def perplexity_by_domain(

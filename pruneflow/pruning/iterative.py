@@ -14,7 +14,7 @@ from pruneflow.artifacts import sha256_json, staged_directory
 from pruneflow.compute.placement import place_like
 from pruneflow.compute.ranks import joined
 from pruneflow.errors import InputError
-from pruneflow.measure.perplexity import DomainLoss, perplexity_by_domain
+from pruneflow.measure.perplexity import perplexity_by_domain
 from pruneflow.models.digests import model_digest, tensors_digest
 from pruneflow.models.export import save
 from pruneflow.models.loading import check_weights, load_model
@@ -22,6 +22,7 @@ from pruneflow.models.round_record import read_record, write_record
 from pruneflow.models.structure import parameters
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.schedule import Schedule, next_weights, targets
+from pruneflow.records import DomainLoss
 from pruneflow.settings.base import Count
 from pruneflow.settings.pipeline import ComputeSettings
 from pruneflow.settings.pruning import PruningSettings, Target

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pruneflow.errors import InputError
-from pruneflow.measure.perplexity import DomainLoss
+from pruneflow.records import DomainLoss
 from pruneflow.settings.pruning import Target
 
 Schedule = Literal["linear", "geometric"]
