@@ -6,12 +6,12 @@ from typing import Any
 
 from docs.tables import machine_line, table
 
-SPEED = """The dense and the pruned model are timed in turn (`benchmarks/speed.py`). The ideal speed-up
-is the ratio of the shortest possible times: operations or bytes, including head and attention,
-divided by the machine's speed in a large matrix product or a long read. The percentage is
-(speed-up - 1) / (ideal - 1). Aligned widths are multiples of 64, unaligned widths have one neuron
-more, and `heads` removes KV groups with their query heads, as far as entire groups allow. In
-brackets, the commonly quoted 1 / (1 - ratio).
+SPEED = """The dense and the pruned model are timed in turn (`benchmarks/speed.py`). The ideal
+speed-up is the ratio of the shortest possible times: operations or bytes, including head and
+attention, divided by the machine's speed in a large matrix product or a long read. The percentage
+is (speed-up - 1) / (ideal - 1). Aligned widths are multiples of 64, unaligned widths have one
+neuron more, and `heads` removes KV groups with their query heads, as far as entire groups allow.
+In brackets, the commonly quoted 1 / (1 - ratio).
 """
 
 
