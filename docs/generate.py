@@ -8,7 +8,6 @@ that they can be read without a build; a test compares them with the output of t
 import inspect
 import json
 import re
-from collections import deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,60 +115,64 @@ def _all_records() -> Iterator[str]:
 
 
 def _fields(model: type[BaseModel], without: Collection[str] = ()) -> Iterator[str]:
-    schema = model.model_json_schema()
-    yield from _table(schema, schema, without=without)
+    yield from _table(model.model_json_schema(), without=without)
 
 
 def _models(model: type[BaseModel], settings: bool = True) -> Iterator[str]:
     """Yield a table of the fields that are values, then a section for each model behind the others.
 
-    Sections are headed by the paths of the fields, breadth first; a model that several fields
-    share has one section.
+    Sections are headed by the paths of the fields; a model that several fields share has one
+    section.
     """
     schema = model.model_json_schema()
-    yield from _table(schema, schema, settings)
+    yield from _table(schema, settings)
     for reference, paths in _sections(schema).items():
         section = schema["$defs"][reference]
         yield f"### {', '.join(paths)}\n"
         yield f"{inspect.cleandoc(section['description'])}\n"
-        yield from _table(section, schema, settings)
+        yield from _table(section, settings)
 
 
 def _sections(schema: dict[str, Any]) -> dict[str, list[str]]:
     """The names of the models within a schema, with the paths of the fields that hold them."""
     found: dict[str, list[str]] = {}
-    pending = deque([("", schema)])
-    while pending:
-        prefix, model = pending.popleft()
+
+    def visit(model: dict[str, Any], prefix: str) -> None:
         for key, field in model["properties"].items():
             if part := _part(field):
                 reference, many = part
-                path = f"{prefix}{key}{many}"
-                if reference not in found:
-                    pending.append((f"{path}.", schema["$defs"][reference]))
-                found.setdefault(reference, []).append(path)
+                paths = found.setdefault(reference, [])
+                paths.append(f"{prefix}{key}{many}")
+                if len(paths) == 1:
+                    visit(schema["$defs"][reference], f"{paths[0]}.")
+
+    visit(schema, "")
     return found
 
 
 def _part(field: dict[str, Any]) -> tuple[str, str] | None:
-    """The model behind a field, and what stands for the name or number where there are many."""
+    """The model behind a field, and what stands for the names or numbers of several."""
+    if "$ref" in field:
+        return field["$ref"].rpartition("/")[2], ""
     for inner, many in (
-        (field, ""),
         *((option, "") for option in field.get("anyOf", ())),
-        (field.get("additionalProperties"), ".NAME"),
-        (next(iter(field.get("patternProperties", {}).values()), None), ".NAME"),
-        (field.get("items"), "[]"),
+        (_values(field), ".NAME"),
+        (field.get("items", {}), "[]"),
     ):
-        if isinstance(inner, dict) and "$ref" in inner:
-            return inner["$ref"].rpartition("/")[2], many
+        if inner and (part := _part(inner)):
+            return part[0], many + part[1]
     return None
 
 
+def _values(field: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a mapping's values."""
+    patterns = field.get("patternProperties", {})
+    values = field.get("additionalProperties") or next(iter(patterns.values()), {})
+    return values if isinstance(values, dict) else {}
+
+
 def _table(
-    model: dict[str, Any],
-    schema: dict[str, Any],
-    settings: bool = True,
-    without: Collection[str] = (),
+    model: dict[str, Any], settings: bool = True, without: Collection[str] = ()
 ) -> Iterator[str]:
     """Two columns, which fit a phone; fields that are models have sections of their own."""
     fields = {
@@ -182,7 +185,7 @@ def _table(
     yield "| setting | meaning, type, default |" if settings else "| field | meaning, type |"
     yield "|---|---|"
     for key, field in fields.items():
-        facts = _kind(field, schema)
+        facts = _kind(field)
         if settings:
             facts += f"; {'required' if key in model.get('required', []) else _default(field)}"
         meaning = " ".join(field.get("description", "").split())
@@ -197,31 +200,24 @@ def _default(field: dict[str, Any]) -> str:
     return f"default `{value if isinstance(value, str) else json.dumps(value)}`"
 
 
-def _kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
+def _kind(field: dict[str, Any]) -> str:
     """The type and range that a JSON schema allows, in words."""
-    if "$ref" in field:
-        return _kind(schema["$defs"][field["$ref"].rpartition("/")[2]], schema)
     if "anyOf" in field:
-        return ", or ".join(_kind(each, schema) for each in field["anyOf"])
+        return ", or ".join(map(_kind, field["anyOf"]))
     if "enum" in field:
         return ", ".join(f"`{each}`" for each in field["enum"])
     if "const" in field:
         return f"`{field['const']}`"
     if field.get("type") == "array":
         least = "non-empty " if field.get("minItems") else ""
-        return f"{least}list: {_kind(field['items'], schema)}"
+        return f"{least}list: {_kind(field['items'])}"
     if field.get("type") == "object":
-        values = field.get("additionalProperties") or next(
-            iter(field.get("patternProperties", {}).values()), {}
-        )
-        return f"mapping: {_kind(values, schema)}" if isinstance(values, dict) else "mapping"
+        return f"mapping: {_kind(values)}" if (values := _values(field)) else "mapping"
     if field.get("pattern", "").startswith(NAME):
         return "name"
-    names = {"integer": "integer", "number": "number", "string": "string", "null": "null"}
-    words = names.get(field.get("type", ""), "any value")
     if field.get("type") == "boolean":
-        words = "`true` or `false`"
-    return ", ".join([words, *_bounds(field)])
+        return "`true` or `false`"
+    return ", ".join([field.get("type", "any value"), *_bounds(field)])
 
 
 def _bounds(field: dict[str, Any]) -> Iterator[str]:
@@ -238,14 +234,18 @@ def _bounds(field: dict[str, Any]) -> Iterator[str]:
 
 
 def _metrics() -> Iterator[str]:
-    yield "| metric | what it is | parity | better | against production |"
+    yield "| metric | meaning | parity | better | against production |"
     yield "|---|---|---|---|---|"
     for name, found in METRICS.items():
-        said = _escaped((inspect.getdoc(found.measure) or "").split("\n\n")[0].replace("\n", " "))
-        parity = "none" if found.parity is None else f"{found.parity:g}"
-        held = "yes" if found.of_two_records else "no"
-        spelt = f"`{name}{_after_dot(found)}`"
-        yield f"| {spelt} | {said} | {parity} | {found.better or 'none'} | {held} |"
+        meaning = (inspect.getdoc(found.measure) or "").split("\n\n")[0].replace("\n", " ")
+        cells = (
+            f"`{name}{_after_dot(found)}`",
+            _escaped(meaning),
+            "none" if found.parity is None else f"{found.parity:g}",
+            found.better or "none",
+            "yes" if found.of_two_records else "no",
+        )
+        yield f"| {' | '.join(cells)} |"
 
 
 def _after_dot(found: Metric) -> str:

@@ -63,8 +63,8 @@ def _extrapolated(cases: list[dict[str, Any]]) -> Iterator[str]:
 
 def _case(case: dict[str, Any]) -> list[str]:
     name, placement, *_ = case["case"].split(":")
-    whole = case["layers"] == case["shape"]["layers"]
-    part = "" if whole else f", {case['layers']} of {case['shape']['layers']} layers"
+    run, layers = case["layers"], case["shape"]["layers"]
+    part = "" if run == layers else f", {run} of {layers} layers"
     if case["gpus"] > 1:
         placement = f"spread over {case['gpus']} GPUs"
     shares = shares_of_limit(case)

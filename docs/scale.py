@@ -200,10 +200,10 @@ def _rows(tokens: float, known: Measured) -> Iterator[list[str]]:
     for name, shape in MODELS.items():
         for ranks in RANKS:
             parts = seconds(shape, tokens, ranks, known)
-            whole = sum(parts.values())
-            hours = ROUNDS * whole * ranks / 3600
+            total = sum(parts.values())
+            hours = ROUNDS * total * ranks / 3600
             shown = f"{hours:,.1f}" if hours >= 1 else f"{hours:.2f}"
-            yield [name, str(ranks), _time(whole), shown, *map(_time, parts.values())]
+            yield [name, str(ranks), _time(total), shown, *map(_time, parts.values())]
 
 
 def _times(known: Measured) -> Iterator[str]:
