@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.data.sources import KINDS, Document, known_domains, load_domains, read_source
+from pruneflow.data.sources import Document, known_domains, load_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Malformed, Reading
 
@@ -288,7 +288,3 @@ def test_known_domains_come_in_the_order_asked_for(tmp_path):
         known_domains(["a", "d"], path)
     with pytest.raises(InputError, match=r"domain c has no source: add one in"):
         known_domains(["c"], path)
-
-
-def test_every_kind_is_registered():
-    assert set(KINDS) == {"package", "python", "files", "hub"}

@@ -13,8 +13,7 @@ from pruneflow.models.loading import load_source, load_unrecorded
 from pruneflow.models.structure import layers_of, widths_of
 from pruneflow.models.surgery import cut_heads, cut_neurons
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
-from tests.conftest import FAMILIES, SHAPES, WITHOUT_GROUPS
-from tests.unit.test_structure import all_heads
+from tests.conftest import FAMILIES, SHAPES, WITHOUT_GROUPS, all_heads
 
 NEURONS = torch.tensor([0, 3, 4, 11, 12, 13, 25, 39])
 CPU = ComputeSettings(device="cpu", dtype="float32")
