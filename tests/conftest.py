@@ -93,6 +93,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let libraries clean up after themselves at the end."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest tests first, and leave the order of the others as it is."""
     items.sort(key=lambda item: not item.path.stem.startswith(LONGEST))

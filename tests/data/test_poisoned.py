@@ -13,7 +13,6 @@ import pytest
 
 from pruneflow.artifacts import sha256_file
 from pruneflow.data.documents import DROPPED, read_documents
-from pruneflow.data.validation import validate_documents
 from pruneflow.errors import InputError
 from tests.data.conftest import Workspace, sentence
 
@@ -95,11 +94,6 @@ def dropped(workspace: Workspace) -> list[dict[str, str]]:
     return pyarrow.parquet.read_table(workspace.out / DROPPED).to_pylist()
 
 
-def validate(workspace: Workspace) -> dict:
-    out = workspace.root / "data/calibration/validation.json"
-    return validate_documents(workspace.out, workspace.benchmarks, workspace.settings, out)
-
-
 def refused(workspace: Workspace, **changes) -> str:
     """The one line that a build is refused with; what was built before must stay."""
     before = sha256_file(workspace.out / DROPPED) if workspace.out.exists() else None
@@ -140,7 +134,7 @@ def test_every_poisoned_row_is_dropped_with_its_place_and_reason(news, question)
     assert manifest["domains"]["news"]["documents"] == len(GOOD) + 1
     table = read_documents(news.out)
     assert set(GOOD) <= set(table["text"])
-    assert validate(news)["success"]
+    assert news.validate()["success"]
 
 
 def test_details_name_the_earlier_document(news):
