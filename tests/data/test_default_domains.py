@@ -147,14 +147,6 @@ def test_the_document_of_every_asked_question_is_recognised(task, domain, file, 
     assert len(caught) < 0.15 * len(texts)
 
 
-def test_multilingual_is_chinese_and_more_and_dialogue_is_english():
-    domains = load_domains(DOMAINS_FILE)
-    languages = {source.language for source in domains["multilingual"]}
-    assert languages >= {"zh", "fr", "es", "ja", "ko"} and "en" not in languages
-    assert {source.language for source in domains["dialogue"]} == {"en"}
-    assert {source.language for source in domains["mc4"]} >= {"zh", "fr", "es", "ja", "ko"}
-
-
 def test_passages_of_one_article_are_one_group():
     reading = Reading(ROOT, load_lock(LOCK_FILE))
     (source,) = load_domains(DOMAINS_FILE)["encyclopaedic"]

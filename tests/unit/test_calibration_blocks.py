@@ -171,16 +171,11 @@ def test_recovery_holds_what_its_budget_can_use_of_the_calibration_documents(doc
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_the_same_held_out(documents):
     digests = []
     for seed in (0, 0, 1):
-        build(documents, seed=seed)
-        folder = documents.parent
-        digests.append([sha256_file(folder / name / BLOCKS) for name in ("set", "held_out")])
+        _, held_out = build(documents, seed=seed)
+        digests.append((sha256_file(documents.parent / "set" / BLOCKS), held_out))
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0]
     assert digests[0][1] == digests[2][1]
-
-
-def test_held_out_manifest_does_not_depend_on_the_seed(documents):
-    assert build(documents, seed=0)[1] == build(documents, seed=5)[1]
 
 
 @pytest.mark.parametrize(

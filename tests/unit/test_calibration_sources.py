@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.data.sources import KINDS, Document, known_domains, load_domains, read_source
+from pruneflow.data.sources import Document, known_domains, load_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Malformed, Reading
+from tests.unit.source_example import documents, texts, write_domains
 
 PACKAGE = "pruneflow_fixture_package"
 
@@ -34,21 +35,6 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     (tmp_path / "data/text").mkdir(parents=True)
     return tmp_path
-
-
-def write_domains(root: Path, **source: object) -> Path:
-    path = root / "domains.yaml"
-    path.write_text(yaml.safe_dump({"topic": [{"licence": "MIT", **source}]}))
-    return path
-
-
-def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Document]:
-    (parsed,) = load_domains(write_domains(root, **source))["topic"]
-    return list(read_source("topic", parsed, reading or Reading(root, None)))
-
-
-def texts(root: Path, reading: Reading | None = None, **source: object) -> list[str]:
-    return [document.text for document in documents(root, reading, **source)]
 
 
 def package(**source: object) -> dict[str, object]:
@@ -288,7 +274,3 @@ def test_known_domains_come_in_the_order_asked_for(tmp_path):
         known_domains(["a", "d"], path)
     with pytest.raises(InputError, match=r"domain c has no source: add one in"):
         known_domains(["c"], path)
-
-
-def test_every_kind_is_registered():
-    assert set(KINDS) == {"package", "python", "files", "hub"}

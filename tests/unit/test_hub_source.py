@@ -4,29 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.data.sources import Document, load_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading
+from tests.unit.source_example import documents, texts
 
 
 @pytest.fixture
 def root(tmp_path) -> Path:
     (tmp_path / "data/text").mkdir(parents=True)
     return tmp_path
-
-
-def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Document]:
-    path = root / "domains.yaml"
-    path.write_text(yaml.safe_dump({"topic": [{"licence": "MIT", **source}]}))
-    (parsed,) = load_domains(path)["topic"]
-    return list(read_source("topic", parsed, reading or Reading(root, None)))
-
-
-def texts(root: Path, reading: Reading | None = None, **source: object) -> list[str]:
-    return [document.text for document in documents(root, reading, **source)]
 
 
 def test_a_local_copy_of_a_hub_dataset_is_streamed(root):

@@ -22,9 +22,8 @@ from pruneflow.questions.likelihood import (
     plain_reach,
     score_rows,
 )
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, all_heads
 from tests.pretend_devices import PretendDevices
-from tests.unit.test_structure import all_heads
 
 LONGROPE = {
     "rope_type": "longrope",

@@ -1,6 +1,4 @@
 import random
-import subprocess
-import sys
 
 import numpy
 import pytest
@@ -112,16 +110,9 @@ def test_hashes_of_runs_tell_order_and_place():
     assert len(sequence_hashes(hashes, 7)) == 0
 
 
-def test_signatures_are_the_same_in_another_process():
-    code = (
-        "from pruneflow.data.near_duplicates import signature\n"
-        "from pruneflow.data.word_hashes import word_hashes, words\n"
-        "print(signature(word_hashes(words('the same words in every process'))).tolist())"
-    )
-    command = [sys.executable, "-c", code]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    here = signature(word_hashes(words("The same words, in every process!")))
-    assert found.strip() == str(here.tolist())
+def test_signatures_are_the_same_in_every_process():
+    found = signature(word_hashes(words("The same words, in every process!")))
+    assert found[:4].tolist() == [3651556331, 2996786431, 3879772747, 438739717]
 
 
 def test_words_of_unspaced_scripts_are_characters():

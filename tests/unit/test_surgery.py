@@ -5,8 +5,7 @@ import torch
 
 from pruneflow.models.structure import layers_of, matrix
 from pruneflow.models.surgery import cut_heads, cut_neurons, head_columns, set_columns
-from tests.conftest import FAMILIES, SHAPES
-from tests.unit.test_structure import all_heads
+from tests.conftest import FAMILIES, SHAPES, all_heads
 
 
 def some(count, least, generator):

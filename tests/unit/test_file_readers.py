@@ -61,13 +61,15 @@ def test_any_other_file_is_one_document(tmp_path, name):
 
 def test_parquet_is_read_in_batches_of_the_needed_columns(tmp_path):
     table = {"text": [f"row {n}" for n in range(200)] + [None], "other": [b"\0"] * 201}
+    table["bytes"] = [b"text"] * 201
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet", row_group_size=90)
     found = read(tmp_path / "a.parquet")
     assert found[150] == Record("row 150", "a.parquet, row 151")
     assert found[200] == Record("", "a.parquet, row 201")
     bad = read(tmp_path / "a.parquet", template="{other}")[0]
     assert (bad.place, bad.reason) == ("a.parquet, row 1", "binary")
-    assert "it has other, text" in read(tmp_path / "a.parquet", template="{body}")[0].problem
+    assert "holds bytes" in read(tmp_path / "a.parquet", template="{bytes}")[0].problem
+    assert "it has bytes, other, text" in read(tmp_path / "a.parquet", template="{body}")[0].problem
 
 
 @pytest.mark.parametrize(
