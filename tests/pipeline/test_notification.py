@@ -15,8 +15,7 @@ from prefect.states import Cancelling, Completed, Crashed, Failed
 from flows.pipeline import pipeline
 from flows.run_notification import notify
 from pruneflow.settings.pipeline import NotifySettings, load_settings
-from tasks.prefect.webhook import VARIABLE, mask, post
-from tasks.prefect.webhook import webhook as configured_webhook
+from tasks.prefect.webhook import VARIABLE, mask, send, webhook_url
 from tests.pipeline.toy import Workspace
 from tests.servers import Webhook
 
@@ -107,7 +106,7 @@ def test_a_dead_webhook_is_a_warning_without_its_secret_and_changes_no_outcome(
     done = workspace.pruneflow("run")
     assert done.returncode == 1, done.stderr
     assert "block_ratio is 0.2, below the limit 0.9" in done.stdout
-    assert "nobody was told how this run ended: http://127.0.0.1/... does not answer" in done.stderr
+    assert "no notification was sent: http://127.0.0.1/... does not answer" in done.stderr
     kept = [path.read_bytes() for path in Path("mlflow").rglob("*") if path.is_file()]
     said = done.stdout + done.stderr
     for secret in ("password", "services/secret", "token=abc"):
@@ -177,15 +176,15 @@ def test_a_webhook_out_of_order_is_asked_again_and_one_that_refuses_is_not(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     webhook.answers = [503, 500]
-    assert post(webhook.url, {"a": 1}) is None
+    assert send(webhook.url, {"a": 1}) is None
     assert len(webhook.heard) == 3
     webhook.answers = [404]
-    assert post(webhook.url, {}) == "http://127.0.0.1/... answered with status 404"
+    assert send(webhook.url, {}) == "http://127.0.0.1/... answered with status 404"
     webhook.answers = [502] * 3
-    assert post(webhook.url, {}) == "http://127.0.0.1/... answered with status 502"
+    assert send(webhook.url, {}) == "http://127.0.0.1/... answered with status 502"
     assert len(webhook.heard) == 7
-    assert post(nobody, {}) == "http://127.0.0.1/... does not answer (ConnectError)"
-    assert post("ftp://example.org/secret", {}) == (
+    assert send(nobody, {}) == "http://127.0.0.1/... does not answer (ConnectError)"
+    assert send("ftp://example.org/secret", {}) == (
         "ftp://example.org/... does not answer (UnsupportedProtocol)"
     )
     assert "secret" not in caplog.text
@@ -202,4 +201,4 @@ def test_by_default_nobody_is_told_and_the_settings_are_written_whole(workspace:
     assert load_settings().notify == NotifySettings(
         webhook=None, events=["refused", "failed"], runs="scheduled"
     )
-    assert configured_webhook(load_settings().notify) is None
+    assert webhook_url(load_settings().notify) is None
