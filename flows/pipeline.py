@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.outcome import REFUSED, Outcome
-from flows.run_notification import TOLD, tell
+from flows.run_notification import HOOKS, notify_run
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
 from pruneflow.errors import InputError, PruneflowError, StoreBusyError
 from pruneflow.judge.gates import GatesSettings, decide, load_gates, may_register, refuse
@@ -56,7 +56,7 @@ class StepFailed(PruneflowError):
         self.state = state
 
 
-@flow(name="pipeline", validate_parameters=False, **TOLD)
+@flow(name="pipeline", validate_parameters=False, **HOOKS)
 def pipeline() -> State:
     """Prune, evaluate, decide, track and register, as configs/ says.
 
@@ -69,9 +69,9 @@ def pipeline() -> State:
     try:
         check_workspace()
         settings, gates = load_settings(), load_gates(GATES_FILE)
-        with run_lock() as environment, only_run(tell):
+        with run_lock() as environment, only_run(notify_run):
             # Whether the store can be used shows now, not after hours of pruning.
-            _step("registry", lambda: promotion.make_whole(settings.registry))
+            _step("registry", lambda: promotion.undo_killed_move(settings.registry))
             _run_stages(environment, gates)
             outcome = _conclude(settings, gates)
     except StepFailed as error:

@@ -26,7 +26,7 @@ def status(as_json: AsJson = False) -> None:
     settings = _settings()
     from tasks.registry import promotion, versions
 
-    promotion.make_whole(settings)
+    promotion.undo_killed_move(settings)
     known = versions.status(settings)
     moves = promotion.history(settings) if any(known.values()) else []
     if as_json:

@@ -1,4 +1,4 @@
-"""The recipes of a sweep: configs/sweep.yaml says how each differs from configs/pipeline.yaml."""
+"""The recipes of a sweep: configs/sweep.yaml lists how each differs from configs/pipeline.yaml."""
 
 import math
 from pathlib import Path
@@ -16,12 +16,12 @@ from pruneflow.settings.pruning import Target
 
 
 class RecipeSettings(Settings):
-    """How one recipe differs from configs/pipeline.yaml; what is left out stays as it is there."""
+    """How one recipe differs from configs/pipeline.yaml; settings left out are unchanged."""
 
     ratio: Share | None = Field(None, description="Share of the block weights to remove.")
-    parameters: Count | None = Field(None, description="Or: parameters to be left.")
-    bytes: Count | None = Field(None, description="Or: bytes of weights to be left.")
-    rounds: Count | None = Field(None, le=100, description="In how many rounds.")
+    parameters: Count | None = Field(None, description="Or: number of parameters to keep.")
+    bytes: Count | None = Field(None, description="Or: bytes of weights to keep.")
+    rounds: Count | None = Field(None, le=100, description="Number of rounds.")
     schedule: Schedule | None = Field(
         None, description="linear (equal steps, the default) or geometric (equal shares)."
     )
@@ -43,13 +43,13 @@ class RecipeSettings(Settings):
 
     @property
     def target(self) -> dict[str, float]:
-        """What the last round is to reach, where the recipe says so."""
+        """Return the target of the last round, if the recipe has one."""
         values = {"ratio": self.ratio, "parameters": self.parameters, "bytes": self.bytes}
         return {key: value for key, value in values.items() if value is not None}
 
 
 class SweepSettings(Settings):
-    """The whole of configs/sweep.yaml."""
+    """The contents of configs/sweep.yaml."""
 
     recipes: dict[Name, RecipeSettings] = Field(min_length=1)
 
@@ -90,7 +90,7 @@ def _expand(recipe: RecipeSettings, settings: PipelineSettings, where: Path) -> 
 
 
 def _override(values: dict[str, Any], key: str, value: Any, where: Path) -> None:
-    """Set one value by its dotted name; that it is a setting is checked with all the others."""
+    """Set one value by its dotted name; an unknown setting is reported with all the others."""
     *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -100,13 +100,13 @@ def _override(values: dict[str, Any], key: str, value: Any, where: Path) -> None
 
 
 def _calibrated_on(domains: list[str], calibration: dict[str, Any]) -> dict[str, Any]:
-    """The mixture's settings for a part of the domains: in the same proportions."""
+    """Return the mixture's settings for some of the domains, in the same proportions."""
     weights = {name: calibration["weights"].get(name) for name in domains}
     tokens = {name: calibration["tokens"].get(name) for name in domains}
     changed: dict[str, Any] = {"domains": domains}
     if all(weights.values()):
-        whole = math.fsum(weights.values())
-        changed["weights"] = {name: weight / whole for name, weight in weights.items()}
+        total = math.fsum(weights.values())
+        changed["weights"] = {name: weight / total for name, weight in weights.items()}
     if all(tokens.values()):
         changed["tokens"] = tokens
     return changed

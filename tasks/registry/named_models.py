@@ -1,7 +1,7 @@
-"""What is known of a model that somebody names: a registered version, or one of the workspace.
+"""Collect what `pruneflow compare` shows of a registered version or a model of the workspace.
 
-A version is known by what its MLflow run keeps. A round, the dense and the delivered model are
-known by their records, and by those reports that are about the same digest.
+For a version it comes from its MLflow run; for a round, the dense and the delivered model from
+their records, and from the reports about the same digest.
 """
 
 from pathlib import Path
@@ -21,12 +21,12 @@ from tasks.tracking.runs import flatten
 
 SUMMARY_ARTIFACT = "reports/summary.json"
 DELIVERED = "model"
-# What a round's record keeps of the settings.
+# Settings that a round's record keeps.
 _RECORDED = {"pruning.layout": "layout", "pruning.score": "score", "pruning.refit": "refit"}
 
 
 def find_side(name: str, settings: PipelineSettings) -> Side:
-    """Return what is known of a model.
+    """Return one side of a comparison.
 
     Args:
         name: a version's number or alias, a round, ``dense`` or ``model``, the delivered one.
@@ -89,8 +89,8 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
     record = read_round_record(directory).to_json()
     if record["status"] == "skipped":
         raise InputError(
-            f"round {name} was skipped, for the descent had ended before it: compare "
-            f"{record['delivered']}, which it delivers"
+            f"round {name} was skipped, because an earlier round ended the schedule: compare "
+            f"{record['delivered']} instead"
         )
     digest, summary = str(record["digest"]), _report(SUMMARY)
     measured = (_report(path) for path in (BASELINE, EVALUATION))
@@ -100,8 +100,8 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
         "calibration set": record.get("calibration_set", ""),
     }
     digests = summary.get("digests") or {}
-    whole = digests.get("pruned") == digest and digests.get("settings") == settings.digest()
-    if whole:
+    current = digests.get("pruned") == digest and digests.get("settings") == settings.digest()
+    if current:
         about["all settings"] = settings.digest()
     own = _as_dense(record, settings) if name == DENSE else _as_round(record, digest)
     titles = {DENSE: "dense model", DELIVERED: "delivered model"}
@@ -114,14 +114,14 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
             None,
         ),
         speed=_speed(summary, digest),
-        settings=_settings(settings) if whole else _recorded(record),
+        settings=_settings(settings) if current else _recorded(record),
         digests={key: value for key, value in about.items() if value},
         **own,
     )
 
 
 def _as_round(record: dict[str, Any], digest: str) -> dict[str, Any]:
-    """Health and validation text, where the model is as the round left it, not recovered since."""
+    """Health and validation perplexity, unless the model was recovered after the round."""
     if record.get("digest") != digest or "recovered_from" in record or not record.get("health"):
         return {}
     health = {key: record["health"].get(key) for key in HEALTH}
@@ -129,7 +129,7 @@ def _as_round(record: dict[str, Any], digest: str) -> dict[str, Any]:
 
 
 def _as_dense(record: dict[str, Any], settings: PipelineSettings) -> dict[str, Any]:
-    """Every round was checked against the dense model, on the same text."""
+    """Health and validation perplexity of the dense model, which every round records."""
     first = _report(CHECKPOINTS / next(iter(settings.rounds)) / RECORD)
     if (first.get("dense") or {}).get("digest") != record["digest"]:
         return {}
@@ -162,7 +162,7 @@ def _recorded(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _report(path: Path) -> dict[str, Any]:
-    """Read a report; one that is not there or is damaged says nothing."""
+    """Read a report; empty when it is missing or damaged."""
     try:
         found = read_json(path)
     except DamagedArtifactError:

@@ -1,4 +1,4 @@
-"""The model that is in production, measured on the candidate's own text and questions."""
+"""Compare with the model in production, measured on the candidate's text and questions."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,8 +21,8 @@ def compare_with_production(
 ) -> Production | None:
     """Compare the candidate with the version that is in production.
 
-    Its record is taken from where it was registered. When text, questions or data type have
-    changed since, the version is measured anew, and the record kept in
+    Its record is read from the run it was registered by. When text, questions or data type have
+    changed since, the version is measured again and the record written to
     data/reports/production.json.
 
     Args:
@@ -30,10 +30,10 @@ def compare_with_production(
         candidate: record of the delivered model (data/reports/evaluation.json).
 
     Returns:
-        None when nothing is in production. A version that cannot be measured or compared has the
-        ``problem`` in words, and so has no comparison; the candidate itself has neither.
+        None when nothing is in production. A version that cannot be measured or compared has a
+        ``problem`` instead of a comparison; the candidate itself has neither.
     """
-    promotion.make_whole(settings.registry)
+    promotion.undo_killed_move(settings.registry)
     version = versions.status(settings.registry)[versions.PRODUCTION]
     if version is None:
         return None
@@ -51,7 +51,7 @@ def compare_with_production(
 def _known(
     settings: PipelineSettings, version: Mapping[str, str], candidate: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the records there are of the version, as far as they can be compared."""
+    """Yield the existing records of the version that can be compared."""
     for read in (
         lambda: read_json(IN_PRODUCTION),
         lambda: versions.read_artifact(settings.registry, version, EVALUATION_ARTIFACT),

@@ -1,4 +1,4 @@
-"""What MLflow keeps of a run or a sweep: settings, measures, reports and records."""
+"""Log a run or a sweep to MLflow: settings, metrics, reports and records."""
 
 import shutil
 import socket
@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 from mlflow import ActiveRun, MlflowClient
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
 from pruneflow.artifacts import read_json
 from pruneflow.judge.pareto import Row
@@ -23,7 +23,7 @@ from tasks.tracking.store import connect, experiment, store_errors
 
 _BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
-_WORKSPACE = "workspace"  # tag of a run: whose it is
+_WORKSPACE = "workspace"  # tag of a run: host and folder
 _SWEEP_LINES = "sweep/table.json"
 
 
@@ -39,10 +39,9 @@ def log_run(
         settings: logged as parameters, ``section.key``.
         summary: ``data/reports/summary.json``; every number becomes a metric.
         decision: the gates' decision; refused runs are tagged with the reasons.
-        tags: digests and versions the result came from.
+        tags: digests and versions behind the result.
     """
     client = connect(settings.registry)
-
     parameters = flatten(settings.model_dump(mode="json", exclude={"notify"}))
     metrics = numbers(summary)
     with (
@@ -73,18 +72,14 @@ def log_sweep(
     """Write one MLflow run about a sweep, with a nested run for each recipe; returns its id.
 
     Args:
-        settings: where to.
+        settings: of the store.
         rows: of the sweep's table.
         recipes: the settings of each recipe.
-        summaries: of those that finished.
+        summaries: of the recipes that finished.
     """
     client = connect(settings)
-
     lines = sweep_rows(rows)
-    with (
-        store_errors(settings),
-        _run(client, settings, "sweep") as parent,
-    ):
+    with store_errors(settings), _run(client, settings, "sweep") as parent:
         failures = sum(row["error"] is not None for row in rows)
         mlflow.log_metrics({"recipes": len(rows), "recipes_failed": failures})
         mlflow.log_table({key: [line[key] for line in lines] for key in lines[0]}, _SWEEP_LINES)
@@ -111,7 +106,7 @@ def log_sweep(
 def git_state() -> tuple[str, str]:
     """Return the commit of the code, and whether tracked files differ from it.
 
-    ``dvc.lock`` is left out: it changes with every run, and every run keeps it as a file.
+    ``dvc.lock`` is ignored: it changes with every run, and every run logs it as a file.
 
     Returns:
         (commit, ``true`` or ``false``), both ``unknown`` outside a git repository.
@@ -150,11 +145,11 @@ def round_records(settings: PipelineSettings) -> list[dict[str, Any]]:
 
 
 def _run(client: MlflowClient, settings: RegistrySettings, name: str) -> ActiveRun:
-    """Start a run of this workspace, of which no other is at work: one that says so was killed."""
+    """Start a run; another one of this workspace that is still RUNNING was killed."""
     place = experiment(client, settings)
-    for left in client.search_runs([place], "attributes.status = 'RUNNING'"):
-        if left.data.tags.get(_WORKSPACE) == _here()[_WORKSPACE]:
-            client.set_terminated(left.info.run_id, "KILLED")
+    for other in client.search_runs([place], "attributes.status = 'RUNNING'"):
+        if other.data.tags.get(_WORKSPACE) == _here()[_WORKSPACE]:
+            client.set_terminated(other.info.run_id, "KILLED")
     return mlflow.start_run(experiment_id=place, run_name=name, tags=_here())
 
 
@@ -163,14 +158,14 @@ def _here() -> dict[str, str]:
 
 
 def _steps(settings: PipelineSettings, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what each step measured: the dense model is step 0, then come the rounds."""
+    """Return the metrics of each step: the dense model is step 0, the rounds follow."""
     rounds = round_records(settings)
     size = summary["parameters"]
     dense = {
         "achieved_ratio": 0.0,
         "parameters": size["dense"],
         "block_weights": size["block_weights"]["dense"],
-        # What the rounds compare with, under the name that their own figures have.
+        # The rounds' baseline, under the name of the rounds' own metric.
         "validation": {"pruned": rounds[0].get("validation", {}).get("dense", {})},
     }
     return [dense, *rounds]
@@ -205,9 +200,8 @@ def _recipe_tags(row: Row) -> dict[str, str]:
 
 
 def _log_calibration_set() -> None:
-
     digest = str(read_json(CALIBRATION_SET / "manifest.json")["digest"])
-    dataset = MetaDataset(
+    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` to it by mistake
         LocalArtifactDatasetSource(str(CALIBRATION_SET)),
         name="calibration",
         digest=digest[:_DIGEST_CHARACTERS],
@@ -217,7 +211,7 @@ def _log_calibration_set() -> None:
 
 
 def _log_files(settings: PipelineSettings) -> None:
-    """Keep everything small that says how the model came about."""
+    """Log every small file that documents how the model was made."""
     for path in sorted(REPORTS.iterdir()):
         # The sweep's table is about other models.
         if path.is_file() and not path.name.startswith(".") and path != SWEEP_TABLE:
@@ -235,7 +229,7 @@ def _log_files(settings: PipelineSettings) -> None:
 
 
 def _log_configs(settings: NotifySettings) -> None:
-    """Keep configs/ as it is, but for the webhook's URL, which is a secret."""
+    """Log configs/ with the webhook's URL masked, which is a secret."""
     with tempfile.TemporaryDirectory(prefix="pruneflow-configs-") as place:
         copy = Path(shutil.copytree("configs", Path(place) / "configs"))
         for path in copy.rglob("*"):
@@ -246,7 +240,7 @@ def _log_configs(settings: NotifySettings) -> None:
 
 
 def _metric_name(key: str) -> str:
-    """Keep what MLflow allows in names; dots part the levels, as slashes do in its page."""
+    """Replace what MLflow does not allow, and dots by slashes, which its page groups by."""
     allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
     return allowed.replace(".", "/")
 

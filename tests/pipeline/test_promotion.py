@@ -186,7 +186,7 @@ def test_a_move_that_was_killed_is_undone_or_done_and_never_half(
                 move(SETTINGS)
         else:
             move(SETTINGS)  # has five writes
-    promotion.make_whole(SETTINGS)
+    promotion.undo_killed_move(SETTINGS)
     whole = promotion.history(SETTINGS)
     if len(whole) == len(told):
         assert store.aliases() == before
@@ -207,7 +207,7 @@ def test_the_smoke_test_loads_the_model_in_a_process_of_its_own(workspace: Works
     settings = {"name": SETTINGS.name}
     workspace.set(registry=settings)
     store.register("a")
-    for fault, said in (("broken", "the weights are unusable"), ("silent", "it writes nothing")):
+    for fault, said in (("broken", "the weights are unusable"), ("silent", "generates nothing")):
         Path(fault).touch()
         done = workspace.pruneflow("promote")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
