@@ -6,8 +6,7 @@ or with another recipe is checked out instead of made again, by two rules of DVC
 
 - A stage whose inputs are those in dvc.lock is checked out where its outs are missing. The
   project's dvc.lock is therefore what a recipe starts from.
-- Any other stage is looked up in the run cache, which never holds a stage with persisted outs. A
-  recipe's dvc.yaml is therefore the project's without `persist`.
+- Any other stage is looked up in DVC's run cache.
 """
 
 from collections import Counter
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx
-import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -26,7 +24,6 @@ from dvc.stage import Stage
 from pruneflow.artifacts import sha256_json, staged_file
 from pruneflow.errors import InputError
 from pruneflow.paths import DVC_LOCK, SWEEP
-from pruneflow.settings.base import read_yaml
 from pruneflow.settings.pipeline import PIPELINE_FILE, PipelineSettings, write_settings
 from pruneflow.workspace import STATE
 
@@ -94,8 +91,7 @@ def _prepare(name: str, settings: PipelineSettings, config: str) -> RecipeWorksp
 
     folder = SWEEP / name
     _write(folder / ".dvc/config", config)
-    stages = _without_persist(read_yaml(DVC_FILE))
-    _write(folder / DVC_FILE, yaml.safe_dump(stages, sort_keys=False))
+    _write(folder / DVC_FILE, DVC_FILE.read_text(encoding="utf-8"))
     write_settings(settings, folder / PIPELINE_FILE)
     _start_from_last_run(folder)
     with Repo(str(folder)) as repo:
@@ -109,12 +105,6 @@ def _write(path: Path, text: str) -> None:
         return
     with staged_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _without_persist(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _without_persist(value) for key, value in node.items() if key != "persist"}
-    return [_without_persist(value) for value in node] if isinstance(node, list) else node
 
 
 def _start_from_last_run(folder: Path) -> None:

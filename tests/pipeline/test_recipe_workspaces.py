@@ -40,9 +40,7 @@ def test_a_workspace_has_its_own_settings_and_links_to_what_it_reads(workspace: 
     assert load_settings(made.folder / "configs/pipeline.yaml").rounds["r2"].ratio == 0.4
     assert (made.folder / "summary.json").readlink() == Path("summary.json").absolute()
     assert not (made.folder / "data").is_symlink() and not (made.folder / "configs").is_symlink()
-    stages = yaml.safe_load((made.folder / "dvc.yaml").read_text())["stages"]
-    assert stages["calibration"]["outs"] == [{"data/calibration/set": {}}]
-    assert Path("dvc.yaml").read_text().count("persist") == 2
+    assert (made.folder / "dvc.yaml").read_text() == Path("dvc.yaml").read_text()
 
 
 def test_links_follow_the_project_and_what_is_read_from_data_is_linked(

@@ -13,9 +13,15 @@ import psutil
 import pytest
 
 from pruneflow.errors import InputError, WorkspaceBusyError
+from pruneflow.settings.pipeline import load_settings
 from pruneflow.workspace import TOKEN, run_lock
-from tasks.dvc import repro
-from tasks.dvc.repro import StageError, reproduce, run_child, stage_order
+from tasks.dvc.repro import (
+    StageError,
+    TransientStageError,
+    reproduce,
+    run_child,
+    stage_order,
+)
 from tests.pipeline.toy import Workspace
 from tests.servers import wait_until
 
@@ -80,19 +86,27 @@ def test_bad_input_of_a_stage_arrives_as_its_own_line(workspace: Workspace) -> N
     assert lines == []
 
 
-def test_what_can_pass_is_tried_again_and_bad_input_is_not(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(repro, "RETRY_SECONDS", 0)
-    said: list[str] = []
+def test_a_failure_that_may_pass_is_told_from_bad_input(workspace: Workspace) -> None:
     Path("flaky-calibration").touch()
-    assert not reproduce("calibration", said.append, {}).unchanged
-    assert workspace.executed() == ["calibration"] * 2
-    assert "calibration: Input/output error, trying again in 0 s" in said
+    with pytest.raises(TransientStageError, match="Input/output error"):
+        reproduce("calibration", print, {})
+    assert not reproduce("calibration", print, {}).unchanged
+
+
+def test_the_earlier_result_survives_a_stage_that_fails(workspace: Workspace) -> None:
+    model = Path("data/checkpoints/r1/config.json")
+    reproduce("calibration", print, {})
+    reproduce("round@r1", print, {})
+    before = model.read_text()
+    rounds = {name: each.model_dump() for name, each in load_settings().rounds.items()}
+    workspace.set(rounds={**rounds, "r1": {"parent": "dense", "ratio": 0.15}})
     Path("fail-r1").touch()
     with pytest.raises(InputError, match="was told to fail"):
-        reproduce("round@r1", said.append, {})
-    assert workspace.executed() == ["r1"]
+        reproduce("round@r1", print, {})
+    assert model.read_text() == before
+    Path("fail-r1").unlink()
+    assert not reproduce("round@r1", print, {}).unchanged
+    assert model.read_text() != before
 
 
 def test_a_stage_without_its_dependency_says_what_is_missing(workspace: Workspace) -> None:

@@ -45,13 +45,11 @@ stages:
         - configs/pipeline.yaml:
             - rounds.${key}
       outs:
-        - data/checkpoints/${key}:
-            persist: true
+        - data/checkpoints/${key}
   calibration:
     cmd: python toy.py calibration
     outs:
-      - data/calibration/set:
-          persist: true
+      - data/calibration/set
 """
 
 GATES = """
