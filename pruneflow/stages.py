@@ -1,12 +1,14 @@
 """One function per stage of dvc.yaml: settings and files in, files out.
 
 `python -m pruneflow stage NAME` runs one of them under the workspace's lock. Stages read each
-other's outputs and configs/, and write nothing else.
+other's outputs and configs/, and write nothing else. Each imports what it needs itself:
+`environment`, which every `dvc repro` runs, must not wait for torch.
 """
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from pruneflow.artifacts import (
@@ -16,12 +18,10 @@ from pruneflow.artifacts import (
     verify_manifest,
     write_json,
 )
-from pruneflow.compute.ranks import launch
 from pruneflow.compute.torchrun import is_first, is_launched
-from pruneflow.descent import prune, read_disagreement, recover_round
+from pruneflow.environment import write_environment
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.round_record import read_record, write_record
-from pruneflow.models.structure import sizes_of
 from pruneflow.paths import (
     BASELINE,
     CALIBRATION_SET,
@@ -44,7 +44,6 @@ from pruneflow.paths import (
     SUMMARY,
     VALIDATION,
 )
-from pruneflow.report.directory_card import write_card
 from pruneflow.settings.pipeline import DENSE, PipelineSettings, load_settings
 from pruneflow.workspace import stage_lock
 
@@ -63,13 +62,15 @@ def run_stage_by_name(name: str) -> int:
     """
     stage, _, argument = name.partition("@")
     if stage == "round" and argument:
-        action: Callable[[PipelineSettings], None] = lambda settings: prune(settings, argument)  # noqa: E731
+        action: Callable[[PipelineSettings], None] = partial(prune_round, name=argument)
     elif stage in STAGES and not argument:
         action = STAGES[stage]
     else:
         raise InputError(f"there is no stage {name}: use {', '.join(STAGES)} or round@NAME")
     processes = _processes() if stage == "round" and not is_launched() else 1
     if processes > 1:
+        from pruneflow.compute.ranks import launch
+
         return launch(processes, "-m", "pruneflow", "stage", name)
     if is_first() or stage == "round":
         with stage_lock(name) if is_first() else nullcontext(), _memory_is_enough():
@@ -100,6 +101,11 @@ def _processes() -> int:
         return 1
 
 
+def environment(settings: PipelineSettings) -> None:
+    """Write the installed versions that other stages depend on: data/environment.json."""
+    write_environment()
+
+
 def model(settings: PipelineSettings) -> None:
     """Write the dense model as an ordinary directory: data/checkpoints/dense."""
     import torch
@@ -108,7 +114,8 @@ def model(settings: PipelineSettings) -> None:
     from pruneflow.models.export import save
     from pruneflow.models.loading import load_source
     from pruneflow.models.source import check_source
-    from pruneflow.models.structure import layers_of
+    from pruneflow.models.structure import layers_of, sizes_of
+    from pruneflow.report.directory_card import write_card
 
     check_source(settings.model)
     with staged_directory(CHECKPOINTS / DENSE) as directory:
@@ -189,8 +196,16 @@ def baseline(settings: PipelineSettings) -> None:
     _evaluate(settings, CHECKPOINTS / DENSE, BASELINE, "dense")
 
 
+def prune_round(settings: PipelineSettings, name: str) -> None:
+    """Do one round: data/checkpoints/NAME."""
+    from pruneflow.descent import prune
+
+    prune(settings, name)
+
+
 def select(settings: PipelineSettings) -> None:
     """Write the round that the descent delivers to data/model, recovered where asked for."""
+    from pruneflow.descent import recover_round
     from pruneflow.models.digests import model_digest
 
     last = read_record(CHECKPOINTS / settings.final_round)
@@ -244,6 +259,7 @@ def latency(settings: PipelineSettings) -> None:
 
 def report(settings: PipelineSettings) -> None:
     """Write what people, gates and DVC read: report.html, summary.json, cards and plots."""
+    from pruneflow.descent import read_disagreement
     from pruneflow.judge.gates import load_gates
     from pruneflow.judge.summary import build_summary
     from pruneflow.report.data_card import render_data_card
@@ -290,6 +306,7 @@ def report(settings: PipelineSettings) -> None:
 
 
 STAGES: dict[str, Callable[[PipelineSettings], None]] = {
+    "environment": environment,
     "model": model,
     "questions": questions,
     "documents": documents,

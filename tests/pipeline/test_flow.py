@@ -212,7 +212,7 @@ def test_the_command_line_shows_one_line_and_exit_code_2_for_bad_input(
     assert done.stderr.splitlines()[-1].startswith("error: the toy stage r1 was told to fail")
     for noise in ("Traceback", "NoneType", "Finished in state", "httpx"):
         assert noise not in done.stderr + done.stdout
-    assert "[2/5] round@r1" in done.stderr
+    assert "[3/6] round@r1" in done.stderr
 
 
 def test_the_command_line_lists_the_reasons_and_exits_1_when_refused(

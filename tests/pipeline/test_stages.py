@@ -39,7 +39,8 @@ def alive(pid: int) -> bool:
 def test_the_order_is_that_of_the_graph_whatever_the_order_in_the_file(
     workspace: Workspace,
 ) -> None:
-    assert stage_order() == ["calibration", "round@r1", "round@r2", "select", "report"]
+    rounds = ["round@r1", "round@r2"]
+    assert stage_order() == ["environment", "calibration", *rounds, "select", "report"]
 
 
 def test_ten_rounds_keep_their_order(workspace: Workspace) -> None:
@@ -95,8 +96,8 @@ def test_a_failure_that_may_pass_is_told_from_bad_input(workspace: Workspace) ->
 
 def test_the_earlier_result_survives_a_stage_that_fails(workspace: Workspace) -> None:
     model = Path("data/checkpoints/r1/config.json")
-    reproduce("calibration", print, {})
-    reproduce("round@r1", print, {})
+    for name in ("environment", "calibration", "round@r1"):
+        reproduce(name, print, {})
     before = model.read_text()
     rounds = {name: each.model_dump() for name, each in load_settings().rounds.items()}
     workspace.set(rounds={**rounds, "r1": {"parent": "dense", "ratio": 0.15}})
@@ -107,6 +108,21 @@ def test_the_earlier_result_survives_a_stage_that_fails(workspace: Workspace) ->
     Path("fail-r1").unlink()
     assert not reproduce("round@r1", print, {}).unchanged
     assert model.read_text() != before
+
+
+def test_an_upgrade_is_noticed_and_nothing_runs_again_without_one(workspace: Workspace) -> None:
+    def run() -> list[str]:
+        done = workspace.do("-m", "dvc", "repro", "round@r1")
+        assert done.returncode == 0, done.stderr
+        return workspace.executed()
+
+    assert run() == ["calibration", "r1"]
+    assert run() == []
+    (workspace.folder / "torch-9.9+cu.dist-info").mkdir()
+    metadata = workspace.folder / "torch-9.9+cu.dist-info/METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9+cu\n")
+    assert run() == ["r1"]
+    assert run() == []
 
 
 def test_a_stage_without_its_dependency_says_what_is_missing(workspace: Workspace) -> None:
@@ -174,7 +190,8 @@ def test_ending_the_runner_ends_dvc_the_stage_and_its_children(
 @pytest.mark.slow
 def test_a_stage_whose_starter_was_killed_still_holds_the_workspace(workspace: Workspace) -> None:
     Path("slow-r1").touch()
-    reproduce("calibration", print, {})
+    for name in ("environment", "calibration"):
+        reproduce(name, print, {})
     runner = workspace.start("-c", RUN_STAGE)
     assert wait_until(lambda: Path("pids.json").exists())
     pids = json.loads(Path("pids.json").read_text())

@@ -18,6 +18,11 @@ DVC = """
 vars:
   - configs/pipeline.yaml
 stages:
+  environment:
+    cmd: python -m pruneflow stage environment
+    always_changed: true
+    outs:
+      - data/environment.json
   report:
     cmd: python toy.py report
     deps:
@@ -44,6 +49,8 @@ stages:
       params:
         - configs/pipeline.yaml:
             - rounds.${key}
+        - data/environment.json:
+            - torch
       outs:
         - data/checkpoints/${key}
   calibration:
