@@ -62,7 +62,7 @@ def run_stage_by_name(name: str) -> int:
     """
     stage, _, argument = name.partition("@")
     if stage == "round" and argument:
-        action: Callable[[PipelineSettings], None] = partial(prune_round, name=argument)
+        action: Callable[[PipelineSettings], None] = partial(prune, name=argument)
     elif stage in STAGES and not argument:
         action = STAGES[stage]
     else:
@@ -196,11 +196,11 @@ def baseline(settings: PipelineSettings) -> None:
     _evaluate(settings, CHECKPOINTS / DENSE, BASELINE, "dense")
 
 
-def prune_round(settings: PipelineSettings, name: str) -> None:
+def prune(settings: PipelineSettings, name: str) -> None:
     """Do one round: data/checkpoints/NAME."""
-    from pruneflow.descent import prune
+    from pruneflow.descent import prune as prune_and_write
 
-    prune(settings, name)
+    prune_and_write(settings, name)
 
 
 def select(settings: PipelineSettings) -> None:

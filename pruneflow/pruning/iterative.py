@@ -15,11 +15,12 @@ from pruneflow.compute.placement import place_like
 from pruneflow.compute.ranks import joined
 from pruneflow.errors import InputError
 from pruneflow.measure.perplexity import DomainLoss, perplexity_by_domain
-from pruneflow.models.digests import model_digest, tensors_digest
+from pruneflow.models.digests import model_digest
 from pruneflow.models.export import save
 from pruneflow.models.loading import check_weights, load_model
 from pruneflow.models.round_record import read_record, write_record
 from pruneflow.models.structure import parameters
+from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.pruning.rounds import DenseShape, prune_round
 from pruneflow.pruning.schedule import Schedule, next_weights, targets
 from pruneflow.settings.base import Count

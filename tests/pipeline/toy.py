@@ -55,6 +55,8 @@ stages:
         - data/checkpoints/${key}
   calibration:
     cmd: python toy.py calibration
+    deps:
+      - configs/domains.yaml
     outs:
       - data/calibration/set
 """

@@ -31,7 +31,7 @@ def is_in(file: Path, places: list[str]) -> bool:
 def test_a_stage_depends_on_the_code_that_it_runs_and_on_no_other(stage: str) -> None:
     """Speed depends on the placement as well, but `latency` is measured, not reproduced."""
     ignored = [*NO_OTHER_RESULT, *CARD.get(stage, [])]
-    function = "prune_round" if stage == "round" else stage
+    function = "prune" if stage == "round" else stage
     reached = closure(STAGES_FILE, function, lambda file: is_in(file, ignored))
     described = GRAPH[stage].get("do", GRAPH[stage])["deps"]
     deps = [dep for dep in described if dep.startswith("pruneflow/")]
