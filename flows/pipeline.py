@@ -4,7 +4,6 @@
 has side effects outside the workspace's data, and so is no DVC stage.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from prefect.states import Completed
 from flows.outcome import REFUSED, Outcome
 from flows.run_notification import HOOKS, notify_run
 from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
-from pruneflow.errors import InputError, PruneflowError, StoreBusyError
+from pruneflow.errors import InputError, PruneflowError
 from pruneflow.judge.gates import GatesSettings, decide, load_gates, may_register, refuse
 from pruneflow.paths import (
     CALIBRATION_SET,
@@ -39,7 +38,7 @@ from pruneflow.settings.pipeline import PipelineSettings, load_settings
 from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
 from tasks.dvc.remote import push
 from tasks.dvc.repair import doubt_changed_files, mend_dvc
-from tasks.dvc.repro import RETRIES, RETRY_SECONDS, failed, run_stage, stage_order
+from tasks.dvc.repro import RETRIED, failed, run_stage, stage_order
 from tasks.prefect.flow_runs import only_run
 from tasks.registry import promotion, versions
 from tasks.registry.production import compare_with_production
@@ -95,22 +94,13 @@ def served_model_needs() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
-@task(name="step", task_run_name="{name}", cache_policy=NO_CACHE)
+@task(name="step", task_run_name="{name}", cache_policy=NO_CACHE, **RETRIED)
 def step(name: str, action: Callable[[], Any]) -> State:
-    """Run one thing that follows the stages, again when the store was busy.
-
-    It ends in a Failed state instead of a traceback.
-    """
-    left = RETRIES
-    while True:
-        try:
-            return Completed(data=action())
-        except PruneflowError as error:
-            if not isinstance(error, StoreBusyError) or not left:
-                return failed(error)
-            get_run_logger().info(f"{name}: {error}; trying again in {RETRY_SECONDS:.0f} s")
-        left -= 1
-        time.sleep(RETRY_SECONDS)
+    """Run one thing that follows the stages; it ends in a Failed state instead of a traceback."""
+    try:
+        return Completed(data=action())
+    except PruneflowError as error:
+        return failed(error)
 
 
 def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:

@@ -10,7 +10,6 @@ from pruneflow.compute.torchrun import is_first
 from pruneflow.errors import InputError, PruneflowError, report
 
 NEEDED = ("filelock", "pydantic", "torch", "transformers")
-PROJECT_PYTHON = Path(".venv/bin/python")
 
 
 def main() -> int:
@@ -40,10 +39,14 @@ def _use_project_python() -> None:
 
     `dvc repro` in a shell whose PATH does not begin with .venv/bin calls any `python` it finds.
     """
-    lacks = any(importlib.util.find_spec(name) is None for name in NEEDED)
-    inside = Path(sys.prefix).resolve() == PROJECT_PYTHON.parents[1].resolve()
-    if lacks and not inside and PROJECT_PYTHON.is_file():
-        os.execv(PROJECT_PYTHON, [str(PROJECT_PYTHON), "-m", "pruneflow", *sys.argv[1:]])
+    if all(importlib.util.find_spec(name) for name in NEEDED):
+        return
+    # DVC runs a queued experiment in a folder below the project's.
+    folders = (folder / ".venv" for folder in (Path.cwd(), *Path.cwd().parents))
+    project = next((each for each in folders if (each / "bin/python").is_file()), None)
+    if project is not None and Path(sys.prefix).resolve() != project.resolve():
+        python = str(project / "bin/python")
+        os.execv(python, [python, "-m", "pruneflow", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

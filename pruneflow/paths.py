@@ -9,6 +9,7 @@ SWEEP_FILE = Path("configs/sweep.yaml")
 SOURCES_LOCK = Path("data/sources.lock")
 DVC_LOCK = Path("dvc.lock")
 
+ENVIRONMENT = Path("data/environment.json")  # installed versions
 QUESTIONS = Path("data/questions")
 DOCUMENTS = Path("data/calibration/documents")
 VALIDATION = Path("data/calibration/validation.json")

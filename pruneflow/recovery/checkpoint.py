@@ -25,7 +25,7 @@ from pruneflow.artifacts import (
     write_manifest,
 )
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.digests import tensors_digest
+from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.settings.recovery import RecoverySettings
 
 STATE, WEIGHTS, MOMENTS, BEST = (

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from pruneflow.artifacts import sha256_json, staged_directory, verify_manifest, write_manifest
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.digests import tensors_digest
+from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.settings.base import check
 from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
 from pruneflow.settings.recovery import RecoverySettings

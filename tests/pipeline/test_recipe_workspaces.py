@@ -70,7 +70,7 @@ def test_a_model_at_a_relative_path_outside_is_refused(workspace: Workspace) -> 
 def test_what_recipes_have_in_common_is_made_once_before_them(workspace: Workspace) -> None:
     made = prepare({"deep": settings(rounds=DEEP), "long": settings(rounds=LONG)})
     shared = {name: set(stages) for name, stages in to_share(made).items()}
-    assert shared == {"deep": {"calibration", "round@r1", "round@r2"}}
+    assert shared == {"deep": {"environment", "calibration", "round@r1", "round@r2"}}
     assert to_share(made[:1]) == {}
     both = prepare({"one": settings(), "same": settings(), "deep": settings(rounds=DEEP)})
     assert to_share(both) == {"one": list(both[0].untimed)}
