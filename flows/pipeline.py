@@ -36,7 +36,7 @@ from pruneflow.paths import (
     SUMMARY,
 )
 from pruneflow.settings.pipeline import PipelineSettings, load_settings
-from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
+from pruneflow.workspace import check_workspace, run_lock, wait_for_leftover_stage
 from tasks.dvc.remote import push
 from tasks.dvc.repair import doubt_changed_files, mend_dvc
 from tasks.dvc.repro import RETRIES, RETRY_SECONDS, failed, run_stage, stage_order
@@ -119,7 +119,7 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
     names = stage_order()
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")
-    wait_for_stage_left_behind()
+    wait_for_leftover_stage()
     for line in doubt_changed_files():
         get_run_logger().info(line)
     progress = create_progress_artifact(0.0, key="progress", description="Stages of this run")

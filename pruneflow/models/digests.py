@@ -1,4 +1,4 @@
-"""Digests of model directories and of tensors: what identifies a model, a tokenizer, a set."""
+"""Digests of model directories, tokenizers and tensors."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 def model_digest(directory: Path) -> str:
-    """Digest of a model directory: weights, configuration, model file and tokenizer only."""
+    """Digest of a model directory: weights, configuration, model file and tokenizer."""
     names = [*CONFIG_FILES, *TOKENIZER_FILES]
     paths = [directory / name for name in names if (directory / name).is_file()]
     paths += sorted(directory.glob("*.safetensors")) + sorted(directory.glob("*.index.json"))
@@ -42,7 +42,7 @@ def weight_file_bytes(directory: Path) -> int:
 
 
 def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex sha256 over names, types, shapes and bytes, in the order of the names."""
+    """Hex sha256 of names, data types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

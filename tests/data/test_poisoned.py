@@ -223,7 +223,7 @@ def test_binary_and_empty_rows_of_a_parquet_file_are_named(news):
 def test_bytes_in_a_parquet_file_are_refused(news):
     values = pyarrow.array([GOOD[0].encode()], pyarrow.binary())
     pyarrow.parquet.write_table(pyarrow.table({"text": values}), source(news, "rows.parquet"))
-    assert "data/text/rows.parquet, row 1 holds bytes" in refused(news, malformed="error")
+    assert "data/text/rows.parquet, row 1 has bytes" in refused(news, malformed="error")
 
 
 def test_a_csv_row_with_too_many_fields_is_named(news):
@@ -249,7 +249,7 @@ def test_a_source_that_says_another_language_is_refused(news):
     news.domains_file.write_text(text.replace(old, f"{old}, language: fr"))
     message = refused(news)
     assert f"domain news, source {NEWS}" in message
-    assert "says language fr" in message and "are en" in message
+    assert "has language fr" in message and "are en" in message
 
 
 def test_a_source_of_nothing_but_empty_rows_is_refused(news):

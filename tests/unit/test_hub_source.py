@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.data.sources import Document, load_domains, read_source
+from pruneflow.data.record_template import Record
+from pruneflow.data.sources import load_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading
 
@@ -18,7 +19,7 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Document]:
+def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Record]:
     path = root / "domains.yaml"
     path.write_text(yaml.safe_dump({"topic": [{"licence": "MIT", **source}]}))
     (parsed,) = load_domains(path)["topic"]
@@ -52,7 +53,7 @@ def test_a_copy_outside_the_text_folder_or_nowhere_is_refused(root):
     (root / "copy").mkdir()
     with pytest.raises(InputError, match="write dataset: data/text/copy"):
         texts(root, kind="hub", dataset="copy", revision="0" * 40)
-    with pytest.raises(InputError, match="data/text/none is no folder with a copy"):
+    with pytest.raises(InputError, match="data/text/none has no files"):
         texts(root, kind="hub", dataset="data/text/none")
 
 
