@@ -35,7 +35,7 @@ from pruneflow.paths import (
     SUMMARY,
 )
 from pruneflow.settings.pipeline import PipelineSettings, load_settings
-from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
+from pruneflow.workspace import check_workspace, run_lock, wait_for_leftover_stage
 from tasks.dvc.remote import push
 from tasks.dvc.repair import doubt_changed_files, mend_dvc
 from tasks.dvc.repro import RETRIED, failed, run_stage, stage_order
@@ -109,10 +109,13 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
     names = stage_order()
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")
-    wait_for_stage_left_behind()
+    wait_for_leftover_stage()
     for line in doubt_changed_files():
         get_run_logger().info(line)
-    progress = create_progress_artifact(0.0, key="progress", description="Stages of this run")
+    # In a synchronous flow the call returns the id, not a coroutine.
+    progress = cast(
+        UUID, create_progress_artifact(0.0, key="progress", description="Stages of this run")
+    )
     for place, name in enumerate(names, start=1):
         position = f"[{place}/{len(names)}]"
         state = run_stage(name, position, environment, return_state=True)

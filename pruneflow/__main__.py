@@ -1,4 +1,4 @@
-"""The engine's own command: `python -m pruneflow stage NAME`, what dvc.yaml calls."""
+"""The engine's command line: `python -m pruneflow stage NAME`, called by dvc.yaml."""
 
 import argparse
 import importlib.util
@@ -13,7 +13,7 @@ NEEDED = ("filelock", "pydantic", "torch", "transformers")
 
 
 def main() -> int:
-    """Run a stage; an error a user can act on is one line."""
+    """Run a stage; errors a user can act on are printed as one line."""
     parser = argparse.ArgumentParser(prog="python -m pruneflow", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     stage = commands.add_parser("stage", help="run one stage of dvc.yaml")
@@ -28,14 +28,14 @@ def main() -> int:
         return run_stage_by_name(arguments.name)
     except PruneflowError as error:
         if isinstance(error, InputError) and not is_first():
-            return error.exit_code  # the first rank has found the same, and says so
+            return error.exit_code  # the first rank reports the same error
         return report(error)
     except KeyboardInterrupt:
         return 130
 
 
 def _use_project_python() -> None:
-    """Go on with the project's own Python when this one lacks what the project needs.
+    """Restart with the project's own Python if this one lacks the dependencies.
 
     `dvc repro` in a shell whose PATH does not begin with .venv/bin calls any `python` it finds.
     """

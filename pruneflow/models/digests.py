@@ -18,7 +18,7 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 def model_digest(directory: Path) -> str:
-    """Digest of a model directory: weights, configuration, model file and tokenizer only."""
+    """Digest of a model directory: weights, configuration, model file and tokenizer."""
     names = [*CONFIG_FILES, *TOKENIZER_FILES]
     paths = [directory / name for name in names if (directory / name).is_file()]
     paths += sorted(directory.glob("*.safetensors")) + sorted(directory.glob("*.index.json"))

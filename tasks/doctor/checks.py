@@ -215,11 +215,11 @@ def _schedules() -> Iterator[Result]:
 def _processor() -> Iterator[Result]:
     import torch
 
-    from pruneflow.models.loading import computes_bfloat16, resolve_device
+    from pruneflow.models.loading import resolve_device, supports_bfloat16
 
     compute = load_settings().compute
     device = resolve_device(compute)
-    native = computes_bfloat16(device)
+    native = supports_bfloat16(device)
     what = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores"
     yield OK, f"{what}, {'computes' if native else 'does not compute'} in bfloat16"
     if compute.dtype == "bfloat16" and not native:
@@ -243,11 +243,11 @@ def _memory() -> Iterator[Result]:
     import torch
 
     from pruneflow.footprint import footprint
-    from pruneflow.models.loading import computes_bfloat16, resolve_device
+    from pruneflow.models.loading import resolve_device, supports_bfloat16
 
     settings = load_settings()
     device = resolve_device(settings.compute)
-    native = settings.compute.dtype == "auto" and computes_bfloat16(device)
+    native = settings.compute.dtype == "auto" and supports_bfloat16(device)
     dtype = "bfloat16" if native or settings.compute.dtype == "bfloat16" else "float32"
     needed = footprint(settings, dtype)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available

@@ -21,7 +21,7 @@ from pruneflow.paths import (
 )
 from pruneflow.recovery_stage import recovery_checkpoint
 from pruneflow.settings.pipeline import PIPELINE_FILE, PipelineSettings
-from pruneflow.workspace import STATE, run_lock, wait_for_stage_left_behind
+from pruneflow.workspace import STATE, run_lock, wait_for_leftover_stage
 from tasks.gc.dvc_cache import CacheUncertainError, known_paths, repository, unused_entries
 from tasks.gc.registry_models import unreferenced
 from tasks.gc.removable import Removable
@@ -49,7 +49,7 @@ def survey(settings: PipelineSettings, keep_versions: int = 0) -> Iterator[Surve
         InputError: dvc.yaml or MLflow's store cannot be read.
     """
     with run_lock(), promotion.held(settings.registry):
-        wait_for_stage_left_behind()
+        wait_for_leftover_stage()
         with repository() as repo:
             outs, deps = known_paths(repo)
             found = [

@@ -170,9 +170,7 @@ def test_malformed_lines_are_listed_where_they_were_or_end_the_stage(workspace):
 def test_a_source_of_another_language_is_refused_by_name(workspace):
     text = workspace.domains_file.read_text()
     workspace.domains_file.write_text(text.replace("language: fr", "language: es"))
-    with pytest.raises(
-        InputError, match=r"letters/\*.txt says language es, but 29 of 30 .* are fr"
-    ):
+    with pytest.raises(InputError, match=r"letters/\*.txt has language es, but 29 of 30 .* are fr"):
         workspace.build()
     assert workspace.build(language_confidence=1)["domains"]["letters"]["languages"] == {"es": 30}
 

@@ -206,7 +206,7 @@ def test_rows_at_fault_in_any_part_of_a_long_table_are_found(built, monkeypatch)
 def test_a_folder_without_a_table_is_refused(workspace):
     workspace.out.mkdir(parents=True)
     write_manifest(workspace.out)
-    with pytest.raises(DamagedArtifactError, match="is no table of documents"):
+    with pytest.raises(DamagedArtifactError, match="is not a table of documents"):
         workspace.validate()
 
 

@@ -243,7 +243,7 @@ def test_after_kill_9_the_next_run_waits_for_the_stage_left_behind_and_completes
                 stderr=log,
             )
         said = Path("next.log")
-        assert wait_until(lambda: "waits for a stage left behind" in said.read_text(), 120)
+        assert wait_until(lambda: "an earlier run left running" in said.read_text(), 120)
         assert following.poll() is None
         os.kill(stage, signal.SIGKILL)
         assert following.wait(timeout=300) == 0, said.read_text()

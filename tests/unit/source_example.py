@@ -4,7 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from pruneflow.data.sources import Document, load_domains, read_source
+from pruneflow.data.record_template import Record, Unreadable
+from pruneflow.data.sources import Source, load_domains, read_source
 from pruneflow.locked_files import Reading
 
 
@@ -14,9 +15,15 @@ def write_domains(root: Path, **source: object) -> Path:
     return path
 
 
-def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Document]:
-    (parsed,) = load_domains(write_domains(root, **source))["topic"]
-    return list(read_source("topic", parsed, reading or Reading(root, None)))
+def parsed(root: Path, **source: object) -> Source:
+    (found,) = load_domains(write_domains(root, **source))["topic"]
+    return found
+
+
+def documents(
+    root: Path, reading: Reading | None = None, **source: object
+) -> list[Record | Unreadable]:
+    return list(read_source("topic", parsed(root, **source), reading or Reading(root, None)))
 
 
 def texts(root: Path, reading: Reading | None = None, **source: object) -> list[str]:

@@ -129,4 +129,4 @@ def test_a_block_that_changes_is_brought_home_changed_and_one_that_does_not_is_l
     assert layers_of(model)[0].neurons == 4
     with pytest.raises(ZeroDivisionError), resident(block):
         raise ZeroDivisionError
-    assert vars(block)["guest"].stays == 0
+    assert vars(block)["loader"].users == 0

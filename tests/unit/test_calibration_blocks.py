@@ -268,9 +268,12 @@ def test_a_set_made_of_texts_has_as_many_of_each_domain_and_a_digest_of_its_text
     ("changes", "words"),
     [
         ({"weights": {"one": 0.5, "two": 0.3, "three": 0.1}}, "weights add up to 0.9"),
-        ({"weights": {"one": 0.5, "two": 0.5}}, "says nothing of three"),
+        ({"weights": {"one": 0.5, "two": 0.5}}, "has no entry for three"),
         ({"weights": {"one": 0.4, "two": 0.4, "three": 0.1, "four": 0.1}}, "names four"),
-        ({"weights": {"one": 0.5, "two": 0.26, "three": 0.24}, "sequences": 5}, "is asked for"),
+        (
+            {"weights": {"one": 0.5, "two": 0.26, "three": 0.24}, "sequences": 5},
+            "instead of the requested",
+        ),
         ({"reserve": 0.5}, "reserve is 0.5"),
     ],
 )

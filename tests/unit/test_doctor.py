@@ -173,7 +173,7 @@ def test_too_little_memory_is_told_of_where_nothing_makes_do_with_it(
     advice: str,
 ) -> None:
     monkeypatch.setattr(loading, "resolve_device", lambda _compute: device)
-    monkeypatch.setattr(loading, "computes_bfloat16", lambda _device: False)
+    monkeypatch.setattr(loading, "supports_bfloat16", lambda _device: False)
     monkeypatch.setattr(footprint, "source_parameters", lambda model: 135_000_000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free), 0))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(free)))

@@ -225,7 +225,7 @@ def test_without_a_twin_a_refused_head_count_is_an_error(tiny_model, family, cha
     model = tiny_model(family, **changes)
     for layer in layers_of(model):
         cut_heads(layer, all_heads(layer)[1:])
-    with pytest.raises(PruneflowError, match="6 heads in 3 KV groups: keep attention whole"):
+    with pytest.raises(PruneflowError, match="6 heads in 3 KV groups: do not prune attention"):
         rebuild(model)
 
 

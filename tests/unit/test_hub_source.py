@@ -40,7 +40,7 @@ def test_a_copy_outside_the_text_folder_or_nowhere_is_refused(root):
     (root / "copy").mkdir()
     with pytest.raises(InputError, match="write dataset: data/text/copy"):
         texts(root, kind="hub", dataset="copy", revision="0" * 40)
-    with pytest.raises(InputError, match="data/text/none is no folder with a copy"):
+    with pytest.raises(InputError, match="data/text/none has no files"):
         texts(root, kind="hub", dataset="data/text/none")
 
 

@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from pruneflow.data.near_duplicates import PERMUTATIONS, RECALL, Signatures, banding, signature
-from pruneflow.data.word_hashes import sequence_hashes, word_hashes, words
+from pruneflow.data.word_hashes import ngram_hashes, word_hashes, words
 
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -74,7 +74,7 @@ def test_what_is_left_has_no_near_duplicates_whatever_else_is_taken_away():
 def test_texts_left_out_are_not_looked_at():
     same = " ".join(text(1))
     assert near([same, same, same]) == [[1, 0], [2, 0]]
-    assert near([same, same, same], leave_out=numpy.array([0])) == [[2, 1]]
+    assert near([same, same, same], exclude=numpy.array([0])) == [[2, 1]]
 
 
 def test_chinese_is_compared_by_characters():
@@ -103,11 +103,11 @@ def test_bands_meet_at_the_similarity_and_seldom_far_below(similarity):
 
 def test_hashes_of_runs_tell_order_and_place():
     hashes = word_hashes(words("one two three one two four"))
-    pairs = sequence_hashes(hashes, 2)
+    pairs = ngram_hashes(hashes, 2)
     assert len(pairs) == 5
     assert pairs[0] == pairs[3]
     assert len(set(pairs.tolist())) == 4
-    assert len(sequence_hashes(hashes, 7)) == 0
+    assert len(ngram_hashes(hashes, 7)) == 0
 
 
 def test_signatures_are_the_same_in_every_process():

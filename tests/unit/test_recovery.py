@@ -346,10 +346,10 @@ def test_models_and_blocks_that_do_not_fit_are_refused(train, tiny_model, blocks
     short = {**blocks, "code": blocks["code"][:, :8]}
     for wrong, message in (
         ({"student": same, "teacher": same}, "share weights"),
-        ({"teacher": tiny_model(vocab_size=96).float()}, "97 tokens and the teacher 96"),
+        ({"teacher": tiny_model(vocab_size=96).float()}, "97 tokens and the teacher's 96"),
         ({"student": cut(tiny_model()).half()}, "float16"),
-        ({"tokens": {"prose": blocks["prose"] + 50}}, "make its blocks with their tokenizer"),
-        ({"validation": {"prose": blocks["prose"] - 50}}, "make its blocks with their tokenizer"),
+        ({"tokens": {"prose": blocks["prose"] + 50}}, "make its blocks with the model's tokenizer"),
+        ({"validation": {"prose": blocks["prose"] - 50}}, "make its blocks with the model's"),
         ({"tokens": short}, "8 to 16 tokens long"),
         ({"tokens": {"prose": blocks["prose"][:0]}}, "domain prose has no training blocks"),
         ({"validation": {"prose": blocks["prose"][:, :1]}}, "prose has no held-out blocks"),
