@@ -6,7 +6,8 @@ has side effects outside the workspace's data, and so is no DVC stage.
 
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
