@@ -174,7 +174,8 @@ def _remote() -> Iterator[Said]:
 
 
 def _store() -> Iterator[Said]:
-    from tasks.tracking.store import connect, has_store, is_server, store_errors
+    from tasks.tracking.location import has_store, is_server
+    from tasks.tracking.store import connect, store_errors
 
     settings = load_settings().registry
     said = f"MLflow's store {settings.tracking_uri}"
@@ -288,7 +289,7 @@ def _disk() -> Iterator[Said]:
 
 
 def _git() -> Iterator[Said]:
-    from tasks.tracking.runs import git_state
+    from tasks.tracking.git_state import git_state
 
     commit, changed = git_state()
     if commit == "unknown":

@@ -12,10 +12,7 @@ from prefect.states import Crashed
 
 from pruneflow.artifacts import read_json, write_json
 from pruneflow.errors import DamagedArtifactError
-from pruneflow.workspace import STATE
-
-_CURRENT = STATE / "flow_run.json"
-
+from pruneflow.workspace import FLOW_RUN
 
 # Called with the name of its flow, a run that was killed, and its new state.
 Told = Callable[[str, FlowRun, State], None]
@@ -29,16 +26,16 @@ def only_run(told: Told) -> Iterator[None]:
     nobody: when no worker has seen it end, `told` is called here.
     """
     _close_what_was_killed(told)
-    write_json(_CURRENT, {"id": str(flow_run.get_id())})
+    write_json(FLOW_RUN, {"id": str(flow_run.get_id())})
     try:
         yield
     finally:
-        _CURRENT.unlink(missing_ok=True)
+        FLOW_RUN.unlink(missing_ok=True)
 
 
 def _close_what_was_killed(told: Told) -> None:
     try:
-        killed = UUID(read_json(_CURRENT)["id"])
+        killed = UUID(read_json(FLOW_RUN)["id"])
     except (DamagedArtifactError, KeyError, TypeError, ValueError):
         return
     with get_client(sync_client=True) as client:

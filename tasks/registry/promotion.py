@@ -26,14 +26,20 @@ from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import versions
 from tasks.registry.lock import registry_held
+from tasks.registry.registered_model import (
+    HISTORY,
+    PENDING,
+    PREVIOUS,
+    PRODUCTION,
+    history_of,
+    was_taken_back,
+)
 from tasks.registry.smoke_test import SmokeError, smoke_tests
-from tasks.registry.versions import DECISION_ARTIFACT, PREVIOUS, PRODUCTION
-from tasks.tracking.store import connect, has_store, store_errors
+from tasks.registry.versions import DECISION_ARTIFACT
+from tasks.tracking.location import has_store
+from tasks.tracking.store import connect, store_errors
 
 Kind = Literal["promotion", "rollback", "restore"]
-
-_PENDING = "pending_move"
-_HISTORY = "move."
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
     with _moving(settings) as moves:
         if moves.production == version:
             return moves.none()
-        if _was_rolled_back(moves.history(), version):
+        if was_taken_back(moves.history(), version):
             return None
         check_accepted(moves.version(version), moves.production)
         return moves.make("promotion", version, GATES)
@@ -160,16 +166,7 @@ def restore(settings: RegistrySettings, version: str, approval: Approval = NOBOD
 
 def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
     """Whether somebody took this version out of production: only a person puts it back."""
-    return _was_rolled_back(history(settings), version)
-
-
-def _was_rolled_back(moves: list[dict[str, Any]], version: str) -> bool:
-    for entry in reversed(moves):
-        if entry["version"] == version:
-            return False
-        if entry["former"] == version:
-            return bool(entry["kind"] != "promotion")
-    return False
+    return was_taken_back(history(settings), version)
 
 
 def history(settings: RegistrySettings) -> list[dict[str, Any]]:
@@ -180,7 +177,7 @@ def history(settings: RegistrySettings) -> list[dict[str, Any]]:
     """
     client = connect(settings)
     with store_errors(settings):
-        return _history(_tags(client, settings.name))
+        return history_of(_tags(client, settings.name))
 
 
 def make_whole(settings: RegistrySettings) -> None:
@@ -189,7 +186,7 @@ def make_whole(settings: RegistrySettings) -> None:
         return
     client = connect(settings)
     with store_errors(settings):
-        if _PENDING not in _tags(client, settings.name):
+        if PENDING not in _tags(client, settings.name):
             return
     with _moving(settings):
         pass
@@ -256,7 +253,7 @@ class _Moves:
         return versions.chosen_version(self._client, self._name, number)
 
     def history(self) -> list[dict[str, Any]]:
-        return _history(_tags(self._client, self._name))
+        return history_of(_tags(self._client, self._name))
 
     def none(self) -> Move:
         """What is asked for is in production already."""
@@ -283,7 +280,7 @@ class _Moves:
         }
         undo = {PRODUCTION: self.production, PREVIOUS: self.previous}
         note = json.dumps({"entry": entry, "undo": undo}, sort_keys=True)
-        self._client.set_registered_model_tag(self._name, _PENDING, note)
+        self._client.set_registered_model_tag(self._name, PENDING, note)
         aliases = {PRODUCTION: number}
         if self.production is not None:
             aliases[PREVIOUS] = self.production
@@ -294,28 +291,28 @@ class _Moves:
         except BaseException:  # Ctrl-C among them: nobody saw it pass
             self._undo_what_was_killed()
             raise
-        if _tags(self._client, self._name).get(_PENDING) != note:
+        if _tags(self._client, self._name).get(PENDING) != note:
             raise InputError(
                 f"another workspace undid this move of {self._name} meanwhile: workspaces that "
                 "share MLflow's server take turns only by one PREFECT_API_URL (mlflow/README.md)"
             )
-        place = f"{_HISTORY}{len(self.history()) + 1:06d}"
+        place = f"{HISTORY}{len(self.history()) + 1:06d}"
         self._client.set_registered_model_tag(self._name, place, json.dumps(entry, sort_keys=True))
-        self._client.delete_registered_model_tag(self._name, _PENDING)
+        self._client.delete_registered_model_tag(self._name, PENDING)
         return Move(number, self.production, changed=True)
 
     def _undo_what_was_killed(self) -> None:
         tags = _tags(self._client, self._name)
-        if _PENDING not in tags:
+        if PENDING not in tags:
             return
-        note = json.loads(tags[_PENDING])
-        done = note["entry"] in _history(tags)  # killed between its last two writes
+        note = json.loads(tags[PENDING])
+        done = note["entry"] in history_of(tags)  # killed between its last two writes
         for alias, version in () if done else note["undo"].items():
             if version is not None:
                 self._client.set_registered_model_alias(self._name, alias, version)
             elif versions.version_of_alias(self._client, self._name, alias) is not None:
                 self._client.delete_registered_model_alias(self._name, alias)
-        self._client.delete_registered_model_tag(self._name, _PENDING)
+        self._client.delete_registered_model_tag(self._name, PENDING)
 
 
 def _smoke(test: Callable[[str], object], uri: str, state: str) -> None:
@@ -340,7 +337,3 @@ def _tags(client: MlflowClient, name: str) -> dict[str, str]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
         raise
-
-
-def _history(tags: dict[str, str]) -> list[dict[str, Any]]:
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_HISTORY)]

@@ -1,0 +1,46 @@
+"""Whether DVC has anything to do, asked in this process and without Prefect."""
+
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from pruneflow.artifacts import read_json, sha256_file, write_json
+from pruneflow.environment import STAGE, installed_versions
+from pruneflow.errors import DamagedArtifactError
+from pruneflow.paths import DVC_LOCK, ENVIRONMENT
+from pruneflow.workspace import STATE
+from tasks.dvc.repair import doubt_changed_files
+
+_PUSHED = STATE / "pushed.json"
+_PLACES = (DVC_LOCK, Path(".dvc/config"), Path(".dvc/config.local"))
+
+
+def is_up_to_date() -> bool:
+    """Whether no stage has anything to do.
+
+    The stage `environment` always changes for DVC: its file is compared with what is installed.
+    """
+    try:
+        if read_json(ENVIRONMENT) != installed_versions() or doubt_changed_files():
+            return False
+        with Repo() as repo:
+            changed: dict[str, Any] = repo.status()
+    except (DvcException, DamagedArtifactError):
+        return False
+    return changed == {STAGE: ["always changed"]}
+
+
+def note_push() -> None:
+    """Note that what dvc.lock names now is in the remote."""
+    write_json(_PUSHED, _pushable())
+
+
+def is_pushed() -> bool:
+    """Whether what dvc.lock names was pushed to the remote of DVC's settings."""
+    return _PUSHED.is_file() and read_json(_PUSHED) == _pushable()
+
+
+def _pushable() -> dict[str, str]:
+    return {str(path): sha256_file(path) for path in _PLACES if path.is_file()}
