@@ -43,7 +43,8 @@ from tasks.dvc.repro import RETRIED, failed, run_stage, stage_order
 from tasks.prefect.flow_runs import only_run
 from tasks.registry import promotion, versions
 from tasks.registry.production import compare_with_production
-from tasks.tracking.runs import git_state, log_run
+from tasks.tracking.git_state import git_state
+from tasks.tracking.runs import log_run
 
 Result = TypeVar("Result")
 

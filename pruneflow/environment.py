@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pruneflow.artifacts import write_json
 from pruneflow.paths import ENVIRONMENT
 
+STAGE = "environment"
 PACKAGES = ("gguf", "lm-eval", "tokenizers", "torch", "transformers")
 
 

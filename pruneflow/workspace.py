@@ -30,6 +30,7 @@ from pruneflow.errors import InputError, PruneflowError, WorkspaceBusyError
 
 STATE = Path(".pruneflow")
 KEPT_DVC_LOCK = STATE / "dvc.lock"
+FLOW_RUN = STATE / "flow_run.json"  # which flow run is at work here, or was when it was killed
 TOKEN = "PRUNEFLOW_RUN"
 STAGE_WAIT_SECONDS = 600.0
 

@@ -174,7 +174,8 @@ def _remote() -> Iterator[Result]:
 
 
 def _store() -> Iterator[Result]:
-    from tasks.tracking.store import connect, has_store, is_server, store_errors
+    from tasks.tracking.location import has_store, is_server
+    from tasks.tracking.store import connect, store_errors
 
     settings = load_settings().registry
     store = f"MLflow's store {settings.tracking_uri}"
@@ -291,7 +292,7 @@ def _disk() -> Iterator[Result]:
 
 
 def _git() -> Iterator[Result]:
-    from tasks.tracking.runs import git_state
+    from tasks.tracking.git_state import git_state
 
     commit, changed = git_state()
     if commit == "unknown":

@@ -35,8 +35,6 @@ from pruneflow.errors import InputError, PruneflowError, StoreBusyError
 from pruneflow.workspace import clear_error, read_error
 
 BAD_INPUT = "BadInput"
-ENVIRONMENT = "environment"
-"""The stage that every run runs: it looks at the installed versions."""
 GRACE_SECONDS = 10.0
 DVC = (sys.executable, "-m", "dvc")
 

@@ -20,7 +20,8 @@ from pruneflow.settings.pipeline import RegistrySettings
 from tasks.gc.removable import Kind, Removable
 from tasks.registry import promotion
 from tasks.registry.versions import DECISION_RUN
-from tasks.tracking.store import connect, has_store, store_errors
+from tasks.tracking.location import has_store
+from tasks.tracking.store import connect, store_errors
 
 
 def unreferenced(settings: RegistrySettings, keep_versions: int = 0) -> list[Removable]:

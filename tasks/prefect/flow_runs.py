@@ -13,9 +13,7 @@ from prefect.states import Crashed
 
 from pruneflow.artifacts import read_json, write_json
 from pruneflow.errors import DamagedArtifactError
-from pruneflow.workspace import STATE
-
-_CURRENT = STATE / "flow_run.json"
+from pruneflow.workspace import FLOW_RUN
 
 # Called with the name of the flow, the run that was killed, and its new state.
 OnKilled = Callable[[str, FlowRun, State], None]
@@ -29,16 +27,16 @@ def only_run(on_killed: OnKilled) -> Iterator[None]:
     was killed, whose hooks never ran: unless a worker saw it end, `on_killed` is called.
     """
     _mark_killed(on_killed)
-    write_json(_CURRENT, {"id": str(flow_run.get_id())})
+    write_json(FLOW_RUN, {"id": str(flow_run.get_id())})
     try:
         yield
     finally:
-        _CURRENT.unlink(missing_ok=True)
+        FLOW_RUN.unlink(missing_ok=True)
 
 
 def _mark_killed(on_killed: OnKilled) -> None:
     try:
-        killed = UUID(read_json(_CURRENT)["id"])
+        killed = UUID(read_json(FLOW_RUN)["id"])
     except (DamagedArtifactError, KeyError, TypeError, ValueError):
         return
     with get_client(sync_client=True) as client:

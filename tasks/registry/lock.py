@@ -13,7 +13,7 @@ from prefect.settings import get_current_settings
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.settings.pipeline import RegistrySettings
 from pruneflow.workspace import registry_lock
-from tasks.tracking.store import store_file
+from tasks.tracking.location import store_file
 
 REGISTRY_LIMIT = "pruneflow-registry"
 WAIT_SECONDS = 600.0

@@ -24,14 +24,20 @@ from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import versions
 from tasks.registry.lock import registry_held
+from tasks.registry.registered_model import (
+    HISTORY,
+    PENDING,
+    PREVIOUS,
+    PRODUCTION,
+    history_of,
+    rolled_back_in,
+)
 from tasks.registry.smoke_test import SmokeError, smoke_tests
-from tasks.registry.versions import DECISION_ARTIFACT, PREVIOUS, PRODUCTION
-from tasks.tracking.store import connect, has_store, store_errors
+from tasks.registry.versions import DECISION_ARTIFACT
+from tasks.tracking.location import has_store
+from tasks.tracking.store import connect, store_errors
 
 Kind = Literal["promotion", "rollback", "restore"]
-
-_PENDING = "pending_move"
-_HISTORY = "move."
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
     with _moving(settings) as moves:
         if moves.production == version:
             return moves.none()
-        if _was_rolled_back(moves.history(), version):
+        if rolled_back_in(moves.history(), version):
             return None
         check_accepted(moves.version(version), moves.production)
         return moves.make("promotion", version, GATES)
@@ -156,16 +162,7 @@ def restore(settings: RegistrySettings, version: str, approval: Approval = NOBOD
 
 def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
     """Whether this version was rolled back: then only a user promotes it again."""
-    return _was_rolled_back(history(settings), version)
-
-
-def _was_rolled_back(moves: list[dict[str, Any]], version: str) -> bool:
-    for entry in reversed(moves):
-        if entry["version"] == version:
-            return False
-        if entry["former"] == version:
-            return bool(entry["kind"] != "promotion")
-    return False
+    return rolled_back_in(history(settings), version)
 
 
 def history(settings: RegistrySettings) -> list[dict[str, Any]]:
@@ -176,7 +173,7 @@ def history(settings: RegistrySettings) -> list[dict[str, Any]]:
     """
     client = connect(settings)
     with store_errors(settings):
-        return _history(_tags(client, settings.name))
+        return history_of(_tags(client, settings.name))
 
 
 def undo_killed_move(settings: RegistrySettings) -> None:
@@ -185,7 +182,7 @@ def undo_killed_move(settings: RegistrySettings) -> None:
         return
     client = connect(settings)
     with store_errors(settings):
-        if _PENDING not in _tags(client, settings.name):
+        if PENDING not in _tags(client, settings.name):
             return
     with _moving(settings):
         pass
@@ -252,7 +249,7 @@ class _Moves:
         return versions.chosen_version(self._client, self._name, number)
 
     def history(self) -> list[dict[str, Any]]:
-        return _history(_tags(self._client, self._name))
+        return history_of(_tags(self._client, self._name))
 
     def none(self) -> Move:
         """The requested version is in production already."""
@@ -279,7 +276,7 @@ class _Moves:
         }
         undo = {PRODUCTION: self.production, PREVIOUS: self.previous}
         note = json.dumps({"entry": entry, "undo": undo}, sort_keys=True)
-        self._client.set_registered_model_tag(self._name, _PENDING, note)
+        self._client.set_registered_model_tag(self._name, PENDING, note)
         aliases = {PRODUCTION: number}
         if self.production is not None:
             aliases[PREVIOUS] = self.production
@@ -290,28 +287,28 @@ class _Moves:
         except BaseException:  # Ctrl-C as well: it has not passed
             self._undo_what_was_killed()
             raise
-        if _tags(self._client, self._name).get(_PENDING) != note:
+        if _tags(self._client, self._name).get(PENDING) != note:
             raise InputError(
                 f"another workspace undid this move of {self._name}: workspaces that share an "
                 "MLflow server need the same PREFECT_API_URL to take turns (mlflow/README.md)"
             )
-        place = f"{_HISTORY}{len(self.history()) + 1:06d}"
+        place = f"{HISTORY}{len(self.history()) + 1:06d}"
         self._client.set_registered_model_tag(self._name, place, json.dumps(entry, sort_keys=True))
-        self._client.delete_registered_model_tag(self._name, _PENDING)
+        self._client.delete_registered_model_tag(self._name, PENDING)
         return Move(number, self.production, changed=True)
 
     def _undo_what_was_killed(self) -> None:
         tags = _tags(self._client, self._name)
-        if _PENDING not in tags:
+        if PENDING not in tags:
             return
-        note = json.loads(tags[_PENDING])
-        done = note["entry"] in _history(tags)  # killed between its last two writes
+        note = json.loads(tags[PENDING])
+        done = note["entry"] in history_of(tags)  # killed between its last two writes
         for alias, version in () if done else note["undo"].items():
             if version is not None:
                 self._client.set_registered_model_alias(self._name, alias, version)
             elif versions.version_of_alias(self._client, self._name, alias) is not None:
                 self._client.delete_registered_model_alias(self._name, alias)
-        self._client.delete_registered_model_tag(self._name, _PENDING)
+        self._client.delete_registered_model_tag(self._name, PENDING)
 
 
 def _smoke(test: Callable[[str], object], uri: str, state: str) -> None:
@@ -335,7 +332,3 @@ def _tags(client: MlflowClient, name: str) -> dict[str, str]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
         raise
-
-
-def _history(tags: dict[str, str]) -> list[dict[str, Any]]:
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_HISTORY)]

@@ -25,13 +25,17 @@ from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry.lock import registry_held
-from tasks.tracking.store import FOLDER_SCHEMES, connect, has_store, store_errors
+from tasks.registry.registered_model import (
+    ALIASES,
+    CANDIDATE,
+    DECISION_RUN,
+    PRODUCTION,
+)
+from tasks.tracking.location import has_store
+from tasks.tracking.store import FOLDER_SCHEMES, connect, store_errors
 
-CANDIDATE, PRODUCTION, PREVIOUS = "candidate", "production", "previous"
-ALIASES = (PRODUCTION, CANDIDATE, PREVIOUS)
 SERVED_MODEL = Path("mlflow/served_model.py")
 DECISION_ARTIFACT = "reports/decision.json"
-DECISION_RUN = "decision_run"  # tag of a version: the MLflow run that its gates were decided in
 
 _FILES = "files_digest"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes

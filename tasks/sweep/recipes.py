@@ -13,10 +13,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from pruneflow.environment import STAGE
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.workspace import STATE, clear_error, read_error
 from tasks.dvc.repair import mend_dvc
-from tasks.dvc.repro import ENVIRONMENT, StageError, end_session, failed, last_words, run_child
+from tasks.dvc.repro import StageError, end_session, failed, last_words, run_child
 
 LOG = Path("repro.log")  # in the recipe's workspace: the output of DVC and the stages
 
@@ -81,7 +82,7 @@ def _reproduce(
         def on_line(line: str) -> None:
             nonlocal executed
             print(line, file=log, flush=True)
-            if (running := _RUNNING.match(line)) and running[1] != ENVIRONMENT:
+            if (running := _RUNNING.match(line)) and running[1] != STAGE:
                 executed += 1
                 announce(running[1])
 

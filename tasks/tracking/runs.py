@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -103,21 +102,6 @@ def log_sweep(
         return str(parent.info.run_id)
 
 
-def git_state() -> tuple[str, str]:
-    """Return the commit of the code, and whether tracked files differ from it.
-
-    ``dvc.lock`` is ignored: it changes with every run, and every run logs it as a file.
-
-    Returns:
-        (commit, ``true`` or ``false``), both ``unknown`` outside a git repository.
-    """
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    if commit is None or changed is None:
-        return "unknown", "unknown"
-    return commit, "true" if changed else "false"
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested mappings into one with dotted keys; lists and scalars stay as they are."""
     flat: dict[str, Any] = {}
@@ -169,14 +153,6 @@ def _steps(settings: PipelineSettings, summary: Mapping[str, Any]) -> list[dict[
         "validation": {"pruned": rounds[0].get("validation", {}).get("dense", {})},
     }
     return [dense, *rounds]
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _run_name(settings: PipelineSettings) -> str:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pruneflow.errors import InputError, StoreBusyError
 from pruneflow.settings.pipeline import RegistrySettings
+from tasks.tracking.location import is_server, store_file
 
 # MLflow's error codes of a server with users, and the remedies.
 _REFUSALS = {
@@ -79,25 +80,6 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
             f"MLflow's store {settings.tracking_uri} cannot be used ({detail}): check "
             "registry.tracking_uri in configs/pipeline.yaml"
         ) from None
-
-
-def is_server(settings: RegistrySettings) -> bool:
-    """Whether the store is a server, which has an artifact location of its own."""
-    return urlparse(settings.tracking_uri).scheme in ("http", "https")
-
-
-def store_file(settings: RegistrySettings) -> Path | None:
-    """Return the SQLite file of the store; None when the store is something else."""
-    prefix = "sqlite:///"
-    if not settings.tracking_uri.startswith(prefix):
-        return None
-    return Path(settings.tracking_uri.removeprefix(prefix))
-
-
-def has_store(settings: RegistrySettings) -> bool:
-    """Whether the store exists: the first run creates its file; a server is assumed to exist."""
-    file = store_file(settings)
-    return file is None or file.exists()
 
 
 def experiment(client: MlflowClient, settings: RegistrySettings) -> str:
