@@ -46,6 +46,18 @@ class BlockRequest:
         """The split of the documents that the blocks are packed from."""
         return "calibration" if self.split == "recovery" else self.split
 
+    def check_length(self, longest: int) -> None:
+        """Check that the model supports the length.
+
+        Raises:
+            InputError: a block is longer than `longest`.
+        """
+        if self.length > longest:
+            raise InputError(
+                f"{self.length_setting} is {self.length}, and the model supports sequences of up "
+                f"to {longest} tokens (max_position_embeddings): lower it"
+            )
+
     def check(self, available: int) -> None:
         """Check that a domain has enough blocks.
 
