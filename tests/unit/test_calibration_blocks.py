@@ -186,7 +186,10 @@ def test_held_out_manifest_does_not_depend_on_the_seed(documents):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sequences": 400}, r"domain one has 38 calibration sequences of 8 tokens, and 200 are needed"),
+        (
+            {"sequences": 400},
+            r"domain one has 38 calibration sequences of 8 tokens, and 200 are needed",
+        ),
         ({"validation_sequences": 99}, "lower calibration.validation_sequences, or add sources to"),
         ({"test_sequences": 99}, "lower calibration.test_sequences"),
     ],
