@@ -88,18 +88,22 @@ def block_requests(
     length = (settings.sequence_length, "calibration.sequence_length")
     test_length = (settings.test_sequence_length, "calibration.test_sequence_length")
     validation, test = settings.validation_sequences, settings.test_sequences
-    validation_counts = (validation, validation, "calibration.validation_sequences")
-    test_counts = (test, test, "calibration.test_sequences")
     requests = []
     for domain, count in mixture.counts.items():
         most = math.ceil(settings.reserve * count)
         requests.append(BlockRequest("calibration", domain, *length, count, most, size))
-        requests.append(BlockRequest("validation", domain, *length, *validation_counts))
+        setting = "calibration.validation_sequences"
+        requests.append(
+            BlockRequest("validation", domain, *length, validation, validation, setting)
+        )
         if recovery is not None and recovery.token_budget:
             recovery_length = (recovery.sequence_length, "recovery.sequence_length")
             most = -(-recovery.token_budget // recovery.sequence_length)
             requests.append(BlockRequest("recovery", domain, *recovery_length, 1, most, None))
-    requests += [BlockRequest("test", domain, *test_length, *test_counts) for domain in measured]
+    requests += [
+        BlockRequest("test", domain, *test_length, test, test, "calibration.test_sequences")
+        for domain in measured
+    ]
     return requests
 
 
