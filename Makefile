@@ -57,8 +57,8 @@ services: setup  ## Prefect's server and worker and MLflow's server on 127.0.0.1
 test: chromium test-fast lint  ## All tests, with the pipeline on real weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
-test-fast: setup  ## Unit tests on tiny models, under two minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not team" -n 2
+test-fast: setup  ## Unit tests on tiny models, in three minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not team" -n 2 --dist worksteal
 
 test-team: setup postgresql  ## The pipeline on PostgreSQL, S3 and an MLflow server with users
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team
