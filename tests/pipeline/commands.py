@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
+
+from flows import cli
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -21,6 +24,20 @@ def run(*command: str, timeout: float = 600) -> "subprocess.CompletedProcess[str
         env=environment(),
         timeout=timeout,
     )
+
+
+def pruneflow_here(*arguments: str) -> int:
+    """Run `pruneflow ARGUMENTS` in this process, for imports take longer than most commands.
+
+    Returns:
+        Its exit code; what it prints goes to this process's streams.
+    """
+    with patch.dict(os.environ), patch.object(sys, "argv", ["pruneflow", *arguments]):
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
 
 
 def repro(*arguments: str) -> list[str]:

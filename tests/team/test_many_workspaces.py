@@ -19,7 +19,7 @@ PROMOTE = """
 import sys
 from contextlib import nullcontext
 from pruneflow.settings.pipeline import load_settings
-from tasks import promotion
+from tasks.registry import promotion
 promotion.smoke_tests = lambda store: nullcontext(lambda uri: ["a text"])
 promotion.promote(load_settings().registry, sys.argv[1], promotion.Approval(sys.argv[2]))
 """
