@@ -14,6 +14,8 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Stages in this process and in processes of their own then come to the same bytes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent

@@ -8,6 +8,8 @@ from unittest.mock import patch
 
 from flows import cli
 
+PROMOTE_AT_ONCE = str(Path(__file__).with_name("promote_at_once.py"))
+
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment, with this Python's programs first."""

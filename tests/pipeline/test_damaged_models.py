@@ -31,7 +31,7 @@ from pruneflow.tokens.calibration_set import CalibrationSet
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("model", "questions", "documents", "validate", "calibration", "baseline")
+STAGES = ("model", "questions", "documents", "calibration", "baseline")
 FLOAT32 = ComputeSettings(device="cpu", dtype="float32")
 MISSING = "multilingual"
 

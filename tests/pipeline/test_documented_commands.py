@@ -45,7 +45,7 @@ ELSEWHERE = {
     "make demo": ("pipeline/test_golden_run.py::test_the_main_job_on_real_weights", '"demo"'),
     "make services": (
         "pipeline/test_services.py::"
-        "test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together",
+        "test_the_worker_runs_the_pipeline_and_survives_kills_and_all_stop_together",
         "honcho",
     ),
     "pruneflow run": (

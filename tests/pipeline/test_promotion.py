@@ -1,4 +1,4 @@
-"""Moves of production: what they check, what a kill leaves, and twenty at once."""
+"""Moves of production: what they check, what a kill leaves, and ten at once."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import promotion, versions
 from tasks.registry.promotion import Approval
 from tasks.registry.smoke_test import SmokeError
-from tests.pipeline.commands import pruneflow_here
+from tests.pipeline.commands import PROMOTE_AT_ONCE, pruneflow_here
 from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
 from tests.pipeline.toy import Workspace
 from tests.servers import wait_until
@@ -48,25 +48,6 @@ class Model(mlflow.pyfunc.PythonModel):
         return ["" if Path("silent").exists() else "a text" for _ in model_input.iloc[:, 0]]
 
 mlflow.models.set_model(Model())
-"""
-# Forked after the imports, which take longer than a promotion.
-PROMOTE_AT_ONCE = """
-import multiprocessing, sys
-from contextlib import nullcontext
-from pruneflow.settings.pipeline import RegistrySettings
-from tasks.registry import promotion
-
-def promote(version):
-    promotion.promote(RegistrySettings(), version, promotion.Approval("test", "why not"))
-
-promotion.smoke_tests = lambda store: nullcontext(lambda uri: ["a text"])
-fork = multiprocessing.get_context("fork")
-running = [fork.Process(target=promote, args=(version,)) for version in sys.argv[1:]]
-for process in running:
-    process.start()
-for process in running:
-    process.join()
-sys.exit(any(process.exitcode for process in running))
 """
 
 
@@ -259,11 +240,12 @@ def test_after_kill_9_in_the_middle_the_next_command_makes_the_registry_whole(
     assert store.aliases() == {"candidate": "2", "production": "2", "previous": "1"}
 
 
-def test_twenty_promotions_at_once_end_with_one_production_and_a_true_previous(
+def test_ten_promotions_at_once_end_with_one_production_and_a_true_previous(
     store: Registry, workspace: Workspace
 ) -> None:
-    numbers = [store.register(f"model {number}") for number in range(20)]
-    done = workspace.do("-c", PROMOTE_AT_ONCE, *numbers)
+    numbers = [store.register(f"model {number}") for number in range(10)]
+    workspace.set(registry={"name": SETTINGS.name})
+    done = workspace.do(PROMOTE_AT_ONCE, *(f"{each}={workspace.folder}" for each in numbers))
     assert done.returncode == 0, done.stderr
     told = promotion.history(SETTINGS)
     assert sorted(each["version"] for each in told) == sorted(numbers)
