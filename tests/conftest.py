@@ -76,7 +76,16 @@ def sequence_losses(model: Any, tokens: Any) -> Any:
 
 
 # Minutes each: begun first, so that no process is left alone with one of them at the end.
-LONGEST = ("test_crash_safety", "test_golden_run", "test_golden_tiny", "test_damage")
+LONGEST = (
+    "test_golden_run",
+    "test_crash_safety",
+    "test_damage",
+    "test_golden_tiny",
+    "test_services",
+    "test_default_domains",
+    "test_own_model",
+    "test_lm_eval_agreement",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from flows import cli
+from pruneflow.stages import run_stage_by_name
 
 PROMOTE_AT_ONCE = str(Path(__file__).with_name("promote_at_once.py"))
 
@@ -40,6 +41,14 @@ def pruneflow_here(*arguments: str) -> int:
         except SystemExit as end:
             return int(end.code or 0)
     return 0
+
+
+def make(*stages: str) -> None:
+    """Run stages in this process, for imports take longer than stages, and let DVC record them."""
+    for name in stages:
+        assert run_stage_by_name(name) == 0
+    done = run("dvc", "commit", "--force", *stages)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def repro(*arguments: str) -> list[str]:
