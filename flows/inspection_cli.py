@@ -75,10 +75,10 @@ def compare(a: Model, b: Model, as_json: AsJson = False) -> None:
     from tasks.registry.named_models import find_side
 
     settings = load_settings()
-    sides = [find_side(name, settings) for name in (a, b)]
+    sides = find_side(a, settings), find_side(b, settings)
     found = side_by_side(*sides, settings.evaluation)
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
         return
     from rich.console import Console
 

@@ -12,10 +12,12 @@ from prefect.states import Completed
 from prefect_dask import DaskTaskRunner
 
 from flows.run_notification import TOLD, tell
-from pruneflow.artifacts import read_json, write_json
+from pruneflow.artifacts import write_json
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.judge.pareto import Row, figures_of, pareto_table
+from pruneflow.judge.summary import Summary
 from pruneflow.paths import SUMMARY, SWEEP, SWEEP_TABLE
+from pruneflow.records import read_record
 from pruneflow.report.sweep_table import sweep_rows
 from pruneflow.settings.pipeline import PipelineSettings, load_settings
 from pruneflow.sweep_recipes import load_recipes
@@ -74,7 +76,7 @@ def _sweep(
         stop_recipes(folders)
         raise
     done = [each for name, each in workspaces.items() if name not in errors]
-    summaries = {each.name: read_json(each.folder / SUMMARY) for each in done}
+    summaries = {each.name: read_record(Summary, each.folder / SUMMARY) for each in done}
     rows = pareto_table({name: figures_of(each) for name, each in summaries.items()}, errors)
     write_json(SWEEP_TABLE, {"recipes": rows})
     create_table_artifact(sweep_rows(rows), key="sweep", description="Recipes compared")
