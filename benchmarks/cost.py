@@ -173,8 +173,8 @@ def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
     import torch
 
     from pruneflow.compute.placement import place_as_asked
-    from pruneflow.models.digests import tensors_digest
     from pruneflow.models.structure import dense_reference, layers_of
+    from pruneflow.models.tensor_digest import tensors_digest
     from pruneflow.pruning.rounds import prune_round
     from pruneflow.settings.pipeline import ComputeSettings, PruningSettings, Target
 

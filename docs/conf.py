@@ -1,10 +1,10 @@
-"""Settings of Sphinx: MyST Markdown in, pages of the theme Furo out; `make docs` calls it."""
+"""Sphinx configuration: MyST Markdown, theme Furo; `make docs` uses it."""
 
 project = "pruneflow"
 author = "the pruneflow authors"
 
 extensions = ["myst_parser"]
-myst_heading_anchors = 3  # links to headings, as a forge makes them
+myst_heading_anchors = 3  # links to headings, as on GitHub
 
 nitpicky = True
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: what was measured, of the raw results in benchmarks/results."""
+"""docs/benchmarks.md: the measurements, from the raw results in benchmarks/results."""
 
 from pathlib import Path
 
@@ -9,17 +9,18 @@ from pruneflow.artifacts import read_json
 
 BEGINNING = """# Benchmarks
 
-What pruneflow costs and gains, measured beside others by one program, wins and losses alike. This
-page is written by `make docs` from the raw results in `benchmarks/results/`, which name versions
-and settings (seeds are 0 where none is named); the docstring of each program in `benchmarks/` says
-how it measures and how to run it. [The method](method.md#evidence) has more rows and what each
-choice is worth, the [evaluation](evaluation.md) its own speed, [operations](operations.md) what the
-pipeline costs.
+The cost and quality of pruneflow, compared with reimplemented methods and external tools in one
+program, including where they are better. `make docs` generates this page from the raw results in
+`benchmarks/results/`, which record versions and settings (seeds are 0 unless stated). The docstring
+of each program in `benchmarks/` explains how it measures and how to run it. See also
+[method](method.md#evidence) for more rows and the effect of each choice,
+[evaluation](evaluation.md#tasks) for the speed of the evaluation, and
+[operations](operations.md#what-the-pipeline-costs) for the cost of the pipeline.
 """
 
 
 def benchmarks_page(results: Path) -> str:
-    """The text of docs/benchmarks.md, of the raw results in a folder."""
+    """The text of docs/benchmarks.md, from the raw results in a folder."""
     parts = [
         BEGINNING,
         *side_by_side(read_json(results / "side_by_side.json")),

@@ -1,4 +1,4 @@
-"""The part of docs/benchmarks.md on other tools and methods."""
+"""The part of docs/benchmarks.md on reimplemented methods and external tools."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ OURS = ("uniform_one_shot", "uniform", "per_layer")
 NAMES = {
     "random": "random units",
     "magnitude": "magnitude",
-    "optipfair_weights": "OptiPFair, weights alone",
+    "optipfair_weights": "OptiPFair, weights only",
     "optipfair": "OptiPFair, with data",
     "torch_pruning": "Torch-Pruning, group Taylor",
     "fmchisel": "fmchisel, OSSCAR",
@@ -26,15 +26,15 @@ TASKS = {"arc_easy": "ARC-easy", "piqa": "PIQA", "lambada_openai": "LAMBADA"}
 
 
 def side_by_side(found: dict[str, Any]) -> Iterator[str]:
-    """Of benchmarks/results/side_by_side.json."""
+    """From benchmarks/results/side_by_side.json."""
     setup, rows = found["setup"], found["rows"]
     ratios = sorted({row["ratio"] for row in rows if row["ratio"]})
-    yield "\n## Beside other tools and methods\n"
+    yield "\n## Comparison with other methods\n"
     yield (
         f"SmolLM2-135M-Instruct in {setup['dtype']}, {setup['sequences']} sequences of "
-        f"{setup['length']} tokens from six domains, seed {setup['seed']}, on machines of one kind "
-        "(the command goes on where it stopped). Text and questions are of folders that the "
-        "repository does not hold, `--data` and `--zero-shot`; the tools are installed for it:\n"
+        f"{setup['length']} tokens from six domains, seed {setup['seed']}, on machines of one "
+        "kind. Text and questions come from folders outside the repository (`--data`, "
+        "`--zero-shot`). Install the external tools first; an interrupted command resumes:\n"
     )
     yield "\n".join(
         (
@@ -50,19 +50,19 @@ def side_by_side(found: dict[str, Any]) -> Iterator[str]:
         )
     )
     yield (
-        "Perplexity is over the dense model's: the geometric mean of "
+        "Perplexity is the ratio to the dense model's: the geometric mean over "
         f"{len(HELD_OUT)} held-out sets, at most {setup['windows']} windows of "
-        f"{setup['window_length']} tokens each, and by set in the second table. Zero-shot accuracy "
-        f"in per cent on {setup['questions']} questions a task; its "
-        f"standard error is at most {50 / setup['questions'] ** 0.5:.1f}. "
-        "Time and most GPU memory are those of pruning alone, at the same tokens a pass; ours "
-        "takes half of them in backward passes. "
-        f"Speed-ups are medians of both models timed in turn, one sequence.\n"
+        f"{setup['window_length']} tokens each; the second table lists each set. Zero-shot "
+        f"accuracy is in per cent on {setup['questions']} questions per task, with a "
+        f"standard error of at most {50 / setup['questions'] ** 0.5:.1f}. "
+        "Time and peak GPU memory are those of pruning alone, with the same number of tokens per "
+        "pass; pruneflow uses half as many in backward passes. "
+        "Speed-ups are medians over both models timed in turn on one sequence.\n"
     )
     yield (
-        "An asterisk marks a method built here from its paper (OSSCAR without its local search); "
-        "the other names are the tools. Of fmchisel its solver's file alone is run, for the "
-        "package asks for older versions of torch and transformers.\n"
+        "An asterisk marks a method reimplemented from its paper (OSSCAR without its local "
+        "search); the other names are external tools. Of fmchisel, only the file with its solver "
+        "is used, because the package requires older versions of torch and transformers.\n"
     )
     dense = next(row for row in rows if row["row"] == "dense")
     scored = ", ".join(f"{name} {dense['zero_shot'][task]:.1%}" for task, name in TASKS.items())
@@ -79,9 +79,9 @@ def side_by_side(found: dict[str, Any]) -> Iterator[str]:
         if missing:
             yield f"Not measured here: {', '.join(_plain(name) for name in missing)}.\n"
     yield (
-        "One sequence through so small a model leaves an H200 waiting for launches, so that no "
-        "method's speed-up shows here; [below](#how-much-faster-a-pruned-model-is) is what widths "
-        f"are worth. Measured on {machine_line(found['machines'][0])}.\n"
+        "With one sequence and so small a model, an H200 mostly waits for kernel launches, so no "
+        "method shows a speed-up here; see [below](#how-much-faster-a-pruned-model-is) for the "
+        f"effect of widths. Measured on {machine_line(found['machines'][0])}.\n"
     )
 
 
@@ -90,7 +90,7 @@ def _mean(row: dict[str, Any]) -> float:
 
 
 def number(value: float) -> str:
-    """Four digits, or three from ten on."""
+    """Four significant digits; three from ten on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
@@ -106,7 +106,7 @@ def _quality(row: dict[str, Any]) -> list[str]:
 
 
 def _by_set(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
-    """Perplexity over the dense model's, by held-out set."""
+    """Perplexity ratio, pruned over dense, by held-out set."""
     both = (row["perplexity"], dense["perplexity"])
     ratios = [
         mine["perplexity"] / theirs["perplexity"]
@@ -116,24 +116,27 @@ def _by_set(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
 
 
 def _verdict(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Our best by perplexity beside the best of the others, and what else both cost and give."""
+    """The best recipe of pruneflow compared with the best of the others by each measure."""
     ours, others = ([row for row in rows if (row["row"] in OURS) is own] for own in (True, False))
-    mine, rival = min(ours, key=_mean), min(others, key=_mean)
-    yield f"Our best, {_plain(mine['row'])}, beside the best of the others by each measure:\n"
+    mine, best = min(ours, key=_mean), min(others, key=_mean)
+    yield (
+        f"pruneflow's best recipe by perplexity ({_plain(mine['row'])}) compared with the best of "
+        "the others:\n"
+    )
     for name, measure, form, theirs in (
-        ("perplexity", _mean, "{:.3f}", rival),
-        ("zero-shot answers that were wrong", _missed, "{:.1%}", min(others, key=_missed)),
-        ("time, of the best by perplexity", _seconds, "{:.1f} s", rival),
-        ("memory, of the best by perplexity", _memory, "{:.1f} GiB", rival),
+        ("perplexity", _mean, "{:.3f}", best),
+        ("wrong zero-shot answers", _missed, "{:.1%}", min(others, key=_missed)),
+        ("time (the best by perplexity)", _seconds, "{:.1f} s", best),
+        ("memory (the best by perplexity)", _memory, "{:.1f} GiB", best),
     ):
         word = "better" if measure(mine) < measure(theirs) else "worse"
         yield (
-            f"- {name}: {word}, {form.format(measure(mine))} against "
+            f"- {name}: {word}, {form.format(measure(mine))} compared with "
             f"{form.format(measure(theirs))} ({_plain(theirs['row'])})"
         )
     quick = min(ours, key=_seconds)
     yield (
-        f"- our quickest, {_plain(quick['row'])}: perplexity {_mean(quick):.3f} in "
+        f"- pruneflow's fastest recipe, {_plain(quick['row'])}: perplexity {_mean(quick):.3f} in "
         f"{_seconds(quick):.1f} s and {_memory(quick):.1f} GiB"
     )
 

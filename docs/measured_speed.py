@@ -1,4 +1,4 @@
-"""The parts of docs/benchmarks.md on speed, and on two cores at home."""
+"""The parts of docs/benchmarks.md on speed, and on a run on two cores."""
 
 from collections.abc import Iterator
 from statistics import median
@@ -6,23 +6,24 @@ from typing import Any
 
 from docs.tables import machine_line, table
 
-SPEED = """Dense and pruned in turn (`benchmarks/speed.py`). The ideal speed-up is the ratio of
-the least times, operations or bytes over what the machine does in a large product or a long
-read, head and attention included; the share is (speed-up - 1) / (ideal - 1). Aligned widths are
-multiples of 64, unaligned ones have one neuron more, `heads` cuts KV groups with their query
-heads as far as whole groups go. In brackets what people quote, 1 / (1 - ratio).
+SPEED = """The dense and the pruned model are timed in turn (`benchmarks/speed.py`). The ideal
+speed-up is the ratio of the shortest possible times: operations or bytes, including head and
+attention, divided by the machine's speed in a large matrix product or a long read. The percentage
+is (speed-up - 1) / (ideal - 1). Aligned widths are multiples of 64, unaligned widths have one
+neuron more, and `heads` removes KV groups with their query heads, as far as entire groups allow.
+In brackets, the commonly quoted 1 / (1 - ratio).
 """
 
 
 def speed(title: str, found: dict[str, Any]) -> Iterator[str]:
-    """Of benchmarks/results/speed_gpu.json or speed_cpu.json."""
+    """From benchmarks/results/speed_gpu.json or speed_cpu.json."""
     model, settings, facts = found["model"], found["settings"], found["machine"]
     yield f"### {title}\n"
     yield (
         f"{_model(model)}, {model['layers']} layers in {model['dtype']}, prompts of "
-        f"{settings['prompt']} tokens and {settings['new_tokens']} more, plain transformers, "
-        f"medians of {settings['repeats']} runs of each, which were {_apart(found['rows']):.0%} "
-        "apart in the middle case. "
+        f"{settings['prompt']} tokens and {settings['new_tokens']} new tokens, plain "
+        f"transformers, medians of {settings['repeats']} repeats, whose median spread was "
+        f"{_apart(found['rows']):.0%}. "
         f"{machine_line(facts)}; {facts['speed']['flops'] / 1e12:.2f} TFLOP/s, "
         f"{facts['speed']['bytes'] / 1e9:,.0f} GB/s.\n"
     )
@@ -46,7 +47,7 @@ def speed(title: str, found: dict[str, Any]) -> Iterator[str]:
 
 
 def _apart(rows: list[dict[str, Any]]) -> float:
-    """How far the slowest run of the same was behind the quickest, the median of all rows."""
+    """The slowest repeat over the fastest, minus 1: the median of all rows."""
     times = [row["seconds"] for row in rows if "left_out" not in row]
     return median(max(same) / min(same) - 1 for same in times)
 
@@ -56,7 +57,7 @@ def _model(model: dict[str, Any]) -> str:
 
 
 def _tokens(rows: list[dict[str, Any]], batches: list[int]) -> list[str]:
-    """The dense model's tokens a second."""
+    """Tokens per second of the dense model."""
     found = {row["batch"]: row["tokens_per_second"] for row in rows if row["variant"] == "dense"}
     return ["dense, tokens/s", *(f"{found[batch]:,.0f}" for batch in batches)]
 
@@ -73,18 +74,19 @@ def _speeds(
 
 
 def _eaten(found: dict[str, Any]) -> Iterator[str]:
-    """What eats the rest at the largest batch, in per cent of the dense time."""
+    """Where the missing speed-up goes at the largest batch, in per cent of the dense time."""
     largest = max((row["batch"] for row in found["parts"]), default=None)
     if largest is None:
         return
     rows = [row for row in found["parts"] if row["batch"] == largest]
     parts = list(rows[0]["parts"])
     yield (
-        f"What eats the rest at batch {largest} and 50 %, timed part by part, in per cent of the "
-        "dense model's time: what a part takes of it, and how much more than its share of the "
-        "ideal time a pruned model spends in it. Timing a part waits for the device before and "
-        "after it, which takes away what overlaps and changes the speed-up: the last columns have "
-        "it with and without waiting. Where they are far apart, the parts explain the first.\n"
+        f"Where the missing speed-up goes at batch {largest} and 50 %, in per cent of the dense "
+        "model's time. The dense row shows how much time each part takes; the other rows show how "
+        "much more time a pruned model spends in it than its share of the ideal time. Timing a "
+        "part waits for the device before and after it, which removes overlap and changes the "
+        "speed-up: the last two columns show the speed-up with and without waiting. Where they "
+        "differ much, the parts explain the one with waiting.\n"
     )
     plain = {
         (row["phase"], row["variant"]): row["speedup"]
@@ -93,7 +95,7 @@ def _eaten(found: dict[str, Any]) -> Iterator[str]:
     }
     shown = [row for row in rows if not row["variant"].endswith("20%")]
     yield from table(
-        ["", *parts, "waiting", "not waiting"],
+        ["", *parts, "with waiting", "without"],
         [
             [
                 *_part_shares(row),
@@ -114,15 +116,15 @@ def _part_shares(row: dict[str, Any]) -> list[str]:
 
 
 def home(found: dict[str, Any]) -> Iterator[str]:
-    """Of benchmarks/results/home.json."""
+    """From benchmarks/results/home.json."""
     settings = found["settings"]
-    yield "## At home\n"
+    yield "## Two cores, from disk to disk\n"
     yield (
         f"SmolLM2-135M-Instruct, {settings['ratio']:.0%} in {settings['rounds']} rounds on "
         f"{found['threads']} cores in {settings['dtype']}, {settings['sequences']} sequences of "
-        f"{settings['length']} tokens, from disk to disk (`benchmarks/home.py`): "
-        f"{found['seconds'] / 60:.1f} minutes, at most {found['peak_gb']:.2f} GB of memory "
-        f"({found['imports_gib']:.2f} GiB of it Python and its libraries). A round took "
+        f"{settings['length']} tokens, loading and saving included (`benchmarks/home.py`): "
+        f"{found['seconds'] / 60:.1f} minutes, a peak of {found['peak_gb']:.2f} GB of memory "
+        f"({found['imports_gib']:.2f} GiB of it for Python and its libraries). A round took "
         f"{median(sum(one['seconds'].values()) for one in found['rounds']):.0f} s.\n"
     )
     parts = found["shares"]
@@ -134,7 +136,7 @@ def home(found: dict[str, Any]) -> Iterator[str]:
         ],
     )
     yield (
-        "Scoring is `forward` (every block twice, with the losses and sums) and `backward`; the "
-        "refit is `streams`, `gram` and `solve`. "
+        "Scoring consists of `forward` (every block twice, with losses and sums) and `backward`; "
+        "the refit of `streams`, `gram` and `solve`. "
         f"{machine_line(found['machine'])}.\n"
     )

@@ -1,4 +1,4 @@
-"""docs/scale.md: what models and calibration sets past these machines would cost, by proportion."""
+"""docs/scale.md: the estimated cost of models and calibration sets beyond one machine."""
 
 import math
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ LENGTH, SEQUENCES, BATCH, ROUNDS = 512, 192, 4096, 5
 BILLION = 1_000_000_000
 # Bytes a second and bytes, assumed: see the page.
 INSIDE, BETWEEN, TO_GPU, HOST = 300e9, 50e9, 25e9, 1e12
-CHARACTERS = 4.0  # of a token of English text, about
+CHARACTERS = 4.0  # per token of English text, roughly
 GIB = 2**30
 COLUMNS = ("shared by ranks", "solve", "weights to the GPU", "exchange")
 
 
 class Reached(NamedTuple):
-    """What a measured case reached in its first round.
+    """The shares of the hardware limit in the first round of a measured case.
 
     Attributes:
         shares: of the limit, by phase.
-        rest: time beside the phases, over scoring and equations.
+        rest: time outside the phases, over scoring and equations.
     """
 
     shares: dict[str, float]
@@ -33,24 +33,24 @@ class Reached(NamedTuple):
 
     @classmethod
     def of(cls, case: dict[str, Any]) -> "Reached":
-        """Read off a case of benchmarks/results/cost.json."""
+        """Read from a case of benchmarks/results/cost.json."""
         first = case["seconds_by_round"][0]
         both = first["score"] + first["equations"]
         return cls(case["share_of_limit"], (first["all"] - first["solve"]) / both - 1)
 
 
 class Measured(NamedTuple):
-    """What the estimates stand on.
+    """The measurements behind the estimates.
 
     Attributes:
         limits: operations a second, by type.
-        whole: the 7B model on the GPU.
+        whole: the 7B model on one GPU.
         streamed: 24 of the 70B model's blocks, from host memory.
-        spread: a round's phases in seconds of the 70B model, spread over two GPUs.
-        spread_sequences: of that round.
-        two_ranks: how much faster than one they were in a second round.
-        memory: most memory of the streamed refit over what its tensors add up to.
-        characters: of text a second, read and cleaned, on two cores.
+        spread: seconds per phase of a round of the 70B model, spread over two GPUs.
+        spread_sequences: the sequences of that round.
+        two_ranks: the speed-up of two ranks over one, in a second round.
+        memory: peak memory of the streamed refit over the sum of its tensors.
+        characters: text read and cleaned per second, on two cores.
     """
 
     limits: dict[str, float]
@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 
 def constants(results: Path) -> Measured:
-    """Read them off the raw results."""
+    """Read them from the raw results."""
     cases = {case["case"]: case for case in read_json(results / "cost.json")["cases"]}
     whole, large = cases["7b:whole"], cases["70b:streamed:24:48"]
     placements = read_json(results / "placements.json")["cases"]
@@ -90,27 +90,27 @@ def constants(results: Path) -> Measured:
 
 
 def weight_bytes(shape: Shape) -> int:
-    """The blocks' weights in bfloat16, which are nearly all."""
+    """The weights of the blocks in bfloat16: nearly all weights."""
     return 2 * shape.layers * shape.block
 
 
 def gram_bytes(shape: Shape) -> int:
-    """``X^T X`` and ``X^T D`` of one MLP in float64: what a layer's ranks exchange and hold."""
+    """``X^T X`` and ``X^T D`` of one MLP in float64, which ranks hold and exchange per layer."""
     return 8 * shape.neurons * (shape.neurons + shape.hidden)
 
 
 def score_bytes(shape: Shape) -> int:
-    """What a batch shows of every neuron, head and KV group, two sums in float64."""
+    """Two float64 sums per batch for every neuron, head and KV group."""
     return 8 * 2 * shape.layers * (shape.neurons + shape.heads + shape.groups)
 
 
 def exchanged(shape: Shape, tokens: float) -> float:
-    """Bytes that a rank sends and receives in a round: normal equations, and every batch's sums."""
+    """Bytes that a rank sends and receives per round: normal equations, and sums of every batch."""
     return 2 * shape.layers * gram_bytes(shape) + tokens / BATCH * score_bytes(shape)
 
 
 def refit_bytes(shape: Shape, tokens: float) -> float:
-    """Tensors that a streamed refit has on the GPU at its fullest."""
+    """Bytes of the tensors of a streamed refit on the GPU at its peak."""
     products = gram_bytes(shape) * 1.5  # and the float32 product that is added to them
     blocks = 2 * 2 * shape.block  # and the unpruned copy
     batch = BATCH * shape.neurons * (4 * 2 + 2 * 4)
@@ -119,13 +119,13 @@ def refit_bytes(shape: Shape, tokens: float) -> float:
 
 
 def groups(shape: Shape, tokens: float) -> int:
-    """In how many groups a rank scores its tokens: hidden states at all boundaries are kept."""
+    """Groups in which a rank scores its tokens, keeping hidden states at all boundaries."""
     room = max(HOST - weight_bytes(shape), HOST / 10) / 2
     return math.ceil(2 * shape.layers * tokens * shape.hidden / room)
 
 
 def seconds(shape: Shape, tokens: float, ranks: int, known: Measured) -> dict[str, float]:
-    """A round's time by `COLUMNS`, on so many GPUs, streamed but for the 7B model."""
+    """The time of a round by `COLUMNS`, on a number of GPUs; all but the 7B model are streamed."""
     streamed = shape is not MODELS["7B"]
     reached = known.streamed if streamed else known.whole
     gone = RATIO / ROUNDS * shape.block / (3 * shape.hidden)  # neurons of a layer
@@ -161,7 +161,7 @@ def _bytes(value: float) -> str:
 
 
 def scale_page(results: Path) -> str:
-    """The text of docs/scale.md, of the raw results in a folder."""
+    """The text of docs/scale.md, from the raw results in a folder."""
     known = constants(results)
     parts = (_beginning, _times, _memory, _billion, _ending)
     return "\n".join(line for part in parts for line in part(known))
@@ -172,21 +172,27 @@ def _beginning(known: Measured) -> Iterator[str]:
         ", ".join(f"{phase} {share:.0%}" for phase, share in reached.shares.items())
         for reached in (known.whole, known.streamed)
     )
-    yield f"""# Past one machine
+    yield f"""# Beyond one machine
 
-What a round costs on models and calibration sets that these machines cannot hold, by proportion
-from what was [measured](benchmarks.md#what-a-round-costs); nothing on this page ran beyond the
-cases named there.
+Estimated cost of a round for models and calibration sets that do not fit the machines at hand, in
+proportion to what was [measured](benchmarks.md#what-a-round-costs). Only the cases listed there
+were run.
 
-Measured on an H200, shares of the limit of a large product that the phases reach: {whole} for a
-7B model on the GPU; {streamed} for blocks of the 70B model that come from host memory, in a first
-round, which also takes page-locked memory: later rounds are faster. The rest of a round is
-{known.whole.rest:.0%} and {known.streamed.rest:.0%} of scoring and equations. A streamed refit
-holds {known.memory:.2f} times what its tensors add up to. Text is read and cleaned at
-{known.characters / 1e6:.1f} million characters a second on two cores. Assumed, not measured:
-{INSIDE / 1e9:.0f} GB/s between GPUs of one host, {BETWEEN / 1e9:.0f} GB/s a GPU between hosts,
-{TO_GPU / 1e9:.0f} GB/s from host memory to a GPU, {HOST / 1e12:.0f} TB of host memory a rank,
-{CHARACTERS:.0f} characters a token.
+Measured on an H200:
+
+- The phases reach these shares of the speed of a large matrix product:
+  - 7B model on the GPU: {whole};
+  - blocks of the 70B model, streamed from host memory: {streamed}, in the first round, which also
+    allocates page-locked memory (later rounds are faster).
+- The rest of a round takes {known.whole.rest:.0%} and {known.streamed.rest:.0%} of the time of
+  scoring and equations.
+- A streamed refit takes {known.memory:.2f} times the memory of its tensors.
+- Text is read and cleaned at {known.characters / 1e6:.1f} million characters per second on two
+  cores.
+
+Assumed, not measured: {INSIDE / 1e9:.0f} GB/s between GPUs of one host, {BETWEEN / 1e9:.0f} GB/s
+per GPU between hosts, {TO_GPU / 1e9:.0f} GB/s from host memory to a GPU,
+{HOST / 1e12:.0f} TB of host memory per rank, {CHARACTERS:.0f} characters per token.
 """
 
 
@@ -194,39 +200,39 @@ def _rows(tokens: float, known: Measured) -> Iterator[list[str]]:
     for name, shape in MODELS.items():
         for ranks in RANKS:
             parts = seconds(shape, tokens, ranks, known)
-            whole = sum(parts.values())
-            hours = ROUNDS * whole * ranks / 3600
+            total = sum(parts.values())
+            hours = ROUNDS * total * ranks / 3600
             shown = f"{hours:,.1f}" if hours >= 1 else f"{hours:.2f}"
-            yield [name, str(ranks), _time(whole), shown, *map(_time, parts.values())]
+            yield [name, str(ranks), _time(total), shown, *map(_time, parts.values())]
 
 
 def _times(known: Measured) -> Iterator[str]:
     tokens = SEQUENCES * LENGTH
     yield f"## Time\n\nA round on {SEQUENCES} sequences of {LENGTH} tokens:\n"
-    head = ["model", "GPUs", "a round", f"GPU hours, {ROUNDS} rounds", *COLUMNS]
+    head = ["model", "GPUs", "one round", f"GPU hours, {ROUNDS} rounds", *COLUMNS]
     yield from table(head, _rows(tokens, known))
     yield (
-        "Ranks share batches. Each solves every layer's system for itself, brings all weights to "
-        "its GPU (on one GPU that is within the measured share), and exchanges every layer's "
-        f"normal equations and every batch's sums with all others. There are {tokens // BATCH} "
-        f"batches of {BATCH:,} tokens: more GPUs than that gain nothing, and for a set of this "
-        "size one host is enough. Sharing is taken as ideal: two ranks on two H200 were "
-        f"{known.two_ranks:.2f} times as fast as one in a warm round of a 1B model.\n"
+        "Ranks share the batches. Each rank solves the system of every layer, moves all weights to "
+        "its GPU (for one GPU, the measured share includes this), and exchanges the normal "
+        "equations of every layer and the sums of every batch with all others. There are "
+        f"{tokens // BATCH} batches of {BATCH:,} tokens, so more GPUs than that do not help, and "
+        "one host is enough for a set of this size. Sharing is assumed to be ideal: two ranks on "
+        f"two H200 were {known.two_ranks:.2f} times as fast as one in a warm round of a 1B model.\n"
     )
     more = SEQUENCES / known.spread_sequences
     took = known.spread["all"]
     longer = (took - known.spread["solve"]) * more + known.spread["solve"]
     yield (
-        "Without weights to move, the 70B model spread over two H200 took "
-        f"{_time(took)} for a whole round of all 80 layers on {known.spread_sequences} sequences, "
-        f"measured; on {SEQUENCES} that makes {_time(longer)} by proportion.\n"
+        "Without moving weights, a complete round of the 70B model (80 layers) spread over two "
+        f"H200 took {_time(took)} on {known.spread_sequences} sequences (measured), or "
+        f"{_time(longer)} on {SEQUENCES} in proportion.\n"
     )
 
 
 def _memory(known: Measured) -> Iterator[str]:
     tokens = SEQUENCES * LENGTH
     yield "## Memory, disk, network\n"
-    head = ["model", "weights", "a GPU, streamed", "host memory a rank", "disk", "exchanged"]
+    head = ["model", "weights", "GPU, streamed", "host memory per rank", "disk", "exchanged"]
     left = sum(1 - RATIO * number / ROUNDS for number in range(1, ROUNDS + 1))
 
     def row(name: str, shape: Shape) -> list[str]:
@@ -244,21 +250,22 @@ def _memory(known: Measured) -> Iterator[str]:
 
     yield from table(head, (row(name, shape) for name, shape in MODELS.items()))
     yield (
-        "Host memory: the weights and both streams' hidden states, and hidden states at all "
-        "boundaries for scoring, of which a rank takes as many as fit half of what is free, with "
-        "the rest in further groups. Disk: the dense model and five rounds to 20 %, without DVC's "
-        "cache, which is as large again where it cannot link; `pruneflow gc` removes what nothing "
-        "needs. Exchanged: what a rank sends and receives in a round, all layers' normal "
-        "equations and what every batch shows of every unit. Not in the times above: a round also "
-        "reads its models' bytes about five times and writes them once "
-        "([operations](operations.md#what-the-pipeline-costs)), and compares its result with the "
-        "dense model.\n"
+        "- **Host memory**: the weights and the hidden states of both streams, plus hidden states "
+        "at all boundaries for scoring. Of the latter, a rank holds as many as fit half of the "
+        "free memory, and processes the rest in further groups.\n"
+        "- **Disk**: the dense model and five rounds to 20 %, without DVC's cache, which takes the "
+        "same again if the file system has no links; `pruneflow gc` removes what is not needed.\n"
+        "- **Exchanged**: what a rank sends and receives in a round: the normal equations of all "
+        "layers and the sums of every batch for every unit.\n\n"
+        "The times above do not include file access, about five reads and one write of a model's "
+        "bytes per round ([operations](operations.md#what-the-pipeline-costs)), or the comparison "
+        "of the result with the dense model.\n"
     )
 
 
 def _billion(known: Measured) -> Iterator[str]:
     yield "## A billion tokens\n"
-    head = ["model", "GPUs", "a round", f"GPU hours, {ROUNDS} rounds", *COLUMNS]
+    head = ["model", "GPUs", "one round", f"GPU hours, {ROUNDS} rounds", *COLUMNS]
     yield from table(head, (row for row in _rows(BILLION, known) if row[1] != "1"))
     reading = BILLION * CHARACTERS / known.characters / 3600
     large = SHAPES["70b"]
@@ -267,42 +274,44 @@ def _billion(known: Measured) -> Iterator[str]:
     states, boundaries = (kept * BILLION * large.hidden for kept in (2 * 2, 2 * large.layers))
     yield (
         f"Reading and cleaning {BILLION * CHARACTERS / 1e9:.0f} GB of text takes {reading:.1f} "
-        "hours on two cores and bounded memory (documents are streamed, see "
-        f"[data](reference/data.md)); the token blocks are {_bytes(4 * BILLION)}. The 70B model's "
-        f"hidden states of both streams are {_bytes(states)} and those at all boundaries "
-        f"{_bytes(boundaries)}: scoring takes the set in groups, {groups(large, BILLION / 8):,} of "
-        "them on each of eight GPUs, but the refit holds its streams in memory as a whole. Where "
-        "GPUs hold the 70B model, two a rank, its round as measured makes that "
-        f"{held:,.0f} GPU hours for {ROUNDS} rounds.\n"
+        "hours on two cores, in bounded memory (documents are streamed, see "
+        f"[data](reference/data.md)); the token blocks take {_bytes(4 * BILLION)}. The hidden "
+        f"states of the 70B model take {_bytes(states)} for both streams and {_bytes(boundaries)} "
+        "at all boundaries: scoring processes the set in groups, "
+        f"{groups(large, BILLION / 8):,} on each of eight GPUs, but the refit holds its streams "
+        "in memory completely. If GPUs hold the 70B model, two per rank, the measured round "
+        f"scales to {held:,.0f} GPU hours for {ROUNDS} rounds.\n"
     )
 
 
 def _ending(known: Measured) -> Iterator[str]:
     eight = [_bytes(8 * weight_bytes(MODELS[name])) for name in ("70B", "405B")]
-    yield f"""## What breaks first, and what carries it
+    yield f"""## Bottlenecks
 
-1. **Host memory.** Every rank holds the whole model in memory of its own, so that eight ranks of
-   one host need eight times the weights: {eight[0]} for 70B, {eight[1]} for 405B. Until ranks of a
-   host share one copy, run one rank a host, fewer GPUs, or ranks of several GPUs that the model is
-   spread over, so that it leaves host memory.
-2. **The refit's streams** of very large sets, which are held in memory. They would have to be
-   drawn from the set, or kept on disk; neither is built.
-3. **The solve**, which every rank repeats and which does not shrink with more GPUs. A layer's
-   system could be shared out over ranks; here it is not.
-4. **The exchange** of normal equations between hosts, which does not shrink either.
-5. **One GPU's memory**, last: normal equations in float64 grow with the square of the neurons,
+In the order in which they are reached:
+
+1. **Host memory.** Every rank holds the complete model in its own memory, so eight ranks on one
+   host need eight times the weights: {eight[0]} for 70B, {eight[1]} for 405B. Ranks of a host do
+   not share one copy yet: run one rank per host, use fewer GPUs, or give each rank several GPUs and
+   spread the model over them, which takes it out of host memory.
+2. **The streams of the refit**, which are held in memory. Very large sets would need a sample of
+   the set, or streams on disk; neither is implemented.
+3. **The solve**, which every rank repeats, so more GPUs do not help. The system of a layer
+   could be distributed over ranks; this is not implemented.
+4. **The exchange** of normal equations between hosts, which more GPUs do not reduce either.
+5. **GPU memory**, last: normal equations in float64 grow with the square of the neurons,
    not with depth.
 
-Which engine carries what:
+## Tools for scaling out
 
-- one host, several GPUs: a model spread over them (`compute.placement`), the text shared over
-  them (`compute.processes` or `torchrun`, [a GPU](how-to/gpu.md#several-gpus)), or both; several
-  hosts on one file system: `torchrun` on each. Ranks on one machine are tested, several machines
-  are not;
-- many recipes: Dask, a worker a GPU ([sweep](how-to/sweep.md)); recipes share nothing but the
-  cache;
-- schedules on a cluster: a Prefect work pool of type Kubernetes instead of the process worker,
-  with the same deployments; it needs an image with the project and a GPU, and was not tried here;
-- artifacts: DVC's remote and MLflow's artifacts on object storage, PostgreSQL beside them
-  ([team](how-to/team.md)); `make test-team` runs the pipeline that way, on loopback.
+- **Several GPUs of one host**: spread the model over them (`compute.placement`), share the text
+  among them (`compute.processes` or `torchrun`, see [several GPUs](how-to/gpu.md#several-gpus)), or
+  both. **Several hosts** on one file system: `torchrun` on each. Ranks on one machine are tested,
+  several machines are not.
+- **Many recipes**: Dask, with one worker per GPU ([sweep](how-to/sweep.md)). Recipes share nothing
+  but the cache.
+- **Schedules on a cluster**: a Prefect work pool of type Kubernetes instead of the process worker,
+  with the same deployments. It needs an image with the project and a GPU, and was not tried.
+- **Artifacts**: DVC's remote and MLflow's artifacts on object storage, with PostgreSQL
+  ([team setup](how-to/team.md)). `make test-team` runs the pipeline this way, on loopback.
 """

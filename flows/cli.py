@@ -21,7 +21,7 @@ from flows.registry_cli import app as registry_app
 from pruneflow.errors import PruneflowError, report
 
 if TYPE_CHECKING:
-    from flows.pipeline import Outcome
+    from flows.outcome import Outcome
     from pruneflow.judge.pareto import Row
     from pruneflow.settings.pipeline import PipelineSettings, RegistrySettings
 
@@ -122,21 +122,30 @@ def plan(
 def run(as_json: AsJson = False) -> None:
     """Prune, measure, decide and register, as configs/ says.
 
-    Only what changed since the last run is done again. Progress goes to stderr.
+    Only what changed since the last run is done again; when nothing did, two lines say so. Progress
+    goes to stderr.
 
     Exit code: 0 accepted, or let pass by gates that are not enabled; 1 refused by the gates, or
     failed; 2 bad input; 130 interrupted.
     """
     _enter_workspace()
+    from flows.last_run import standing_outcome
+    from pruneflow.judge.gates import load_gates
+    from pruneflow.paths import GATES_FILE
     from pruneflow.workspace import run_lock
 
     with run_lock() as environment:
-        settings = preflight()
-        os.environ.update(environment)
-        set_environment()
-        outcome = run_flow()
+        settings = _settings()
+        standing = standing_outcome(settings, load_gates(GATES_FILE))
+        if standing is None:
+            preflight()
+            os.environ.update(environment)
+            set_environment()
+        outcome = standing or run_flow()
     if as_json:
         print_json(outcome.to_json())
+    elif standing is not None:
+        _print_standing(standing, settings.registry.name)
     else:
         _print_outcome(outcome, settings)
     if outcome.version is None:
@@ -202,7 +211,8 @@ def preflight() -> "PipelineSettings":
     from pruneflow.models.source import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
     from pruneflow.workspace import check_writable
-    from tasks.tracking.store import connect, has_store
+    from tasks.tracking.location import has_store
+    from tasks.tracking.store import connect
 
     settings = _settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
@@ -212,6 +222,21 @@ def preflight() -> "PipelineSettings":
     if has_store(settings.registry):
         connect(settings.registry)  # not after hours of pruning
     return settings
+
+
+def _print_standing(outcome: "Outcome", name: str) -> None:
+    from pruneflow.paths import PAGE
+
+    place = f"version {outcome.version} of {name} is"
+    if outcome.version is None:
+        state = f"refused before, and nothing has changed: {'; '.join(outcome.reasons)}"
+    elif outcome.in_production:
+        state = f"{place} in production"
+    else:
+        state = f"{place} the candidate"
+        state += f": {_program('pruneflow')} promote" if outcome.accepted else ""
+    print(f"nothing to do: {state}")
+    print(f"report      {PAGE}")
 
 
 def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
@@ -253,7 +278,7 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
 
 
 def _mlflow_page(settings: "RegistrySettings") -> str:
-    from tasks.tracking.store import is_server
+    from tasks.tracking.location import is_server
 
     if is_server(settings):
         return settings.tracking_uri

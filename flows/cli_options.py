@@ -4,15 +4,11 @@ Completion answers on every press of a key, so it reads files and asks no server
 """
 
 import json
-import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-ALIASES = ("production", "candidate", "previous")
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
 
@@ -33,7 +29,7 @@ def one_of(known: Callable[[], list[str]]) -> Callable[[str], list[str]]:
     def complete(incomplete: str) -> list[str]:
         try:
             return [name for name in known() if name.startswith(incomplete)]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, sqlite3.Error):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return []  # nothing is said about a broken file while somebody types
 
     return complete
@@ -54,18 +50,17 @@ def stages() -> list[str]:
 
 def versions() -> list[str]:
     """Numbers of the versions in a local store, the newest first."""
-    registry = _yaml("configs/pipeline.yaml")["registry"]
-    place, prefix = str(registry["tracking_uri"]), "sqlite:///"
-    file = Path(place.removeprefix(prefix))
-    if not place.startswith(prefix) or not file.is_file():
-        return []
-    query = "SELECT version FROM model_versions WHERE name = ? ORDER BY version DESC"
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as store:
-        return [str(number) for (number,) in store.execute(query, [registry["name"]])]
+    from pruneflow.settings.pipeline import RegistrySettings
+    from tasks.registry.registered_model import read_registered_model
+
+    model = read_registered_model(RegistrySettings(**_yaml("configs/pipeline.yaml")["registry"]))
+    return [] if model is None else list(model.versions)
 
 
 def models() -> list[str]:
     """Whatever `pruneflow compare` takes."""
+    from tasks.registry.registered_model import ALIASES
+
     return [*ALIASES, "model", "dense", *_rounds(), *versions()]
 
 

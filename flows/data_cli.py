@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pruneflow.data.sources import LockChange
 
 app = typer.Typer(
-    help="Pin the sources of text, and see what changed in it.",
+    help="Pin the sources of text, and show how the text changed.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -20,10 +20,10 @@ app = typer.Typer(
 
 @app.command(epilog=examples("pruneflow data refresh", "pruneflow data refresh --json"))
 def refresh(as_json: AsJson = False) -> None:
-    """Pin every source anew in data/sources.lock.
+    """Pin the current state of every source in data/sources.lock.
 
-    Pinned are the sha256 or the revision of every source, and Python's version. Hub datasets need
-    a network: without one their earlier revisions stay, and the others are listed as unresolved.
+    Pins the sha256 or the revision of every source, and Python's version. Hub datasets need a
+    network: without one, earlier revisions are kept and new datasets are listed as unresolved.
     """
     check_workspace()
     from pruneflow import paths
@@ -41,10 +41,10 @@ def diff(
     revision: Annotated[str, typer.Argument(help="A git commit, branch or tag, e.g. HEAD~1.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show how the calibration data differs from a commit's.
+    """Show how the calibration data differs from that of a commit.
 
-    Documents added and removed by domain and source, tokens of the calibration set by domain,
-    and licences gained and lost. The commit must hold the dvc.lock of a run.
+    Shows documents added and removed by domain and source, tokens of the calibration set by domain,
+    and licences gained and lost. The commit must contain the dvc.lock of a run.
     """
     check_workspace()
     from tasks.dvc.data_history import changes_since
@@ -59,11 +59,11 @@ def diff(
 def _lock_text(change: "LockChange") -> str:
     lines = [f"{verb:<12}{name}" for verb, names in asdict(change).items() for name in names]
     if not (change.added or change.changed or change.removed):
-        lines.append("data/sources.lock is as it was")
+        lines.append("data/sources.lock is unchanged")
     if change.unresolved:
         lines.append(
-            f"{len(change.unresolved)} datasets of the hub are not pinned and cannot be read: "
-            "refresh again where there is a network"
+            f"{len(change.unresolved)} hub datasets are not pinned and cannot be read: "
+            "run this again with a network"
         )
     return "\n".join(lines)
 
@@ -86,7 +86,7 @@ def _diff_lines(changes: dict[str, Any]) -> list[str]:
     for verb, licences in changes["licences"].items():
         lines.append(f"licences {verb}: {', '.join(licences) or 'none'}")
     if not changes["set_is_current"]:
-        lines.append("the calibration set is still of other documents: run `dvc repro calibration`")
+        lines.append("the calibration set is outdated: run `dvc repro calibration`")
     return lines
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from prefect import Flow
     from prefect.client.schemas.objects import State
 
-    from flows.pipeline import Outcome
+    from flows.outcome import Outcome
     from pruneflow.judge.pareto import Row
 
 

@@ -14,14 +14,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 
-# What each kind is for somebody who reads the list; whether each of them is named in it.
+# Heading of each kind, and whether its items are listed by name.
 _HEADINGS = {
     "version": ("versions without an alias", True),
     "logged model": ("models that no version names", True),
     "deleted run": ("files of runs deleted in MLflow", True),
     "round": ("rounds that no stage writes", True),
     "leftover": ("leftovers of killed processes", True),
-    "run cache": ("entries of DVC's run cache", False),
     "cache entry": ("entries of DVC's cache", False),
 }
 
@@ -32,15 +31,16 @@ _HEADINGS = {
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     keep_versions: Annotated[
-        int, typer.Option(min=0, help="Versions without an alias to keep, the newest.")
+        int, typer.Option(min=0, help="Number of versions without an alias to keep.")
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show what nothing needs any more, and remove it when told so.
+    """Show what is no longer needed, and remove it after confirmation.
 
-    Registered versions without an alias go with their model files: `pruneflow restore` cannot bring
-    them back. What the present dvc.lock or that of any commit names stays, and so does everything
-    in DVC's remote. Without --yes it asks; without a terminal, or with --json, it only shows.
+    Registered versions without an alias are removed with their model files: `pruneflow restore`
+    cannot bring them back. Everything that the current dvc.lock or that of any commit names stays,
+    and so does DVC's remote. Without --yes it asks; without a terminal, or with --json, it only
+    shows.
     """
     check_workspace()
     from pruneflow.settings.pipeline import load_settings
@@ -56,13 +56,13 @@ def gc(
     if seen.found and not yes and not as_json and sys.stdin.isatty():
         removed = typer.confirm("Remove all this?")
         if removed:
-            # Nothing was held while a person thought: what has changed meanwhile stays.
+            # Nothing was locked while waiting for the answer: keep what has changed since.
             with survey.survey(settings, keep_versions) as now:
                 survey.remove(thing for thing in now.found if thing in seen.found)
     if as_json:
         print_json(_facts(seen, removed))
     elif seen.found:
-        print("removed" if removed else "nothing was removed: `pruneflow gc --yes` does it")
+        print("removed" if removed else "nothing was removed: use `pruneflow gc --yes`")
 
 
 def _show(seen: "Survey") -> None:
@@ -77,7 +77,7 @@ def _show(seen: "Survey") -> None:
         if things and kind == "version":
             print("  `pruneflow restore` cannot bring them back")
     total = decimal(_size(seen.found))
-    print(f"{'in all':<33}{len(seen.found):>7}{total:>12}" if seen.found else "nothing to remove")
+    print(f"{'total':<33}{len(seen.found):>7}{total:>12}" if seen.found else "nothing to remove")
     for note in seen.notes:
         print(note)
 

@@ -1,4 +1,4 @@
-"""The commands that look and change nothing: `pruneflow doctor | compare`."""
+"""The commands that only inspect: `pruneflow doctor | compare`."""
 
 import shutil
 import sys
@@ -20,12 +20,12 @@ _INDENT = 20
 
 @app.command(epilog=examples("pruneflow doctor", "pruneflow doctor --json"))
 def doctor(as_json: AsJson = False) -> None:
-    """Say whether a run can succeed here, and what to mend.
+    """Check whether a run can succeed here, and what to fix.
 
-    Looked at are versions, settings, sources, stores, processor, memory, disk and git. Each line
-    says ok, warning or problem, and how to mend it.
+    Checks versions, settings, sources, stores, processor, memory, disk and git. Each line is marked
+    ok, warning or problem, and names the fix.
 
-    Exit code: 0 a run can start, 2 a problem must be mended first.
+    Exit code: 0 a run can start, 2 a problem must be fixed first.
     """
     check_workspace()
     set_environment()
@@ -35,13 +35,13 @@ def doctor(as_json: AsJson = False) -> None:
     for finding in examine():
         findings.append(finding)
         if not as_json:
-            _print_line(f"{finding.status:<9}{finding.check:<{_INDENT - 9}}{finding.says}")
+            _print_line(f"{finding.status:<9}{finding.check:<{_INDENT - 9}}{finding.message}")
     problems = sum(finding.status == PROBLEM for finding in findings)
     if as_json:
         print_json({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
     else:
         warnings = sum(finding.status == WARNING for finding in findings)
-        print(f"{problems} problems to mend, {warnings} warnings")
+        print(f"{problems} problems to fix, {warnings} warnings")
     if problems:
         raise typer.Exit(UNFIT)
 
@@ -49,7 +49,7 @@ def doctor(as_json: AsJson = False) -> None:
 Model = Annotated[
     str,
     typer.Argument(
-        help="A version's number or alias, a round, dense, or model (the delivered one).",
+        help="A version's number or alias, a round, dense, or model (the delivered model).",
         autocompletion=one_of(models),
     ),
 ]
@@ -63,10 +63,10 @@ Model = Annotated[
     )
 )
 def compare(a: Model, b: Model, as_json: AsJson = False) -> None:
-    """Put two versions, or two rounds, side by side.
+    """Compare two versions, or two rounds, side by side.
 
-    Shown are size, perplexity, accuracy, speed, health, the settings that differ and the digests,
-    and what was not measured for one of them.
+    Shows size, perplexity, accuracy, speed, health, the settings that differ, the digests, and what
+    was not measured for one of them.
     """
     check_workspace()
     from pruneflow.judge.model_comparison import side_by_side
@@ -75,8 +75,7 @@ def compare(a: Model, b: Model, as_json: AsJson = False) -> None:
     from tasks.registry.named_models import find_side
 
     settings = load_settings()
-    sides = find_side(a, settings), find_side(b, settings)
-    found = side_by_side(*sides, settings.evaluation)
+    found = side_by_side(find_side(a, settings), find_side(b, settings), settings.evaluation)
     if as_json:
         print_json(found.to_json())
         return
@@ -86,7 +85,7 @@ def compare(a: Model, b: Model, as_json: AsJson = False) -> None:
 
 
 def _print_line(line: str) -> None:
-    """Print a line, folded on a terminal and whole in a log."""
+    """Print a line, wrapped on a terminal but not in a log."""
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
         line = textwrap.fill(

@@ -4,10 +4,10 @@
 has side effects outside the workspace's data, and so is no DVC stage.
 """
 
-import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
@@ -21,9 +21,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.outcome import REFUSED, Outcome
-from flows.run_notification import TOLD, tell
+from flows.run_notification import HOOKS, notify_run
 from pruneflow.artifacts import read_json, sha256_file, sha256_json
-from pruneflow.errors import InputError, PruneflowError, StoreBusyError
+from pruneflow.errors import InputError, PruneflowError
 from pruneflow.judge.gates import Decision, GatesSettings, decide, load_gates, refuse
 from pruneflow.judge.summary import Summary
 from pruneflow.measure.evaluation_record import Evaluation
@@ -39,14 +39,15 @@ from pruneflow.paths import (
 )
 from pruneflow.records import read_record, write_record
 from pruneflow.settings.pipeline import PipelineSettings, load_settings
-from pruneflow.workspace import check_workspace, run_lock, wait_for_stage_left_behind
+from pruneflow.workspace import check_workspace, run_lock, wait_for_leftover_stage
 from tasks.dvc.remote import push
 from tasks.dvc.repair import doubt_changed_files, mend_dvc
-from tasks.dvc.repro import RETRIES, RETRY_SECONDS, failed, run_stage, stage_order
+from tasks.dvc.repro import RETRIED, failed, run_stage, stage_order
 from tasks.prefect.flow_runs import only_run
 from tasks.registry import promotion, versions
 from tasks.registry.production import compare_with_production
-from tasks.tracking.runs import git_state, log_run
+from tasks.tracking.git_state import git_state
+from tasks.tracking.runs import log_run
 
 Result = TypeVar("Result")
 
@@ -59,7 +60,7 @@ class StepFailed(PruneflowError):
         self.state = state
 
 
-@flow(name="pipeline", validate_parameters=False, **TOLD)
+@flow(name="pipeline", validate_parameters=False, **HOOKS)
 def pipeline() -> State:
     """Prune, evaluate, decide, track and register, as configs/ says.
 
@@ -72,9 +73,9 @@ def pipeline() -> State:
     try:
         check_workspace()
         settings, gates = load_settings(), load_gates(GATES_FILE)
-        with run_lock() as environment, only_run(tell):
+        with run_lock() as environment, only_run(notify_run):
             # Whether the store can be used shows now, not after hours of pruning.
-            _step("registry", lambda: promotion.make_whole(settings.registry))
+            _step("registry", lambda: promotion.undo_killed_move(settings.registry))
             _run_stages(environment, gates)
             outcome = _conclude(settings, gates)
     except StepFailed as error:
@@ -98,22 +99,13 @@ def served_model_needs() -> list[str]:
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
-@task(name="step", task_run_name="{name}", cache_policy=NO_CACHE)
+@task(name="step", task_run_name="{name}", cache_policy=NO_CACHE, **RETRIED)
 def step(name: str, action: Callable[[], Any]) -> State:
-    """Run one thing that follows the stages, again when the store was busy.
-
-    It ends in a Failed state instead of a traceback.
-    """
-    left = RETRIES
-    while True:
-        try:
-            return Completed(data=action())
-        except PruneflowError as error:
-            if not isinstance(error, StoreBusyError) or not left:
-                return failed(error)
-            get_run_logger().info(f"{name}: {error}; trying again in {RETRY_SECONDS:.0f} s")
-        left -= 1
-        time.sleep(RETRY_SECONDS)
+    """Run one thing that follows the stages; it ends in a Failed state instead of a traceback."""
+    try:
+        return Completed(data=action())
+    except PruneflowError as error:
+        return failed(error)
 
 
 def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
@@ -122,10 +114,13 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
     names = stage_order()
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")
-    wait_for_stage_left_behind()
+    wait_for_leftover_stage()
     for line in doubt_changed_files():
         get_run_logger().info(line)
-    progress = create_progress_artifact(0.0, key="progress", description="Stages of this run")
+    # In a synchronous flow the call returns the id, not a coroutine.
+    progress = cast(
+        UUID, create_progress_artifact(0.0, key="progress", description="Stages of this run")
+    )
     for place, name in enumerate(names, start=1):
         position = f"[{place}/{len(names)}]"
         state = run_stage(name, position, environment, return_state=True)

@@ -1,4 +1,4 @@
-"""Promotion and rollback as flows of their own, so that deployments can do them."""
+"""Promotion and rollback as flows, so that they can be deployments."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.run_notification import TOLD
+from flows.run_notification import HOOKS
 from pruneflow.errors import PruneflowError
 from pruneflow.settings.pipeline import RegistrySettings, load_settings
 from pruneflow.workspace import check_workspace
@@ -14,16 +14,16 @@ from tasks.dvc.repro import failed
 from tasks.registry.promotion import Approval, Move, promote, rollback
 
 
-@flow(name="promotion", **TOLD)
+@flow(name="promotion", **HOOKS)
 def promotion(
     version: int | str | None = None, approved_by: str | None = None, because: str | None = None
 ) -> State:
-    """Put a version into production; the candidate when none is named.
+    """Put a version into production, by default the candidate.
 
     Args:
-        version: its number, which `prefect deployment run -p version=3` gives as an integer.
+        version: its number; `prefect deployment run -p version=3` passes an integer.
         approved_by: who approves; needed where ``registry.promotion`` is manual.
-        because: why, for the model's history.
+        because: the reason, for the model's history.
 
     Returns:
         A Completed state holding a `Move`; or a Failed state with one line.
@@ -32,7 +32,7 @@ def promotion(
     return _move(lambda settings: promote(settings, number, Approval(approved_by, because)))
 
 
-@flow(name="rollback", **TOLD)
+@flow(name="rollback", **HOOKS)
 def roll_back(approved_by: str | None = None, because: str | None = None) -> State:
     """Put the previous version back into production.
 

@@ -24,18 +24,29 @@ Because = Annotated[str | None, typer.Option("--because", help="Why; kept in the
 def status(as_json: AsJson = False) -> None:
     """Show which version is in production, and what it came from."""
     settings = _settings()
-    from tasks.registry import promotion, versions
+    from tasks.registry.registered_model import (
+        PENDING,
+        PRODUCTION,
+        history_of,
+        read_registered_model,
+    )
 
-    promotion.make_whole(settings)
-    known = versions.status(settings)
-    moves = promotion.history(settings) if any(known.values()) else []
+    model = read_registered_model(settings)
+    if model is not None and PENDING not in model.tags:
+        known, moves = model.by_alias(), history_of(model.tags)
+    else:
+        from tasks.registry import promotion, versions
+
+        promotion.undo_killed_move(settings)
+        known = versions.status(settings)
+        moves = promotion.history(settings) if any(known.values()) else []
     if as_json:
         print_json({"model": settings.name, **known, "history": moves})
         return
     print(f"model       {settings.name}")
     for alias, version in known.items():
         print(f"{alias:<12}{_version_line(version)}")
-        if alias == versions.PRODUCTION and version is not None:
+        if alias == PRODUCTION and version is not None:
             print(f"  model digest      {version.get('model_digest', 'unknown')}")
             print(f"  calibration set   {version.get('data_digest', 'unknown')}")
             print(f"  gates' decision   {version.get('decision_digest', 'unknown')}")

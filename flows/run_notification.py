@@ -1,7 +1,8 @@
-"""What Prefect does when a run ends: tell the webhook of the settings.
+"""Notify the webhook of the settings when a flow run ends.
 
-A hook of the flow and not its last step, so that a run that fails or crashes tells, too. It never
-changes how the run ended: what goes wrong here is a warning in the run's log.
+A state hook of the flow, not an automation: an automation needs a server that outlives the run, and
+`pruneflow run` may start one for itself. A hook never changes how the run ended: its errors are
+warnings in the run's log.
 """
 
 from datetime import UTC, datetime
@@ -16,25 +17,25 @@ from flows.outcome import REFUSED, Outcome
 from pruneflow.errors import PruneflowError
 from pruneflow.paths import PAGE
 from pruneflow.settings.pipeline import load_notify_settings, load_settings
-from tasks.prefect.webhook import post, webhook
+from tasks.prefect.webhook import send, webhook_url
 from tasks.registry import versions
 
 
-def notify(flow: "Flow[Any, Any]", flow_run: FlowRun, state: State) -> None:
-    """Tell how this run of a flow ended."""
-    tell(flow.name, flow_run, state)
+def notify(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
+    """Send a notification about a finished run, as a state hook of its flow."""
+    notify_run(flow.name, flow_run, state)
 
 
-def tell(flow: str, flow_run: FlowRun, state: State) -> None:
-    """Send what the settings want to be told: which ends, of scheduled runs or of all."""
+def notify_run(flow: str, flow_run: FlowRun, state: State) -> None:
+    """Send a notification about a finished run, if the settings ask for one."""
     settings = load_notify_settings()
-    event, url = _event(state), webhook(settings)
+    event, url = _event(state), webhook_url(settings)
     watched = settings.runs == "all" or flow_run.deployment_id is not None
     if url is None or not watched or event not in settings.events:
         return
-    problem = post(url, _message(flow, flow_run, state, event))
-    if problem is not None:
-        flow_run_logger(flow_run).warning(f"nobody was told how this run ended: {problem}")
+    error = send(url, _message(flow, flow_run, state, event))
+    if error is not None:
+        flow_run_logger(flow_run).warning(f"no notification was sent: {error}")
 
 
 def _event(state: State) -> str | None:
@@ -63,7 +64,7 @@ def _message(flow: str, flow_run: FlowRun, state: State, event: str) -> dict[str
 
 
 def _in_production() -> str | None:
-    """The version in production; None as well where settings or store cannot be read."""
+    """The version in production; None where settings or store cannot be read, too."""
     try:
         version = versions.status(load_settings().registry)[versions.PRODUCTION]
     except PruneflowError:
@@ -71,10 +72,10 @@ def _in_production() -> str | None:
     return None if version is None else version["version"]
 
 
-# What a flow is decorated with for its ends to be told.
-TOLD: dict[str, Any] = {
+HOOKS: dict[str, Any] = {
     "on_completion": [notify],
     "on_failure": [notify],
     "on_crashed": [notify],
     "on_cancellation": [notify],
 }
+"""Arguments of `flow` that send notifications."""

@@ -1,17 +1,19 @@
-"""Many recipes as one Prefect flow: side by side on Dask's workers, then compared.
+"""Many recipes as one Prefect flow: run in parallel on Dask's workers, then compared.
 
-Nothing is registered: a recipe that convinces is put into configs/pipeline.yaml and run.
+Nothing is registered: to use a recipe, put it into configs/pipeline.yaml and run the pipeline.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prefect import flow, get_run_logger, unmapped
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
+from prefect.task_runners import TaskRunner
 from prefect_dask import DaskTaskRunner
 
-from flows.run_notification import TOLD, tell
+from flows.run_notification import HOOKS, notify_run
 from pruneflow.artifacts import write_json
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.judge.pareto import Row, figures_of, pareto_table
@@ -24,17 +26,17 @@ from pruneflow.sweep_recipes import load_recipes
 from pruneflow.workspace import STATE, check_workspace, run_lock
 from tasks.dvc.repro import failed
 from tasks.prefect.flow_runs import only_run
-from tasks.sweep.recipes import beside, clear_recipes, run_recipe, stop_recipes
+from tasks.sweep.recipes import clear_recipes, run_recipe, shared_environment, stop_recipes
 from tasks.sweep.workspaces import RecipeWorkspace, prepare, to_share
 from tasks.tracking.runs import log_sweep
 
 
-@flow(name="sweep", validate_parameters=False, **TOLD)
+@flow(name="sweep", validate_parameters=False, **HOOKS)
 def sweep(workers: int = 2) -> State:
     """Run every recipe of configs/sweep.yaml, and compare them.
 
     Args:
-        workers: how many recipes are at work at the same time.
+        workers: number of recipes that run at the same time.
 
     Returns:
         A Completed state holding the rows of the table; or a Failed state with one line, when no
@@ -46,7 +48,7 @@ def sweep(workers: int = 2) -> State:
         check_workspace()
         settings = load_settings()
         recipes = load_recipes(settings)
-        with run_lock(), only_run(tell):
+        with run_lock(), only_run(notify_run):
             rows = _sweep(settings, recipes, workers)
     except PruneflowError as error:
         return failed(error)
@@ -65,18 +67,21 @@ def _sweep(
     workspaces = {each.name: each for each in prepare(recipes)}
     try:
         for name, stages in to_share(workspaces.values()).items():
-            # Whoever needs what fails here says so itself.
-            _run_alone(workspaces[name], "what others need, too", stages)
-        errors = _run_side_by_side(list(workspaces.values()), workers)
+            # A failure is reported by every recipe that needs these stages.
+            _run_alone(workspaces[name], "shared stages", stages)
+        errors = _run_in_parallel(list(workspaces.values()), workers)
         for name, workspace in workspaces.items():
-            # With the machine to itself: the recipes' speeds are compared.
+            # One at a time: the recipes' speeds are compared.
             if name not in errors and (error := _run_alone(workspace, "speed and report", [])):
                 errors[name] = error
     except BaseException:  # Ctrl-C, a cancelled flow
         stop_recipes(folders)
         raise
-    done = [each for name, each in workspaces.items() if name not in errors]
-    summaries = {each.name: read_record(Summary, each.folder / SUMMARY) for each in done}
+    summaries = {
+        name: read_record(Summary, each.folder / SUMMARY)
+        for name, each in workspaces.items()
+        if name not in errors
+    }
     rows = pareto_table({name: figures_of(each) for name, each in summaries.items()}, errors)
     write_json(SWEEP_TABLE, {"recipes": rows})
     create_table_artifact(sweep_rows(rows), key="sweep", description="Recipes compared")
@@ -87,39 +92,40 @@ def _sweep(
 
 def _run_alone(workspace: RecipeWorkspace, part: str, targets: list[str]) -> str | None:
     """Run stages of one recipe (all without targets); returns why they failed, or None."""
-    name, folder = workspace.name, workspace.folder
-    return _problem(run_recipe(name, folder, part, targets, {}, return_state=True))
+    return _error(
+        run_recipe(workspace.name, workspace.folder, part, targets, {}, return_state=True)
+    )
 
 
-def _run_side_by_side(workspaces: Sequence[RecipeWorkspace], workers: int) -> dict[str, str]:
-    """Make the models of all recipes and measure all but their speed; returns who failed, why."""
+def _run_in_parallel(workspaces: Sequence[RecipeWorkspace], workers: int) -> dict[str, str]:
+    """Run all stages of all recipes but the timed ones; returns the errors by recipe."""
     workers = min(workers, len(workspaces))
-    runner = DaskTaskRunner(
+    runner: TaskRunner[Any] = DaskTaskRunner(
         cluster_kwargs={
             "n_workers": workers,
             "threads_per_worker": 1,
-            # Threads of this process, which talk without a port: the work is in their children.
+            # Threads of this process: the work is done by their child processes.
             "processes": False,
             "scheduler_kwargs": {"dashboard": False},
-            # Dask answers HTTP all the same: to this machine only.
+            # Dask serves HTTP even so: on this machine only.
             "dashboard_address": "127.0.0.1:0",
             "worker_dashboard_address": "127.0.0.1:0",
             "local_directory": str(STATE.absolute() / "dask"),
         }
     )
-    return make_models.with_options(task_runner=runner)(workspaces, beside(workers - 1))
+    environment = shared_environment(workers - 1)
+    return make_models.with_options(task_runner=runner)(workspaces, environment)
 
 
 @flow(name="recipes", validate_parameters=False)
 def make_models(
     workspaces: Sequence[RecipeWorkspace], environment: dict[str, str]
 ) -> dict[str, str]:
-    """Map the recipes over the task runner; one that fails does not hold up the others."""
-    names = [each.name for each in workspaces]
+    """Map the recipes over the task runner; one that fails does not stop the others."""
     folders = [each.folder for each in workspaces]
     try:
         states = run_recipe.map(
-            names,
+            [each.name for each in workspaces],
             folders,
             unmapped("model"),
             [list(each.untimed) for each in workspaces],
@@ -129,9 +135,9 @@ def make_models(
     except BaseException:
         stop_recipes(folders)  # before the runner waits for its workers
         raise
-    problems = zip(names, map(_problem, states), strict=True)
-    return {name: problem for name, problem in problems if problem}
+    errors = {each.name: _error(state) for each, state in zip(workspaces, states, strict=True)}
+    return {name: error for name, error in errors.items() if error}
 
 
-def _problem(state: State) -> str | None:
+def _error(state: State) -> str | None:
     return None if state.is_completed() else " ".join(str(state.message).split())

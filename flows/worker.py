@@ -1,7 +1,7 @@
-"""Become Prefect's worker of this workspace: `make services` starts it beside the server.
+"""Prefect's worker of this workspace, which `make services` starts next to the server.
 
-Waits for the server, makes the work pool, deploys what prefect.yaml describes, and then is an
-ordinary `prefect worker start`.
+It waits for the server, creates the work pool, deploys prefect.yaml, and then executes
+`prefect worker start`.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 import time
 
 from pruneflow.errors import InputError, PruneflowError, report
-from tasks.prefect.schedules import check_crons, switch_as_before, switches
+from tasks.prefect.schedules import active_schedules, check_crons, restore_active
 from tasks.registry.lock import check_server
 
 POOL = "pruneflow"
@@ -18,17 +18,17 @@ WAIT_SECONDS = 120.0
 
 
 def main() -> None:
-    """Wait, deploy, work.
+    """Wait, deploy, and start the worker.
 
     Raises:
-        InputError: a cron cannot be understood, no server answers, or it refuses a deployment.
+        InputError: a cron is not valid, no server answers, or it refuses a deployment.
     """
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise InputError("PREFECT_API_URL is not set: start services with `make services`")
     check_crons()
     _wait_for_server()
-    before = switches()
+    before = active_schedules()
     for step in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["deploy", "--all"],
@@ -39,10 +39,10 @@ def main() -> None:
             lines = (done.stdout + done.stderr).strip().splitlines()
             raise InputError(
                 f"`prefect {' '.join(step)}` failed ({lines[-1] if lines else 'no reason given'}): "
-                "mend prefect.yaml"
+                "fix prefect.yaml"
             )
-    switch_as_before(before)
-    print(f"the deployments of prefect.yaml are at {url.removesuffix('/api')}", flush=True)
+    restore_active(before)
+    print(f"deployed prefect.yaml to {url.removesuffix('/api')}", flush=True)
     worker = ["-m", "prefect", "worker", "start", "--pool", POOL]
     os.execv(sys.executable, [sys.executable, *worker])
 

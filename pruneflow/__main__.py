@@ -1,4 +1,4 @@
-"""The engine's own command: `python -m pruneflow stage NAME`, what dvc.yaml calls."""
+"""The engine's command line: `python -m pruneflow stage NAME`, called by dvc.yaml."""
 
 import argparse
 import importlib.util
@@ -10,11 +10,10 @@ from pruneflow.compute.torchrun import is_first
 from pruneflow.errors import InputError, PruneflowError, report
 
 NEEDED = ("filelock", "pydantic", "torch", "transformers")
-PROJECT_PYTHON = Path(".venv/bin/python")
 
 
 def main() -> int:
-    """Run a stage; an error a user can act on is one line."""
+    """Run a stage; errors a user can act on are printed as one line."""
     parser = argparse.ArgumentParser(prog="python -m pruneflow", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     stage = commands.add_parser("stage", help="run one stage of dvc.yaml")
@@ -29,21 +28,25 @@ def main() -> int:
         return run_stage_by_name(arguments.name)
     except PruneflowError as error:
         if isinstance(error, InputError) and not is_first():
-            return error.exit_code  # the first rank has found the same, and says so
+            return error.exit_code  # the first rank reports the same error
         return report(error)
     except KeyboardInterrupt:
         return 130
 
 
 def _use_project_python() -> None:
-    """Go on with the project's own Python when this one lacks what the project needs.
+    """Restart with the project's own Python if this one lacks the dependencies.
 
     `dvc repro` in a shell whose PATH does not begin with .venv/bin calls any `python` it finds.
     """
-    lacks = any(importlib.util.find_spec(name) is None for name in NEEDED)
-    inside = Path(sys.prefix).resolve() == PROJECT_PYTHON.parents[1].resolve()
-    if lacks and not inside and PROJECT_PYTHON.is_file():
-        os.execv(PROJECT_PYTHON, [str(PROJECT_PYTHON), "-m", "pruneflow", *sys.argv[1:]])
+    if all(importlib.util.find_spec(name) for name in NEEDED):
+        return
+    # DVC runs a queued experiment in a folder below the project's.
+    folders = (folder / ".venv" for folder in (Path.cwd(), *Path.cwd().parents))
+    project = next((each for each in folders if (each / "bin/python").is_file()), None)
+    if project is not None and Path(sys.prefix).resolve() != project.resolve():
+        python = str(project / "bin/python")
+        os.execv(python, [python, "-m", "pruneflow", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The library's front door: load a model from anywhere, measure it, save it for anyone."""
+"""The library's main functions: load, evaluate and save models."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.artifacts import staged_directory
-from pruneflow.compute.placement import place_as_asked
+from pruneflow.compute.placement import place_by_settings
 from pruneflow.errors import InputError
 from pruneflow.measure.perplexity import perplexity_by_domain
 from pruneflow.models import loading
@@ -28,34 +28,34 @@ def load_model(
     placement: Placement = "auto",
     revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model of either layout, weights frozen, and its tokenizer.
+    """Load a model of either layout, with frozen weights, and its tokenizer.
 
-    Nothing in the directory is executed, and a directory that this project wrote is checked
-    against its record first.
+    No code in the directory is executed. A directory written by pruneflow is first verified against
+    its record.
 
     Args:
-        source: a model directory (of this project or any other), a hub id, a ``.gguf`` file, or
-            ``package:NAME/FILE`` for a file that an installed package carries.
+        source: a model directory (pruned or not), a hub id, a ``.gguf`` file, or
+            ``package:NAME/FILE`` for a file in an installed package.
         dtype: type of the weights and of all passes.
-        device: ``auto`` takes a GPU when torch sees one.
-        placement: ``whole`` on one GPU, ``spread`` over those there are, or ``streamed``: blocks in
-            host memory, brought to the GPU one at a time. ``auto`` takes the first with room.
-        revision: commit of a hub id; needed for hub ids.
+        device: ``auto`` uses a GPU if torch finds one.
+        placement: ``whole`` on one GPU, ``spread`` over all GPUs, or ``streamed``: blocks stay in
+            host memory and are loaded to the GPU one at a time. ``auto`` takes the first that fits.
+        revision: commit of a hub id; required for hub ids.
 
     Raises:
-        InputError: it does not exist, is of a family that is not supported, holds NaN or infinity,
-            a GPU is asked for and there is none, or all GPUs together are too small to spread it.
-        DamagedArtifactError: it is not what its record says.
+        InputError: the model does not exist, its family is not supported, it contains NaN or
+            infinity, a GPU is requested and there is none, or the GPUs are too small to spread it.
+        DamagedArtifactError: a file does not match the model's record.
     """
     compute = ComputeSettings(device=device, dtype=dtype, placement=placement)
-    target = loading.resolve_device(compute)  # a missing GPU shows before weights are read
+    target = loading.resolve_device(compute)  # fail on a missing GPU before reading weights
     path = Path(source).expanduser()
     if (path / RECORD).is_file():
         return loading.load_model(path, compute)
     model, tokenizer = loading.load_source(
         ModelSettings(source=str(source), revision=revision, dtype=dtype)
     )
-    return place_as_asked(model, compute, target), tokenizer
+    return place_by_settings(model, compute, target), tokenizer
 
 
 def save_model(
@@ -63,14 +63,14 @@ def save_model(
 ) -> None:
     """Write a model directory that plain transformers loads (see docs/method.md, layouts).
 
-    Its ``README.md`` is a model card; the pipeline's has what was measured as well.
+    Its ``README.md`` is a model card without results; the pipeline's card includes them.
 
     Raises:
-        InputError: the directory exists.
+        InputError: the directory already exists.
     """
     directory = Path(directory)
     if directory.exists():
-        raise InputError(f"{directory} exists already: give another directory, or delete it")
+        raise InputError(f"{directory} already exists: give another directory, or delete it")
     with staged_directory(directory) as folder:
         save(model, tokenizer, folder, model.dtype)
         write_library_card(folder, directory.name, model)
@@ -82,16 +82,16 @@ def evaluate(
     *,
     batch_tokens: int = 2048,
 ) -> dict[str, DomainLoss]:
-    """Perplexity by domain on text that was not calibrated on.
+    """Perplexity per domain on held-out text.
 
     Args:
         model: a causal language model.
-        text: a calibration set, whose validation split is scored, or windows of token ids by
-            domain, ``[windows, tokens]`` each.
+        text: a calibration set, of which the validation split is scored, or windows of token ids
+            by domain, each ``[windows, tokens]``.
         batch_tokens: tokens in one forward pass.
 
     Raises:
-        InputError: a domain has no windows, or the model gives no finite loss.
+        InputError: a domain has no windows, or the loss is not finite.
     """
     windows = text.blocks["validation"] if isinstance(text, CalibrationSet) else dict(text)
     return perplexity_by_domain(model, windows, batch_tokens, "evaluate")

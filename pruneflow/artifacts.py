@@ -1,8 +1,8 @@
-"""Files that survive a kill: written beside their final name, renamed, verified on reading.
+"""Crash-safe files: written to a temporary name, renamed into place, verified when read.
 
-A stage writes into ``.NAME.new`` next to its output ``NAME`` and swaps at the end. A directory
-cannot be replaced in one system call, so the old one is moved to ``.NAME.old`` first; a kill
-between the two renames leaves that state, and `repair` undoes it at the next start.
+A stage writes to ``.NAME.new`` next to its output ``NAME`` and swaps the two at the end. A
+directory cannot be replaced in one system call, so the old one is first moved to ``.NAME.old``. If
+the process is killed between the two renames, `repair` restores the old one at the next start.
 """
 
 import errno
@@ -19,7 +19,7 @@ from typing import Any
 from pruneflow.errors import DamagedArtifactError, InputError
 
 MANIFEST = "manifest.json"
-_REFUSALS = {
+_WRITE_ERRORS = {
     errno.EACCES,
     errno.EDQUOT,
     errno.EEXIST,
@@ -65,10 +65,10 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with sorted keys through a temporary name, so that a reader sees all or nothing.
+    """Write JSON with sorted keys, atomically: a reader never sees a partial file.
 
     Raises:
-        ValueError: the value holds NaN or infinity, which JSON has no word for.
+        ValueError: the value contains NaN or infinity, which JSON cannot represent.
     """
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with staged_file(path) as temporary:
@@ -77,12 +77,12 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def staged_file(out: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `out`; on success it takes its place, else it is removed.
+    """Yield a temporary path that replaces `out` on success and is removed on failure.
 
     Raises:
-        InputError: the place cannot be written, or the disk is full.
+        InputError: `out` cannot be written, or the disk is full.
     """
-    temporary = _beside(out, "new")
+    temporary = _sibling(out, "new")
     with _writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.unlink(missing_ok=True)
@@ -97,12 +97,12 @@ def staged_file(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_directory(out: Path) -> Iterator[Path]:
-    """Yield an empty directory beside `out`; on success it takes its place, else it is removed.
+    """Yield an empty directory that replaces `out` on success and is removed on failure.
 
     Raises:
-        InputError: the place cannot be written, or the disk is full.
+        InputError: `out` cannot be written, or the disk is full.
     """
-    temporary, old = _beside(out, "new"), _beside(out, "old")
+    temporary, old = _sibling(out, "new"), _sibling(out, "old")
     with _writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         repair(out)
@@ -121,8 +121,8 @@ def staged_directory(out: Path) -> Iterator[Path]:
 
 
 def repair(out: Path) -> None:
-    """Finish or undo a swap of `out` that a kill interrupted, and remove what it left over."""
-    new, old = _beside(out, "new"), _beside(out, "old")
+    """Finish or undo an interrupted swap of `out`, and remove its leftovers."""
+    new, old = _sibling(out, "new"), _sibling(out, "old")
     if old.exists() and not out.exists():
         old.rename(out)
     for leftover in (new, old):
@@ -133,16 +133,16 @@ def repair(out: Path) -> None:
 
 
 def leftovers(out: Path) -> list[Path]:
-    """Return what a killed writer of `out` left beside it and nothing needs.
+    """Return temporary files of `out` that a killed process left and that can be deleted.
 
-    An old state without a present one is not among it: `repair` puts it back.
+    The old version is not listed while `out` itself is missing: `repair` restores it.
     """
-    new, old = _beside(out, "new"), _beside(out, "old")
+    new, old = _sibling(out, "new"), _sibling(out, "old")
     return [path for path in (new, old) if path.exists() and (path == new or out.exists())]
 
 
 def write_manifest(directory: Path, **facts: Any) -> dict[str, Any]:
-    """Write ``manifest.json``: the sha256 of every file below `directory`, and the given facts."""
+    """Write ``manifest.json``: `facts`, and the sha256 of every file in `directory`."""
     files = {
         path.relative_to(directory).as_posix(): sha256_file(path)
         for path in sorted(directory.rglob("*"))
@@ -154,10 +154,10 @@ def write_manifest(directory: Path, **facts: Any) -> dict[str, Any]:
 
 
 def verify_manifest(directory: Path) -> dict[str, Any]:
-    """Check every file that the manifest of `directory` lists, and return the manifest.
+    """Check every file listed in the manifest of `directory`, and return the manifest.
 
     Raises:
-        DamagedArtifactError: a file is missing or its bytes are not those described.
+        DamagedArtifactError: a file is missing or does not match its sha256.
     """
     manifest = read_json(directory / MANIFEST)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
@@ -168,24 +168,24 @@ def verify_manifest(directory: Path) -> dict[str, Any]:
             raise DamagedArtifactError(f"{path} is missing: delete {directory} and run again")
         if sha256_file(path) != digest:
             raise DamagedArtifactError(
-                f"{path} is damaged (its sha256 is not the manifest's): "
+                f"{path} is damaged (its sha256 does not match the manifest): "
                 f"delete {directory} and run again"
             )
     return manifest
 
 
-def _beside(out: Path, suffix: str) -> Path:
+def _sibling(out: Path, suffix: str) -> Path:
     return out.with_name(f".{out.name}.{suffix}")
 
 
 @contextmanager
 def _writable(out: Path) -> Iterator[None]:
-    """Turn the system's refusal to write `out` into one clear line."""
+    """Report an operating-system error while writing `out` as an `InputError`."""
     try:
         yield
     except Exception as error:
-        number = _system_error(error)
-        if number not in _REFUSALS:
+        number = _errno(error)
+        if number not in _WRITE_ERRORS:
             raise
         raise InputError(
             f"{out} cannot be written ({os.strerror(number)}): make {out.parent} writable "
@@ -193,16 +193,16 @@ def _writable(out: Path) -> Iterator[None]:
         ) from None
 
 
-def _system_error(error: Exception) -> int | None:
-    """The system's number of an error; libraries written in Rust only say it."""
+def _errno(error: Exception) -> int | None:
+    """The errno of an error; libraries written in Rust only have it in their message."""
     if isinstance(error, OSError):
         return error.errno
-    said = re.search(r"\(os error (\d+)\)", str(error))
-    return int(said[1]) if said else None
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or directory entry to disk, so that a rename never outruns its bytes."""
+    """Flush a file or directory entry to disk before it is renamed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The errors a user can act on; every message says what is wrong, where, and how to mend it."""
+"""Errors a user can act on; every message says what is wrong, where, and how to fix it."""
 
 import sys
 import traceback
@@ -11,26 +11,26 @@ class PruneflowError(Exception):
 
 
 class InputError(PruneflowError):
-    """Bad input: a setting, a file, a model or a data source that cannot be used as it is."""
+    """Bad input: a setting, file, model or data source that cannot be used."""
 
     exit_code = 2
 
 
 class DamagedArtifactError(InputError):
-    """A file on disk is missing, truncated, or not the one its manifest describes."""
+    """A file on disk is missing, truncated, or does not match its manifest."""
 
 
 class WorkspaceBusyError(InputError):
-    """Another run or stage is at work on this workspace."""
+    """Another run or stage is using this workspace."""
 
 
 class StoreBusyError(WorkspaceBusyError):
-    """Somebody else writes to MLflow's store this moment: it passes by itself."""
+    """Another process is writing to MLflow's store; retrying later succeeds."""
 
 
 def report(error: PruneflowError) -> int:
-    """Say an error in one line on stderr; returns the exit code it stands for."""
-    # Frames keep progress bars open, and the line would land behind a bar.
+    """Print an error as one line on stderr; returns its exit code."""
+    # Frames keep progress bars open, and the line would be printed after a bar.
     traceback.clear_frames(error.__traceback__)
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code

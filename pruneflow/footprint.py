@@ -1,4 +1,4 @@
-"""What a run needs of disk and memory, estimated from the model's size and the number of rounds."""
+"""Estimated disk space and memory of a run, from the model's size and the number of rounds."""
 
 import math
 from typing import NamedTuple
@@ -13,11 +13,11 @@ _LIBRARIES = 2 * 10**9  # torch, transformers and the activations of a small bat
 
 
 class Footprint(NamedTuple):
-    """Bytes that a run from the beginning takes.
+    """Bytes needed by a complete run.
 
     Attributes:
-        disk_least: where DVC's cache and remote take no room of their own (reflinks).
-        disk_most: where they hold copies on the same disk.
+        disk_least: when DVC's cache and remote take no extra space (reflinks).
+        disk_most: when they are copies on the same disk.
         memory: of the process that compares a round with the dense model.
     """
 
@@ -27,20 +27,20 @@ class Footprint(NamedTuple):
 
 
 def footprint(settings: PipelineSettings, dtype: str) -> Footprint | None:
-    """Estimate what a run needs; None when the model is on the hub and its size not known yet.
+    """Estimate the needs of a run; None when the model is on the hub and its size not yet known.
 
-    Each round is counted as large as the dense model. Besides the rounds there are the dense
-    model, the delivered one, the one that is being written, and the registered version; the cache
-    and the remote hold the dense model and the rounds, once each.
+    Each round counts as large as the dense model. In addition to the rounds there are the dense
+    model, the delivered one, the one being written, and the registered version; the cache and the
+    remote each hold the dense model and the rounds once.
 
     Args:
-        settings: the pipeline's.
-        dtype: what models compute in, ``bfloat16`` or ``float32``.
+        settings: the pipeline settings.
+        dtype: compute type, ``bfloat16`` or ``float32``.
 
     Raises:
         InputError: the model cannot be read.
     """
-    weights = weight_file_bytes(CHECKPOINTS / DENSE)  # 0 when it is not there yet
+    weights = weight_file_bytes(CHECKPOINTS / DENSE)  # 0 when it does not exist yet
     stored = _BYTES[settings.model.dtype]
     parameters: int | None = math.ceil(weights / stored) or source_parameters(settings.model)
     if parameters is None:
@@ -55,6 +55,6 @@ def footprint(settings: PipelineSettings, dtype: str) -> Footprint | None:
 
 
 def present() -> int:
-    """Bytes of the models that are in the workspace already, which a run writes over."""
+    """Bytes of the models already in the workspace, which a run overwrites."""
     folders = [*CHECKPOINTS.glob("[!.]*"), MODEL]
     return sum(weight_file_bytes(folder) for folder in folders if folder.is_dir())

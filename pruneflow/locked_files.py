@@ -1,4 +1,4 @@
-"""Files of installed packages: found without importing, read only when they are the locked ones."""
+"""Files of installed packages: found without importing, and verified against the lock file."""
 
 import hashlib
 import importlib.util
@@ -16,12 +16,12 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lock:
-    """What `data/sources.lock` pins.
+    """The content of `data/sources.lock`.
 
     Attributes:
         files: sha256 of every package file that may be read, by `PACKAGE/PATH`.
         hub: commit of every hub dataset that has no `revision` in the YAML, by hub id.
-        python: version of the Python whose library and topics were meant; "" when unknown.
+        python: Python version that sources of kind `python` were locked with; "" when unknown.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -29,36 +29,18 @@ class Lock:
     python: str = ""
 
 
-@dataclass(frozen=True)
-class Malformed:
-    """A line, record or file that was skipped because it cannot be read.
-
-    Attributes:
-        source: name of the source.
-        place: the file, and the line, record or row.
-        reason: `malformed`, or `binary`.
-        detail: what is wrong with it.
-    """
-
-    source: str
-    place: str
-    reason: str
-    detail: str = ""
-
-
 @dataclass
 class Reading:
-    """What reading needs from outside, and what it has read.
+    """Settings for reading sources, and a log of what was read.
 
     Attributes:
-        root: the workspace, which `data/text` is relative to.
-        lock: what may be read; None when a lock is being made.
-        malformed: whether what cannot be read ends the reading or is skipped.
-        max_record_bytes: longer lines, records and text files cannot be read.
+        root: the workspace root, which `data/text` is relative to.
+        lock: the lock file; None while one is being written.
+        malformed: whether an unreadable record is an error or is skipped.
+        max_record_bytes: longer lines, records and text files count as malformed.
         package_files: sha256 of every package file read.
-        text_files: sha256 of every file below data/text read.
+        text_files: sha256 of every file read from data/text.
         hub: commit of every hub dataset read, by hub id.
-        malformed_records: what was skipped, in reading order.
     """
 
     root: Path
@@ -68,14 +50,13 @@ class Reading:
     package_files: dict[str, str] = field(default_factory=dict)
     text_files: dict[str, str] = field(default_factory=dict)
     hub: dict[str, str] = field(default_factory=dict)
-    malformed_records: list[Malformed] = field(default_factory=list)
 
 
 def package_files(package: str, patterns: list[str]) -> list[tuple[Path, str]]:
     """Find files of an installed package without importing it.
 
     Returns:
-        Pairs of path and `PACKAGE/PATH`, the name that the lock knows the file by.
+        Pairs of path and `PACKAGE/PATH`, the file's name in the lock.
 
     Raises:
         InputError: the package is not installed, or a pattern matches nothing.
@@ -89,19 +70,19 @@ def package_files(package: str, patterns: list[str]) -> list[tuple[Path, str]]:
 
 
 def check_locked(path: Path, name: str, reading: Reading) -> None:
-    """Compare the sha256 of a package's file with the lock's, and note it as read.
+    """Verify a package file against the lock, and log it as read.
 
     Raises:
-        InputError: the lock has no entry for it, or another sha256.
+        InputError: the lock has no entry for the file, or a different sha256.
     """
     _note(name, sha256_file(path), reading)
 
 
 def read_locked(path: Path, name: str, reading: Reading) -> bytes:
-    """Read a whole file of a package after comparing its sha256 with the lock's.
+    """Read a package file after verifying it against the lock.
 
     Raises:
-        InputError: the lock has no entry for it, or another sha256.
+        InputError: the lock has no entry for the file, or a different sha256.
     """
     content = path.read_bytes()
     _note(name, hashlib.sha256(content).hexdigest(), reading)
@@ -109,7 +90,7 @@ def read_locked(path: Path, name: str, reading: Reading) -> bytes:
 
 
 def load_lock(lock_file: Path) -> Lock:
-    """Read what may be read; a lock made with another Python is logged as a warning.
+    """Read a lock file; warn if it was written with a different Python version.
 
     Raises:
         InputError: the lock is missing or damaged.
@@ -117,7 +98,7 @@ def load_lock(lock_file: Path) -> Lock:
     lock = read_lock(lock_file)
     if lock.python and lock.python != platform.python_version():
         LOGGER.warning(
-            "%s was made with Python %s, this is %s: text of kind `python` may differ "
+            "%s was written with Python %s, this is %s: text of kind `python` may differ "
             "(`pruneflow data refresh` accepts it)",
             lock_file,
             lock.python,
@@ -127,7 +108,7 @@ def load_lock(lock_file: Path) -> Lock:
 
 
 def read_lock(lock_file: Path) -> Lock:
-    """Read a lock, whatever this Python is.
+    """Read a lock file, whatever Python version it was written with.
 
     Raises:
         InputError: the lock is missing or damaged.
@@ -146,7 +127,11 @@ def read_lock(lock_file: Path) -> Lock:
 
 
 def expand(root: Path, patterns: list[str], where: str) -> list[Path]:
-    """List the files that match, in a stable order; a pattern without a match is an error."""
+    """List the files that match, in a stable order.
+
+    Raises:
+        InputError: a pattern has no match, or leaves `root`.
+    """
     found: dict[Path, None] = {}
     for pattern in patterns:
         if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
@@ -165,7 +150,7 @@ def _note(name: str, digest: str, reading: Reading) -> None:
         known = name in reading.lock.files
         problem = "does not have the sha256 in" if known else "has no entry in"
         raise InputError(
-            f"{name} {problem} data/sources.lock: look at what changed, then run "
+            f"{name} {problem} data/sources.lock: check what changed, then run "
             "`pruneflow data refresh`"
         )
     reading.package_files[name] = digest

@@ -1,4 +1,4 @@
-"""Where everything in a workspace is, relative to it."""
+"""Paths of all files in a workspace, relative to its root."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ SWEEP_FILE = Path("configs/sweep.yaml")
 SOURCES_LOCK = Path("data/sources.lock")
 DVC_LOCK = Path("dvc.lock")
 
+ENVIRONMENT = Path("data/environment.json")  # installed versions
 QUESTIONS = Path("data/questions")
 DOCUMENTS = Path("data/calibration/documents")
 VALIDATION = Path("data/calibration/validation.json")
@@ -20,9 +21,9 @@ MODEL = Path("data/model")
 # next to the model.
 STATISTICS = "statistics"
 DISAGREEMENT = "disagreement.json"
-RECOVERY = Path(".pruneflow/recovery")  # checkpoints of a recovery under way
+RECOVERY = Path(".pruneflow/recovery")  # checkpoints of the current recovery
 RECOVERY_DONE = Path(".pruneflow/recovery.done")  # the same, about to be removed
-SWEEP = Path(".pruneflow/sweep")  # a workspace for each recipe
+SWEEP = Path(".pruneflow/sweep")  # one workspace per recipe
 
 REPORTS = Path("data/reports")
 BASELINE = REPORTS / "baseline.json"
@@ -30,8 +31,8 @@ EVALUATION = REPORTS / "evaluation.json"
 LATENCY = REPORTS / "latency.json"
 SUMMARY = REPORTS / "summary.json"
 PAGE = REPORTS / "report.html"
-METRICS = REPORTS / "metrics.json"  # what `dvc metrics` shows
-PLOTS = REPORTS / "plots"  # what dvc.yaml's plots draw
+METRICS = REPORTS / "metrics.json"  # read by `dvc metrics`
+PLOTS = REPORTS / "plots"  # data of dvc.yaml's plots
 CARD = REPORTS / "model_card.md"
 DATA_CARD = REPORTS / "data_card.md"
 DECISION = REPORTS / "decision.json"

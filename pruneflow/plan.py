@@ -1,4 +1,4 @@
-"""Writes configs/pipeline.yaml: whole from a profile, or its rounds from a target."""
+"""Write configs/pipeline.yaml: the complete file from a profile, or its rounds from a target."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def configure(profile: str) -> Path | None:
     """Write configs/pipeline.yaml from configs/profiles/PROFILE.yaml and the defaults.
 
     Returns:
-        Where the former file was kept, when it differed; else None.
+        The backup of the previous file, if it held a user's changes; else None.
 
     Raises:
         InputError: there is no such profile, or it does not make valid settings.
@@ -38,7 +38,7 @@ def configure(profile: str) -> Path | None:
     if PIPELINE_FILE.is_file():
         if _same(PIPELINE_FILE, settings):
             return None
-        # What a profile gives can be had again; what a user wrote must not be lost.
+        # A file equal to a profile can be written again; a user's changes must not be lost.
         if not any(_same(PIPELINE_FILE, load_profile(path.stem)) for path in _profiles()):
             kept = PIPELINE_FILE.with_suffix(".yaml.orig")
             with staged_file(kept) as temporary:
@@ -48,7 +48,7 @@ def configure(profile: str) -> Path | None:
 
 
 def load_profile(profile: str) -> PipelineSettings:
-    """The settings of a profile, defaults filled in.
+    """Read a profile, with defaults filled in.
 
     Raises:
         InputError: there is no such profile, or it does not make valid settings.
@@ -61,27 +61,34 @@ def load_profile(profile: str) -> PipelineSettings:
 
 
 def plan(goal: Target, rounds: int, schedule: str) -> PipelineSettings:
-    """Write a new descent into configs/pipeline.yaml; everything else stays as it is.
+    """Write a new pruning schedule into configs/pipeline.yaml; other settings stay unchanged.
 
     Raises:
-        InputError: a value is out of range, or a goal in parameters or bytes is given before the
-            dense model is there to count them.
+        InputError: a value is out of range, or the goal is in parameters or bytes and the dense
+            model does not exist yet.
     """
     settings = load_settings()
     values = settings.model_dump(mode="json")
-    values["rounds"] = descent(goal, rounds, schedule, dense_size(goal, settings.model))
+    values["rounds"] = plan_rounds(goal, rounds, schedule, dense_size(goal, settings.model))
     values["final_round"] = list(values["rounds"])[-1]
     settings = parse_settings(values, PIPELINE_FILE)
     write_settings(settings)
     return settings
 
 
-def descent(
-    goal: Target, rounds: int, schedule: str, whole: int | None = None
+def plan_rounds(
+    goal: Target, rounds: int, schedule: str, dense: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The rounds that lead to a goal: their names, parents and targets; see `schedule.targets`."""
+    """The rounds of a pruning schedule: their names, parents and targets; see `schedule.targets`.
+
+    Args:
+        goal: target of the last round.
+        rounds: number of rounds.
+        schedule: ``linear`` or ``geometric``.
+        dense: size of the dense model, needed for a goal in parameters or bytes (`dense_size`).
+    """
     names = [DENSE, *(f"r{step}" for step in range(1, rounds + 1))]
-    planned = targets(goal, rounds, schedule, whole)
+    planned = targets(goal, rounds, schedule, dense)
     return {
         name: {"parent": parent, **target.model_dump()}
         for parent, name, target in zip(names[:-1], names[1:], planned, strict=True)
@@ -89,17 +96,17 @@ def descent(
 
 
 def dense_size(goal: Target, model: ModelSettings) -> int | None:
-    """What the dense model has of what the goal counts: parameters, or bytes of weights.
+    """Size of the dense model in the unit of the goal: parameters, or bytes of weights.
 
     Raises:
-        InputError: the dense model is needed and not there, or it is of another source.
+        InputError: the dense model is needed and missing, or comes from another source.
     """
     if goal.ratio is not None:
         return None
     directory = CHECKPOINTS / DENSE
     if not directory.is_dir():
         raise InputError(
-            f"a goal in parameters or bytes needs the dense model, and {directory} is not there: "
+            f"a goal in parameters or bytes needs the dense model, and {directory} is missing: "
             "run `dvc repro model` first, or give --ratio"
         )
 

@@ -1,4 +1,4 @@
-"""One progress bar with time left: live on a terminal, a plain line now and then in a log."""
+"""One progress bar with remaining time: live on a terminal, occasional plain lines in a log."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,19 +10,21 @@ from pruneflow.compute.torchrun import is_first
 
 Item = TypeVar("Item")
 
-LOG_SECONDS = 5.0  # between two lines of a log
-_LOG_LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} gone, {remaining} left"
+LOG_SECONDS = 5.0  # between two log lines
+_LOG_LINE = (
+    "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} elapsed, {remaining} remaining"
+)
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items, showing on stderr how many are done and how long the rest will take.
+    """Yield the items and show progress and remaining time on stderr.
 
     Args:
-        items: what to go through.
+        items: an iterable.
         label: a few words naming the work, e.g. ``"score r1"``.
         total: number of items, when `items` has no length.
     """
-    if not is_first():  # of many ranks one speaks
+    if not is_first():  # only the first rank shows progress
         yield from items
         return
     live = sys.stderr.isatty()

@@ -1,12 +1,14 @@
 """One function per stage of dvc.yaml: settings and files in, files out.
 
 `python -m pruneflow stage NAME` runs one of them under the workspace's lock. Stages read each
-other's outputs and configs/, and write nothing else.
+other's outputs and configs/, and write nothing else. Each imports what it needs itself:
+`environment`, which every `dvc repro` runs, must not wait for torch.
 """
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from pruneflow.artifacts import (
@@ -16,8 +18,8 @@ from pruneflow.artifacts import (
     verify_manifest,
     write_json,
 )
-from pruneflow.compute.ranks import launch
 from pruneflow.compute.torchrun import is_first, is_launched
+from pruneflow.environment import write_environment
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.paths import (
     BASELINE,
@@ -60,13 +62,15 @@ def run_stage_by_name(name: str) -> int:
     """
     stage, _, argument = name.partition("@")
     if stage == "round" and argument:
-        action: Callable[[PipelineSettings], None] = lambda settings: round_(settings, argument)  # noqa: E731
+        action: Callable[[PipelineSettings], None] = partial(round_, name=argument)
     elif stage in STAGES and not argument:
         action = STAGES[stage]
     else:
         raise InputError(f"there is no stage {name}: use {', '.join(STAGES)} or round@NAME")
     processes = _processes() if stage == "round" and not is_launched() else 1
     if processes > 1:
+        from pruneflow.compute.ranks import launch
+
         return launch(processes, "-m", "pruneflow", "stage", name)
     if is_first() or stage == "round":
         with stage_lock(name) if is_first() else nullcontext(), _memory_is_enough():
@@ -95,6 +99,11 @@ def _processes() -> int:
         return load_settings().compute.processes
     except InputError:
         return 1
+
+
+def environment(settings: PipelineSettings) -> None:
+    """Write the installed versions that other stages depend on: data/environment.json."""
+    write_environment()
 
 
 def model(settings: PipelineSettings) -> None:
@@ -305,6 +314,7 @@ def report(settings: PipelineSettings) -> None:
 
 
 STAGES: dict[str, Callable[[PipelineSettings], None]] = {
+    "environment": environment,
     "model": model,
     "questions": questions,
     "documents": documents,

@@ -1,4 +1,4 @@
-"""The recipes of a sweep: configs/sweep.yaml says how each differs from configs/pipeline.yaml."""
+"""Recipes of a sweep: configs/sweep.yaml lists their differences from configs/pipeline.yaml."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pruneflow.errors import InputError
 from pruneflow.paths import SWEEP_FILE
-from pruneflow.plan import dense_size, descent
+from pruneflow.plan import dense_size, plan_rounds
 from pruneflow.pruning.schedule import Schedule
 from pruneflow.settings.base import Count, Name, Settings, Share, check, read_yaml
 from pruneflow.settings.pipeline import PipelineSettings, parse_settings
@@ -16,12 +16,12 @@ from pruneflow.settings.pruning import Target
 
 
 class RecipeSettings(Settings):
-    """How one recipe differs from configs/pipeline.yaml; what is left out stays as it is there."""
+    """Settings that one recipe changes; all others are those of configs/pipeline.yaml."""
 
     ratio: Share | None = Field(None, description="Share of the block weights to remove.")
-    parameters: Count | None = Field(None, description="Or: parameters to be left.")
-    bytes: Count | None = Field(None, description="Or: bytes of weights to be left.")
-    rounds: Count | None = Field(None, le=100, description="In how many rounds.")
+    parameters: Count | None = Field(None, description="Or: number of parameters to keep.")
+    bytes: Count | None = Field(None, description="Or: bytes of weights to keep.")
+    rounds: Count | None = Field(None, le=100, description="Number of rounds.")
     schedule: Schedule | None = Field(
         None, description="linear (equal steps, the default) or geometric (equal shares)."
     )
@@ -29,10 +29,10 @@ class RecipeSettings(Settings):
     domains: list[Name] | None = Field(
         None,
         min_length=1,
-        description="Which of documents.domains to calibrate on; perplexity is measured on all.",
+        description="Domains to calibrate on; perplexity is measured on all documents.domains.",
     )
     overrides: dict[str, Any] = Field(
-        default_factory=dict, description="Any other setting by its dotted name."
+        default_factory=dict, description="Any other setting, by dotted name."
     )
 
     @model_validator(mode="after")
@@ -43,13 +43,13 @@ class RecipeSettings(Settings):
 
     @property
     def target(self) -> dict[str, float]:
-        """What the last round is to reach, where the recipe says so."""
+        """Target of the last round, if the recipe has one."""
         values = {"ratio": self.ratio, "parameters": self.parameters, "bytes": self.bytes}
         return {key: value for key, value in values.items() if value is not None}
 
 
 class SweepSettings(Settings):
-    """The whole of configs/sweep.yaml."""
+    """The complete configs/sweep.yaml."""
 
     recipes: dict[Name, RecipeSettings] = Field(min_length=1)
 
@@ -57,7 +57,7 @@ class SweepSettings(Settings):
 def load_recipes(
     settings: PipelineSettings, path: Path = SWEEP_FILE
 ) -> dict[str, PipelineSettings]:
-    """Read configs/sweep.yaml; returns the settings of each recipe's pipeline, by name.
+    """Read configs/sweep.yaml; returns the pipeline settings of each recipe, by name.
 
     Raises:
         InputError: the file is missing, is not YAML, or a key is unknown or out of range.
@@ -84,29 +84,32 @@ def _expand(recipe: RecipeSettings, settings: PipelineSettings, where: Path) -> 
         goal = Target(**(recipe.target or final.model_dump(exclude={"parent"})))
         rounds = recipe.rounds or len(settings.rounds)
         schedule = recipe.schedule or "linear"
-        values["rounds"] = descent(goal, rounds, schedule, dense_size(goal, settings.model))
+        values["rounds"] = plan_rounds(goal, rounds, schedule, dense_size(goal, settings.model))
         values["final_round"] = list(values["rounds"])[-1]
     return parse_settings(values, where)
 
 
 def _override(values: dict[str, Any], key: str, value: Any, where: Path) -> None:
-    """Set one value by its dotted name; that it is a setting is checked with all the others."""
+    """Set one value by its dotted name; it is validated later with all other settings."""
     *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise InputError(f"{where}: unknown key {key} in overrides: {section} is one value")
+            raise InputError(
+                f"{where}: unknown key {key} in overrides: {section} has no settings below it, "
+                "correct the name"
+            )
     values[last] = value
 
 
 def _calibrated_on(domains: list[str], calibration: dict[str, Any]) -> dict[str, Any]:
-    """The mixture's settings for a part of the domains: in the same proportions."""
+    """Mixture settings for a subset of the domains, in the same proportions."""
     weights = {name: calibration["weights"].get(name) for name in domains}
     tokens = {name: calibration["tokens"].get(name) for name in domains}
     changed: dict[str, Any] = {"domains": domains}
     if all(weights.values()):
-        whole = math.fsum(weights.values())
-        changed["weights"] = {name: weight / whole for name, weight in weights.items()}
+        total = math.fsum(weights.values())
+        changed["weights"] = {name: weight / total for name, weight in weights.items()}
     if all(tokens.values()):
         changed["tokens"] = tokens
     return changed

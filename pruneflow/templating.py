@@ -1,4 +1,4 @@
-"""How every Jinja template of the engine is read."""
+"""The Jinja environment of all templates."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def templates(folder: Path, autoescape: bool = False) -> Environment:
-    """Return the templates of a folder; a value that is missing is an error.
+    """Return the Jinja environment of a folder; undefined variables are errors.
 
     Args:
-        folder: where they are.
+        folder: the folder with the templates.
         autoescape: for HTML.
     """
     return Environment(

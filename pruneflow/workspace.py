@@ -1,16 +1,16 @@
-"""Who is at work on this workspace, and what the last stage died of.
+"""Workspace locks, and a record of why the last stage failed.
 
-Two locks below ``.pruneflow/``, both held by the operating system, which frees them when their
-process ends, however it ends:
+Two file locks in ``.pruneflow/``; the operating system releases them when their process ends for
+any reason:
 
-- ``run.lock``: one run at a time. `pruneflow run` holds it for life and hands a token down to the
-  stages it starts (environment variable ``PRUNEFLOW_RUN``); a stage that somebody starts alone,
-  with `dvc repro`, takes it for itself.
-- ``stage.lock``: one stage at a time. A run that was killed may leave its stage behind, still
-  writing; the next stage waits for that one instead of writing beside it.
+- ``run.lock``: one run at a time. `pruneflow run` holds it until it ends and passes a token to the
+  stages it starts (environment variable ``PRUNEFLOW_RUN``); a stage started on its own, with
+  `dvc repro`, acquires the lock itself.
+- ``stage.lock``: one stage at a time. A killed run may leave a stage process that is still writing;
+  the next stage waits for it instead of writing at the same time.
 
-DVC hides a stage's exit code and message, so a failing stage leaves ``last_error.json``, too. And
-DVC writes ``dvc.lock`` in place, so each stage that it starts keeps a copy of it first.
+DVC hides a stage's exit code and message, so a failing stage also writes ``last_error.json``. And
+because DVC writes ``dvc.lock`` in place, each stage started by DVC first keeps a copy of it.
 """
 
 import json
@@ -30,13 +30,14 @@ from pruneflow.errors import InputError, PruneflowError, WorkspaceBusyError
 
 STATE = Path(".pruneflow")
 KEPT_DVC_LOCK = STATE / "dvc.lock"
+FLOW_RUN = STATE / "flow_run.json"  # which flow run is at work here, or was when it was killed
 TOKEN = "PRUNEFLOW_RUN"
 STAGE_WAIT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class StageError:
-    """What a stage died of: the line for the user and the exit code it stands for."""
+class FailedStage:
+    """Why a stage failed: its exit code and the message for the user."""
 
     stage: str
     exit_code: int
@@ -44,7 +45,7 @@ class StageError:
 
 
 def check_workspace() -> None:
-    """Make sure that the current directory is a project folder.
+    """Check that the current directory is a project folder.
 
     Raises:
         InputError: there is no ``dvc.yaml``.
@@ -54,31 +55,34 @@ def check_workspace() -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure that a folder, made when it is not there, and the folders in it can be written.
+    """Check that a folder, created if missing, and its subfolders are writable.
 
     Raises:
-        InputError: one of them cannot.
+        InputError: one of them is not.
     """
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made ({error.strerror})") from None
-    places = [folder]
+        raise InputError(
+            f"{folder} cannot be created ({error.strerror}): make {folder.absolute().parent} "
+            "writable"
+        ) from None
+    folders = [folder]
     if os.access(folder, os.R_OK):
-        places += [path for path in folder.iterdir() if path.is_dir()]
-    for place in places:
-        if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
-            raise InputError(f"{place} cannot be written: make it writable")
+        folders += [path for path in folder.iterdir() if path.is_dir()]
+    for path in folders:
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise InputError(f"{path} cannot be written: make it writable")
 
 
 @contextmanager
 def run_lock() -> Iterator[dict[str, str]]:
-    """Hold the workspace for a run; yields the environment that its stages need.
+    """Lock the workspace for a run; yields the environment variables for its stages.
 
-    A caller whose own environment carries the holder's token is part of that run: it passes.
+    A process whose environment has the holder's token belongs to that run and is let in.
 
     Raises:
-        WorkspaceBusyError: another run, or a stage started alone, holds the workspace.
+        WorkspaceBusyError: another run, or a stage started on its own, holds the lock.
     """
     if _belongs_to_run():
         yield {TOKEN: os.environ[TOKEN]}
@@ -96,16 +100,16 @@ def run_lock() -> Iterator[dict[str, str]]:
 
 @contextmanager
 def stage_lock(name: str, wait: float = STAGE_WAIT_SECONDS) -> Iterator[None]:
-    """Hold the workspace for the stage `name`, and record what it dies of.
+    """Lock the workspace for the stage `name`, and record an error that ends it.
 
     Args:
         name: the stage, for messages and for ``last_error.json``.
-        wait: seconds to wait for a stage that a killed run has left behind.
+        wait: seconds to wait for a stage process left by a killed run.
 
     Raises:
-        WorkspaceBusyError: another run is at work, or the stage left behind did not end in time.
+        WorkspaceBusyError: another run holds the workspace, or the leftover stage did not end.
     """
-    # Refused here, it must not touch last_error.json: that file is the other run's.
+    # If this raises, last_error.json belongs to the other run and must not change.
     with run_lock():
         clear_error()
         try:
@@ -121,8 +125,8 @@ def stage_lock(name: str, wait: float = STAGE_WAIT_SECONDS) -> Iterator[None]:
             raise
 
 
-def wait_for_stage_left_behind(wait: float = STAGE_WAIT_SECONDS) -> None:
-    """Wait until no stage is at work: a run that was killed may have left its stage behind.
+def wait_for_leftover_stage(wait: float = STAGE_WAIT_SECONDS) -> None:
+    """Wait until no stage is running: a killed run may have left a stage process.
 
     Raises:
         WorkspaceBusyError: it did not end in time.
@@ -132,35 +136,35 @@ def wait_for_stage_left_behind(wait: float = STAGE_WAIT_SECONDS) -> None:
 
 
 def record_error(stage: str, exit_code: int, message: str) -> None:
-    """Leave what a stage died of for the process that started it."""
-    write_json(STATE / "last_error.json", asdict(StageError(stage, exit_code, message)))
+    """Record why a stage failed, for the process that started it."""
+    write_json(STATE / "last_error.json", asdict(FailedStage(stage, exit_code, message)))
 
 
-def read_error(folder: Path = Path()) -> StageError | None:
-    """Return what the last stage died of; None when it did not, or died without a word."""
+def read_error(folder: Path = Path()) -> FailedStage | None:
+    """Return why the last stage failed; None if it did not, or was killed."""
     try:
         values = json.loads((folder / STATE / "last_error.json").read_text(encoding="utf-8"))
-        return StageError(str(values["stage"]), int(values["exit_code"]), str(values["message"]))
+        return FailedStage(str(values["stage"]), int(values["exit_code"]), str(values["message"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def clear_error(folder: Path = Path()) -> None:
-    """Forget what the last stage died of; done whenever a stage starts."""
+    """Delete the record of the last failure; every stage does so when it starts."""
     (folder / STATE / "last_error.json").unlink(missing_ok=True)
 
 
 @contextmanager
 def registry_lock(store: Path | None = None, wait: float = 60.0) -> Iterator[None]:
-    """Hold the registry's aliases while they are moved.
+    """Lock the registry while its aliases are moved.
 
     Args:
-        store: the file of the registry, if it is one: whoever uses it takes turns with us. None:
-            only this workspace does.
-        wait: in seconds, for others.
+        store: the registry's database file, to lock it for all workspaces that use it; None locks
+            it for this workspace only.
+        wait: seconds to wait for the lock.
 
     Raises:
-        WorkspaceBusyError: another promotion or rollback holds them for longer than `wait` seconds.
+        WorkspaceBusyError: another promotion or rollback holds the lock for longer than `wait`.
     """
     lock = _lock("registry") if store is None else FileLock(f"{store}.lock", thread_local=False)
     _acquire(lock, "registry", wait)
@@ -177,8 +181,8 @@ def _only_stage(name: str, wait: float) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         print(
-            f"{name} waits for a stage left behind by a run that ended ({_holder('stage')}), "
-            f"{wait:.0f} s at most",
+            f"{name} waits up to {wait:.0f} s for a stage that an earlier run left running "
+            f"({_holder('stage')})",
             file=sys.stderr,
             flush=True,
         )
@@ -192,7 +196,7 @@ def _only_stage(name: str, wait: float) -> Iterator[None]:
 
 
 def _keep_dvc_lock() -> None:
-    """Copy dvc.lock, which says what is finished, if this stage was started by DVC, who read it."""
+    """Copy dvc.lock, the record of finished stages, if DVC started this stage."""
     if "DVC_STAGE" not in os.environ:
         return
     if not Path("dvc.lock").is_file():
@@ -218,7 +222,7 @@ def _acquire(lock: FileLock, name: str, wait: float = 0.0) -> None:
         lock.acquire(timeout=wait, poll_interval=0.2)
     except Timeout:
         raise WorkspaceBusyError(
-            f"another {name} is at work on this workspace ({_holder(name)}): wait for it or end it"
+            f"another {name} is using this workspace ({_holder(name)}): wait for it or stop it"
         ) from None
     except OSError as error:
         raise InputError(
@@ -228,7 +232,7 @@ def _acquire(lock: FileLock, name: str, wait: float = 0.0) -> None:
 
 
 def _belongs_to_run() -> bool:
-    """Whether this process carries the token of the run that holds the workspace now."""
+    """Whether this process has the token of the run that holds the workspace."""
     token = os.environ.get(TOKEN)
     if not token or token != _read_holder("run").get("token"):
         return False
@@ -237,7 +241,7 @@ def _belongs_to_run() -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    # The run whose token we carry is gone.
+    # The run with our token has ended.
     lock.release()
     return False
 
@@ -252,7 +256,7 @@ def _write_holder(name: str, token: str) -> None:
 
 
 def _read_holder(name: str) -> dict[str, object]:
-    """Read who holds a lock: information only, the lock itself is the operating system's."""
+    """Read who holds a lock, for messages only: the lock itself is a file lock."""
     try:
         values = json.loads(_holder_file(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,9 @@
 """Tiny models and workspaces that every suite shares."""
 
+import gc
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+# Before torch is imported: sharing out the work of such small models takes longer than doing it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -66,6 +69,13 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def all_heads(layer: Any) -> Any:
+    """Indices of the query heads, one row per KV group."""
+    import torch
+
+    return torch.arange(layer.heads).view(layer.kv_groups, layer.heads_per_group)
+
+
 def sequence_losses(model: Any, tokens: Any) -> Any:
     """Mean negative log-likelihood of each sequence's tokens after its first, ``[n]``."""
     from pruneflow.pruning.token_losses import losses_of
@@ -77,17 +87,25 @@ def sequence_losses(model: Any, tokens: Any) -> Any:
 LONGEST = ("test_crash_safety", "test_golden_run", "test_golden_tiny", "test_damage")
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of garbage collection: each would go over it for half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let libraries clean up after themselves at the end."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest tests first, and leave the order of the others as it is."""
     items.sort(key=lambda item: not item.path.stem.startswith(LONGEST))
 
 
-@pytest.fixture
-def tiny_model() -> Iterator[Callable[..., Any]]:
-    """Make a random model of a family, float64 so that equalities are sharp.
-
-    On one thread: sharing out such small work takes longer than doing it.
-    """
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """Make a random model of a family, float64 so that equalities are sharp."""
     import torch
 
     def make(family: str = "llama", **changes: Any) -> Any:
@@ -123,10 +141,7 @@ def tiny_model() -> Iterator[Callable[..., Any]]:
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
         return model
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield make
-    torch.set_num_threads(threads)
+    return make
 
 
 @pytest.fixture

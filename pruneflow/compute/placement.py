@@ -1,14 +1,13 @@
-"""Where a model's weights are: whole on one device, spread over several, or in host memory.
+"""Placement of a model's weights: on one device, spread over several, or streamed from the host.
 
-A streamed model has its embeddings, last norm and head on the device; each block's weights come
-there when it runs and leave when it has run, so that the device's memory does not grow with depth.
-Its own forward pass works as ever, block by block; a backward pass needs `resident`, which keeps a
-block there until it is done (pruneflow.pruning.passes). On a CPU
-nothing moves, and nothing is saved.
+A streamed model has its embeddings, final norm and head on the device. Each block's weights are
+loaded before its forward pass and released after it, so the device memory does not grow with depth.
+The model's own forward pass works unchanged; a backward pass needs `resident`, which keeps a block
+on the device (pruneflow.pruning.block_passes). On a CPU nothing moves, and no memory is saved.
 
-A spread model has a part of its blocks on each of several devices and all else on the first; what
-enters a part is sent to where it is. It is described as accelerate and transformers do it, by
-`hf_device_map`, so that a model loaded with ``device_map="auto"`` is one, too.
+A spread model has some of its blocks on each device, and everything else on the first; inputs are
+sent to the device of each part. Its `hf_device_map` is that of accelerate and transformers, so a
+model loaded with ``device_map="auto"`` counts as spread, too.
 """
 
 import gc
@@ -28,23 +27,23 @@ from pruneflow.compute.ranks import own_gpus
 from pruneflow.errors import InputError
 from pruneflow.settings.pipeline import ComputeSettings
 
-DeviceMap = dict[str, Any]  # names of modules, and the device of each
+DeviceMap = dict[str, Any]  # device by module name
 
-WEIGHTS_SHARE = 2 / 3  # of a GPU's free memory, for weights; the rest is for the work on them
+WEIGHTS_SHARE = 2 / 3  # of a GPU's free memory for weights; the rest is for activations
 
 
-def place_as_asked(
+def place_by_settings(
     model: PreTrainedModel, compute: ComputeSettings, device: str
 ) -> PreTrainedModel:
-    """Put a model where `compute.placement` says; `auto` is whole, else spread, else streamed.
+    """Place a model by `compute.placement`; `auto` is whole, else spread, else streamed.
 
     Args:
         model: its tensors are moved in place.
         compute: the settings.
-        device: ``cpu`` or ``cuda``, which is this rank's GPUs.
+        device: ``cpu`` or ``cuda``, which stands for this rank's GPUs.
 
     Raises:
-        InputError: it is to be spread, and the GPUs have no room for its weights.
+        InputError: placement is `spread`, and the weights do not fit the GPUs.
     """
     asked = compute.placement
     if device == "cpu":
@@ -53,7 +52,7 @@ def place_as_asked(
     if asked == "auto" and weights <= WEIGHTS_SHARE * free_memory(gpus[0]):
         asked = "whole"
     if asked in ("auto", "spread"):
-        free = min(map(free_memory, gpus))  # each is to hold an equal share
+        free = min(map(free_memory, gpus))  # each holds an equal share
         if asked == "auto":
             asked = "spread" if weights <= WEIGHTS_SHARE * free * len(gpus) else "streamed"
         elif weights > free * len(gpus):
@@ -68,58 +67,58 @@ def place_as_asked(
 
 
 def spread_over(model: PreTrainedModel, devices: list[str]) -> DeviceMap:
-    """Where blocks are when each device has an equal share of the weights, the first all else."""
+    """A device map with an equal share of the weights per device; non-blocks are on the first."""
     path = blocks_path(model)
     blocks: Any = model.get_submodule(path)
-    placed = dict.fromkeys(_outside(model), devices[0])
+    device_map = dict.fromkeys(_outside(model), devices[0])
     share = tensor_bytes(model) / len(devices)
     before = tensor_bytes(model) - sum(tensor_bytes(block) for block in blocks)
     for index, block in enumerate(blocks):
         size = tensor_bytes(block)
-        turn = int((before + size / 2) / share)
-        placed[f"{path}.{index}"] = devices[min(turn, len(devices) - 1)]
+        position = int((before + size / 2) / share)
+        device_map[f"{path}.{index}"] = devices[min(position, len(devices) - 1)]
         before += size
-    return placed
+    return device_map
 
 
 def place(
     model: PreTrainedModel, where: str | DeviceMap, *, streamed: bool = False
 ) -> PreTrainedModel:
-    """Put a model on a device or several; how it was placed before is forgotten.
+    """Move a model to one or several devices; replaces an earlier placement.
 
     Args:
-        model: it and its tensors are moved in place.
-        where: ``cpu``, ``cuda``, one of several such as ``cuda:1``, or the device of each part.
-        streamed: leave the blocks in host memory, and bring them to the one device.
+        model: its tensors are moved in place.
+        where: ``cpu``, ``cuda``, one GPU such as ``cuda:1``, or a device map.
+        streamed: keep the blocks in host memory, and load them to the one device as they run.
 
     Raises:
-        InputError: a map leaves weights in host memory or on disk, or parts a block.
+        InputError: a device map leaves weights in host memory or on disk, or splits a block.
     """
-    chosen: Any = model
+    placed: Any = model
     path = blocks_path(model)
     if not isinstance(where, str):
         _check_map(where, path)
-    _forget(model)
+    _remove_hooks(model)
     if not isinstance(where, str):
         _spread(model, where)
     elif not streamed:
-        chosen.to(where)
+        placed.to(where)
     else:
         for module in _outside(model).values():
             for tensor in _own_tensors(module):
                 tensor.data = tensor.data.to(where)
-        for block in chosen.get_submodule(path):
+        for block in placed.get_submodule(path):
             for tensor in _tensors(block):
                 tensor.data = tensor.data.cpu()
                 if where != "cpu":
                     tensor.data = tensor.data.pin_memory()
-            block.guest = _Guest(model.device, block)
-    chosen.is_streamed = streamed
+            block.loader = _BlockLoader(model.device, block)
+    placed.is_streamed = streamed
     return model
 
 
 def place_like(model: PreTrainedModel, other: PreTrainedModel) -> PreTrainedModel:
-    """Put a model where another is, which may be itself: then accelerate's hooks become ours.
+    """Place a model like another, or like itself: then our hooks replace those of accelerate.
 
     Raises:
         InputError: as `place`.
@@ -129,7 +128,7 @@ def place_like(model: PreTrainedModel, other: PreTrainedModel) -> PreTrainedMode
 
 
 def blocks_path(model: PreTrainedModel) -> str:
-    """Name of the list of transformer blocks in a model: its first, outermost ``nn.ModuleList``."""
+    """Name of a model's list of transformer blocks: its first, outermost ``nn.ModuleList``."""
     return next(name for name, part in model.named_modules() if isinstance(part, ModuleList))
 
 
@@ -140,45 +139,45 @@ def placement_of(model: PreTrainedModel) -> str:
 
 
 def tensor_bytes(module: nn.Module) -> int:
-    """Bytes of a model's or a part's parameters and buffers."""
+    """Bytes of the parameters and buffers of a model or module."""
     return sum(tensor.nbytes for tensor in _tensors(module))
 
 
 def free_memory(gpu: int) -> int:
-    """Bytes free on a GPU, once what this process no longer needs is given back."""
-    gc.collect()  # streamed models, and those that accelerate placed, are let go of in cycles
+    """Free bytes on a GPU, after releasing memory that this process no longer needs."""
+    gc.collect()  # streamed models and those placed by accelerate are in reference cycles
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(gpu)[0]
 
 
 def is_streamed(model: PreTrainedModel) -> bool:
-    """Whether a model's blocks come to its device one at a time."""
+    """Whether a model's blocks are loaded to its device one at a time."""
     return bool(getattr(model, "is_streamed", False))
 
 
 @contextmanager
 def resident(block: nn.Module, changed: bool = False) -> Iterator[None]:
-    """Keep a block's weights on the device; a model that is not streamed has them there.
+    """Keep a block's weights on the device; does nothing if the model is not streamed.
 
     Args:
         block: one of the model's transformer blocks.
-        changed: its weights are changed within, so that they are copied back.
+        changed: whether its weights change within the context and must be copied back.
     """
-    guest = getattr(block, "guest", None)
-    if guest is None:
+    loader = getattr(block, "loader", None)
+    if loader is None:
         yield
         return
-    guest.enter()
+    loader.load()
     try:
         yield
     finally:
-        guest.leave(changed)
+        loader.release(changed)
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """A copy in the host's memory, page-locked, that goes back to the device at full speed.
+    """A copy in pinned host memory, which is fast to copy back to the device.
 
-    The copy is under way when this returns: only what the device does next may rely on it.
+    The copy is asynchronous: only later work on the device's stream may rely on it.
     """
     if tensor.device.type == "cpu":
         return tensor
@@ -186,54 +185,52 @@ def to_host(tensor: Tensor) -> Tensor:
     return copy.copy_(tensor, non_blocking=True)
 
 
-class _Guest:
-    """Brings one block's weights to the device, and lets the host's copy stand in afterwards."""
+class _BlockLoader:
+    """Loads one block's weights to the device, and puts the host's copy back afterwards."""
 
     def __init__(self, device: Any, block: nn.Module) -> None:
         self.device, self.block = device, block
-        self.stays = 0
-        self.home: dict[Tensor, Tensor] = {}
+        self.users = 0
+        self.host_data: dict[Tensor, Tensor] = {}
         self.hooks = [
-            block.register_forward_pre_hook(lambda *_: self.enter()),
-            block.register_forward_hook(lambda *_: self.leave(), always_call=True),
+            block.register_forward_pre_hook(lambda *_: self.load()),
+            block.register_forward_hook(lambda *_: self.release(), always_call=True),
         ]
 
     def __deepcopy__(self, _memo: Any) -> Self:
-        return self  # a copy of the block runs while the block itself stays
+        return self  # a copy of the block only runs while the block itself is loaded
 
-    def enter(self) -> None:
-        self.stays += 1
-        if self.stays > 1 or "forward" in vars(self.block):  # a block that is passed over
+    def load(self) -> None:
+        self.users += 1
+        if self.users > 1 or "forward" in vars(self.block):  # a replaced forward skips the block
             return
         for tensor in _tensors(self.block):
             if tensor.device != self.device:
-                self.home[tensor] = tensor.data
+                self.host_data[tensor] = tensor.data
                 tensor.data = tensor.data.to(self.device, non_blocking=True)
 
-    def leave(self, changed: bool = False) -> None:
-
-        self.stays -= 1
-        if self.stays:
+    def release(self, changed: bool = False) -> None:
+        self.users -= 1
+        if self.users:
             return
         for tensor in _tensors(self.block):
-            before = self.home.pop(tensor, None)
+            before = self.host_data.pop(tensor, None)
             if before is None or changed:
                 tensor.data = to_host(tensor.data)
             else:
                 tensor.data = before
-        self.home.clear()  # what was cut away in between
+        self.host_data.clear()  # tensors that pruning has replaced since
         if changed and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 def _spread(model: PreTrainedModel, device_map: DeviceMap) -> None:
-
-    chosen: Any = model
-    skip: Any = chosen._skip_keys_device_placement  # caches, which go with their blocks
+    placed: Any = model
+    skip: Any = placed._skip_keys_device_placement  # KV caches stay with their blocks
 
     def sent_to(device: Any) -> Callable[..., Any]:
-        def send(_module: Any, given: Any, named: Any) -> Any:
-            return send_to_device(given, device), send_to_device(named, device, skip_keys=skip)
+        def send(_module: Any, args: Any, kwargs: Any) -> Any:
+            return send_to_device(args, device), send_to_device(kwargs, device, skip_keys=skip)
 
         return send
 
@@ -243,18 +240,18 @@ def _spread(model: PreTrainedModel, device_map: DeviceMap) -> None:
         for tensor in _tensors(part):
             tensor.data = tensor.data.to(device)
         hooks.append(part.register_forward_pre_hook(sent_to(device), with_kwargs=True))
-    home = str(model.device)  # logits come back to where tokens were
+    first = str(model.device)  # logits are returned on the device of the tokens
     head: Any = model.get_output_embeddings()
-    hooks.append(head.register_forward_hook(lambda _module, _given, logits: logits.to(home)))
-    chosen.hf_device_map, chosen.spread_hooks = device_map, hooks
+    hooks.append(head.register_forward_hook(lambda _module, _args, logits: logits.to(first)))
+    placed.hf_device_map, placed.spread_hooks = device_map, hooks
 
 
 def _check_map(device_map: DeviceMap, path: str) -> None:
     devices = {str(device) for device in device_map.values()}
     if devices & {"disk", "meta"} or ("cpu" in devices and len(devices) > 1):
         raise InputError(
-            "the model's device map leaves weights in host memory or on disk, which cannot be cut: "
-            "load it with pruneflow.load_model, which streams a model that the GPUs cannot hold"
+            "the model's device map leaves weights in host memory or on disk, which cannot be "
+            "pruned: load it with pruneflow.load_model, which streams models larger than the GPUs"
         )
     by_block: dict[str, set[str]] = {}
     for name, device in device_map.items():
@@ -264,29 +261,29 @@ def _check_map(device_map: DeviceMap, path: str) -> None:
     for index, found in by_block.items():
         if len(found) > 1:
             raise InputError(
-                f"the model's device map has parts of {path}.{index} on {', '.join(sorted(found))}"
-                ": keep blocks whole, or load the model with pruneflow.load_model"
+                f"the model's device map splits {path}.{index} over {', '.join(sorted(found))}: "
+                "keep each block on one device, or load the model with pruneflow.load_model"
             )
 
 
-def _forget(model: PreTrainedModel) -> None:
-    chosen: Any = model
-    for block in chosen.get_submodule(blocks_path(model)):
-        guest = vars(block).pop("guest", None)
-        if guest is not None:
-            for hook in guest.hooks:
+def _remove_hooks(model: PreTrainedModel) -> None:
+    blocks: Any = model.get_submodule(blocks_path(model))
+    for block in blocks:
+        loader = vars(block).pop("loader", None)
+        if loader is not None:
+            for hook in loader.hooks:
                 hook.remove()
     for hook in vars(model).pop("spread_hooks", ()):
         hook.remove()
     if vars(model).pop("hf_device_map", None):
         remove_hook_from_module(model, recurse=True)
-        for module in model.modules():  # it leaves the plain method behind
+        for module in model.modules():  # accelerate leaves the plain method as an attribute
             if vars(module).get("forward") == MethodType(type(module).forward, module):
                 del vars(module)["forward"]
 
 
 def _outside(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Modules by name that have tensors of their own and are in no block."""
+    """Modules outside the blocks that have tensors of their own, by name."""
     blocks: Any = model.get_submodule(blocks_path(model))
     inside = {id(module) for block in blocks for module in block.modules()}
     return {

@@ -1,7 +1,7 @@
-"""Processes that share one calibration set: those that `torchrun` started, or this one alone.
+"""Data-parallel ranks: the processes that `torchrun` started, or this one alone.
 
-Every rank runs the same program on batches of its own. What they find is exchanged so that all
-ranks know the same, and come to what one process would: batches are added in their one order.
+Every rank runs the same program on its own batches. Partial sums are exchanged and added in one
+fixed order, so all ranks get the same result, and the same as a single process.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that share the work.
+    """This process's rank in the process group.
 
     Attributes:
-        rank: from 0.
-        size: how many there are.
+        rank: counted from 0.
+        size: number of ranks.
     """
 
     rank: int = 0
@@ -39,7 +39,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes files and speaks to people."""
+        """Whether this is the rank that writes files and messages."""
         return self.rank == 0
 
     def own(self, items: Sequence[Item]) -> list[Item]:
@@ -47,10 +47,9 @@ class Ranks:
         return list(items[self.rank :: self.size])
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor, of one shape and type, in the order of the ranks."""
+        """The tensors of all ranks, equal in shape and type, in rank order."""
         if self.size == 1:
             return [tensor]
-
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         distributed.all_gather(parts, tensor.contiguous())
         return parts
@@ -62,29 +61,29 @@ class Ranks:
         return tensor
 
     def first(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor, in place: what all compute from the same is then the same."""
+        """Broadcast the first rank's tensor, in place."""
         if self.size > 1:
             distributed.broadcast(tensor, src=0)
         return tensor
 
     def agree(self, value: str, otherwise: str) -> None:
-        """See to it that all ranks have come to the same value.
+        """Check that all ranks have the same value.
 
         Raises:
-            InputError: they have not; what it says is `otherwise`.
+            InputError: they do not; its message is `otherwise`.
         """
         digest = torch.tensor(list(hashlib.sha256(value.encode()).digest()))
         if any(not torch.equal(part, digest) for part in self.gather(digest)):
             raise InputError(otherwise)
 
     def leave(self) -> None:
-        """End the exchange: no rank waits for this one any more."""
+        """Leave the process group: no rank waits for this one any more."""
         if self.size > 1:
             distributed.destroy_process_group()
 
 
 def own_gpus() -> list[int]:
-    """This rank's GPUs, the first of which is its own: an equal share of the machine's, or all."""
+    """This rank's GPUs, its default one first: an equal share of the machine's, or all."""
     count = torch.cuda.device_count()
     if not is_launched():
         first = torch.cuda.current_device()
@@ -96,9 +95,9 @@ def own_gpus() -> list[int]:
 
 @cache
 def joined() -> Ranks:
-    """Meet the other ranks, once a process; alone when `torchrun` did not start it.
+    """Join the process group, once per process; a single rank if `torchrun` did not start it.
 
-    GPUs exchange by NCCL, each rank on its own (`own_gpus`), processors by Gloo.
+    GPUs communicate by NCCL, each rank on its own GPUs (`own_gpus`), CPUs by Gloo.
     """
     if not is_launched() or os.environ["WORLD_SIZE"] == "1":
         return Ranks()
@@ -113,15 +112,15 @@ def joined() -> Ranks:
 def launch(processes: int, *arguments: str) -> int:
     """Run `python ARGUMENTS` as ranks on this machine, as `torchrun` does, and wait for them.
 
-    When one of them fails or dies, the others are ended.
+    When one of them fails, the others are stopped.
 
     Returns:
-        The exit code of the first that failed by itself, having said why; 0 when none did.
+        The exit code of the first rank that failed (and printed why), or 0.
 
     Raises:
-        PruneflowError: one was killed.
+        PruneflowError: a rank was killed.
     """
-    # Each rank computes with its share of the cores; what it says goes to the terminal by itself.
+    # Each rank uses its share of the cores, and writes to the terminal directly.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
@@ -141,6 +140,6 @@ def launch(processes: int, *arguments: str) -> int:
             return failure.exitcode
         raise PruneflowError(
             f"rank {rank} of {processes} was killed by signal {-failure.exitcode}, and the others "
-            "were ended: what was done before is kept, run again to continue"
+            "were stopped: finished rounds are kept, run again to continue"
         ) from None
     return 0

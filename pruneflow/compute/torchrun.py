@@ -1,4 +1,4 @@
-"""Whether `torchrun` started this process, and as which rank: read from the environment alone."""
+"""Whether `torchrun` started this process, and as which rank, from environment variables only."""
 
 import os
 
@@ -9,5 +9,5 @@ def is_launched() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the first rank, or alone; without meeting the others."""
+    """Whether this is the first rank or the only process; does not join the process group."""
     return not is_launched() or os.environ.get("RANK") == "0"

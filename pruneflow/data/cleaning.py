@@ -1,4 +1,4 @@
-"""What is done to every text before it is judged: repair, plain characters, length, repetition."""
+"""Text cleaning: repaired encodings, normalised characters, truncation, duplicate keys."""
 
 import hashlib
 import re
@@ -7,21 +7,20 @@ import zlib
 
 import ftfy
 
-# Control characters but tab and newline; the NUL and escape codes that break terminals and tables.
+# All control characters except tab and newline; some of them break terminals and tables.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
 _LINE_END = re.compile("\r\n|\r|\u2028|\u2029|\x0c")
-_NO_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]")
+_BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-MAX_NO_TEXT_SHARE = 0.05
-"""Share of control and replacement characters above which a text is binary."""
+MAX_BINARY_SHARE = 0.05
+"""Share of control and replacement characters above which a text counts as binary."""
 
 
 def repair(text: str) -> str:
-    """Undo wrong decodings ("FranÃ§ois"), line by line; typographic quotes and the like stay."""
+    """Fix mojibake ("FranÃ§ois"), line by line; typographic quotes and the like are kept."""
     if text.isascii():
         return text
-
     if _SURROGATE.search(text):
         text = ftfy.fixes.fix_surrogates(text)
     return "\n".join(
@@ -30,23 +29,23 @@ def repair(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Normalise to NFC, with plain line ends, no control characters and no space at the ends."""
+    """Normalise to NFC with plain line ends; strip control characters and surrounding space."""
     return _CONTROL.sub("", _LINE_END.sub("\n", unicodedata.normalize("NFC", text))).strip()
 
 
 def clean_code(text: str) -> str:
-    """Give source code plain line ends, and no control characters; else it stays as it is."""
+    """Normalise the line ends of source code and strip control characters; nothing else."""
     plain = _CONTROL.sub("", _LINE_END.sub("\n", _SURROGATE.sub("\ufffd", text)))
     return plain.rstrip().lstrip("\n")
 
 
 def is_binary(text: str) -> bool:
-    """Return whether so many characters are no text's that something else was decoded."""
-    return len(_NO_TEXT.findall(text)) > MAX_NO_TEXT_SHARE * len(text)
+    """Return whether too many characters are not text, as in decoded binary data."""
+    return len(_BINARY.findall(text)) > MAX_BINARY_SHARE * len(text)
 
 
 def cut(text: str, characters: int) -> str:
-    """Shorten a text to at most `characters`, at a line end where there is one."""
+    """Truncate a text to at most `characters`, at the end of a line if possible."""
     if len(text) <= characters:
         return text
     end = text.rfind("\n", 0, characters + 1)
@@ -54,11 +53,11 @@ def cut(text: str, characters: int) -> str:
 
 
 def compressed_share(text: str) -> float:
-    """Return the size that zlib makes of a text's bytes, as a share of theirs."""
+    """Return the zlib-compressed size of a text as a share of its size in bytes."""
     content = text.encode()
-    # Raw: the frame of six bytes says nothing of a short text.
-    packer = zlib.compressobj(wbits=-15)
-    return (len(packer.compress(content)) + len(packer.flush())) / max(1, len(content))
+    # Raw deflate: the header of six bytes would distort short texts.
+    compressor = zlib.compressobj(wbits=-15)
+    return (len(compressor.compress(content)) + len(compressor.flush())) / max(1, len(content))
 
 
 def sha256_text(text: str) -> str:
@@ -67,5 +66,5 @@ def sha256_text(text: str) -> str:
 
 
 def duplicate_key(text: str) -> str:
-    """Return what two equal documents share: letter case and white space do not count."""
+    """Return a key that is equal for texts that differ only in letter case and white space."""
     return sha256_text(" ".join(text.casefold().split()))

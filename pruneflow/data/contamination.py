@@ -1,4 +1,4 @@
-"""Contamination: what calibration text must not share with the questions a model is asked."""
+"""Decontamination: word n-grams that calibration text must not share with evaluation questions."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,118 +8,117 @@ from typing import NamedTuple
 
 import numpy
 
-from pruneflow.data.word_hashes import sequence_hashes, word_hashes, words
+from pruneflow.data.word_hashes import ngram_hashes, word_hashes, words
 from pruneflow.questions.question_set import load_questions
 from pruneflow.questions.task_files import Question
 
-SEQUENCE_WORDS = 13
-"""Words in a row that a document may not share with a question (as GPT-3's overlap test)."""
-SHORTEST = 6
-"""Words from which on a question that is shorter than that is recognised as a whole."""
+NGRAM_WORDS = 13
+"""Length of the n-grams that a document may not share with a question (as in GPT-3)."""
+MIN_NGRAM_WORDS = 6
+"""Shorter questions are one n-gram; below this many words they cannot be recognised."""
 
 
 class Overlap(NamedTuple):
-    """What a text shares with a question: the question's id, and the words in a row."""
+    """An n-gram that a text shares with a question: the question's id, and the words."""
 
     question: str
     words: str
 
 
-class Runs(NamedTuple):
-    """Runs of one length.
+class Ngrams(NamedTuple):
+    """Distinct n-grams of one length.
 
     Attributes:
-        hashes: of the runs, uint64 of shape [runs], rising, each once.
-        owners: the position in `Sequences.questions` of the first question with a run, [runs].
+        hashes: uint64 of shape [n-grams], ascending.
+        questions: index in `QuestionNgrams.questions` of a question with each n-gram, [n-grams].
     """
 
     hashes: numpy.ndarray
-    owners: numpy.ndarray
+    questions: numpy.ndarray
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """Every run of words that gives a question away.
+class QuestionNgrams:
+    """The n-grams of all evaluation questions.
 
     Attributes:
-        runs: by length in words: every run of 13, and shorter questions whole.
+        by_length: n-grams by number of words: 13, and fewer for shorter questions.
         questions: ids.
-        unrecognisable: how many questions are under six words even with any of their answers.
+        unrecognisable: number of questions below six words even with any of their answers.
     """
 
-    runs: dict[int, Runs]
+    by_length: dict[int, Ngrams]
     questions: list[str]
     unrecognisable: int
 
 
-def question_sequences(questions_dir: Path) -> Sequences:
-    """Return what gives away the questions in `questions_dir`.
+def question_ngrams(questions_dir: Path) -> QuestionNgrams:
+    """Collect the n-grams of the questions in `questions_dir`.
 
-    A question counts alone, and with each of its choices or its answer, as a text would tell it
-    and as a prompt asks it; the passage that it is about counts too. Of lm-eval's own tasks every
-    text of the row does, for the prompt frames the question in other words. Worked examples do
-    not: nobody is asked them.
+    Included are the question alone, the question with each of its choices or answers, as running
+    text and as a prompt, and the passage it is about. For tasks built into lm-eval every text of
+    the row is included, because their prompts rephrase the question. Few-shot examples are not.
 
     Raises:
-        DamagedArtifactError: the folder is missing, or a file is not its manifest's.
+        DamagedArtifactError: the folder is missing, or a file does not match the manifest.
     """
     ids: list[str] = []
-    found: dict[int, list[numpy.ndarray]] = defaultdict(list)
+    hashes: dict[int, list[numpy.ndarray]] = defaultdict(list)
     owners: dict[int, list[numpy.ndarray]] = defaultdict(list)
     unrecognisable = 0
     for asked in load_questions(questions_dir).values():
         for question in asked:
             recognised = False
-            for form in _forms(question):
-                said = words(form)
-                if len(said) < SHORTEST:
+            for text in _texts(question):
+                found = words(text)
+                if len(found) < MIN_NGRAM_WORDS:
                     continue
                 recognised = True
-                length = min(len(said), SEQUENCE_WORDS)
-                hashes = sequence_hashes(word_hashes(said), length)
-                found[length].append(hashes)
-                owners[length].append(numpy.full(len(hashes), len(ids)))
+                length = min(len(found), NGRAM_WORDS)
+                of_text = ngram_hashes(word_hashes(found), length)
+                hashes[length].append(of_text)
+                owners[length].append(numpy.full(len(of_text), len(ids)))
             ids.append(str(question["id"]))
             unrecognisable += not recognised
-    runs = {}
-    for length in sorted(found, reverse=True):
-        hashes, first = numpy.unique(numpy.concatenate(found[length]), return_index=True)
-        runs[length] = Runs(hashes, numpy.concatenate(owners[length])[first])
-    return Sequences(runs, ids, unrecognisable)
+    by_length = {}
+    for length in sorted(hashes, reverse=True):
+        distinct, first = numpy.unique(numpy.concatenate(hashes[length]), return_index=True)
+        by_length[length] = Ngrams(distinct, numpy.concatenate(owners[length])[first])
+    return QuestionNgrams(by_length, ids, unrecognisable)
 
 
-def shared_sequence(text: str, sequences: Sequences) -> Overlap | None:
-    """Return the first run of words of `text` that gives a question away, or None.
+def shared_ngram(text: str, ngrams: QuestionNgrams) -> Overlap | None:
+    """Return the first n-gram that `text` shares with a question, or None.
 
-    Case and punctuation do not count.
+    Letter case and punctuation are ignored.
     """
     found = words(text)
-    return shared_run(found, word_hashes(found), sequences)
+    return find_overlap(found, word_hashes(found), ngrams)
 
 
-def shared_run(found: list[str], hashes: numpy.ndarray, sequences: Sequences) -> Overlap | None:
-    """Do what `shared_sequence` does, for words and their hashes (`sequences.word_hashes`)."""
-    for length, (known, owners) in sequences.runs.items():
-        runs = sequence_hashes(hashes, length)
-        places = numpy.searchsorted(known, runs)
-        places[places == len(known)] = 0
-        (shared,) = numpy.nonzero(known[places] == runs)
+def find_overlap(found: list[str], hashes: numpy.ndarray, ngrams: QuestionNgrams) -> Overlap | None:
+    """Like `shared_ngram`, for words and their hashes (`word_hashes`)."""
+    for length, (known, owners) in ngrams.by_length.items():
+        of_text = ngram_hashes(hashes, length)
+        positions = numpy.searchsorted(known, of_text)
+        positions[positions == len(known)] = 0
+        (shared,) = numpy.nonzero(known[positions] == of_text)
         if len(shared):
             start = int(shared[0])
-            question = sequences.questions[owners[places[start]]]
+            question = ngrams.questions[owners[positions[start]]]
             return Overlap(question, " ".join(found[start : start + length]))
     return None
 
 
-def _forms(question: Question) -> Iterator[str]:
-    """Yield what a text that holds the question would say: as it was asked, and each raw text."""
-    asked = f"{question.get('context', '')} {question['question']}"
+def _texts(question: Question) -> Iterator[str]:
+    """Yield the texts in which a question may appear: as a prompt, and each raw text of its row."""
+    prompt = f"{question.get('context', '')} {question['question']}"
     answer = question.get("answer", [])
     answers = question.get("choices") or ([answer] if isinstance(answer, str) else answer)
     if "context" in question:
         yield question["context"]
-    for told in dict.fromkeys([asked, *question.get("texts", [])]):
-        yield told
+    for text in dict.fromkeys([prompt, *question.get("texts", [])]):
+        yield text
         for choice in answers:
-            yield f"{told} {choice}"
-            yield f"{told} answer {choice}"
+            yield f"{text} {choice}"
+            yield f"{text} answer {choice}"

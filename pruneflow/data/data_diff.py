@@ -1,4 +1,4 @@
-"""What changed between two states of the calibration data: documents, tokens and licences."""
+"""Differences between two states of the calibration data: documents, tokens and licences."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pruneflow.errors import DamagedArtifactError
 
 MEMORY_LIMIT = "512MB"
 
-# Equal texts from another source count as removed there and added here.
+# A text that moved to another source counts as removed from one and added to the other.
 _CHANGED_DOCUMENTS = """
     WITH earlier AS (SELECT domain, source, sha256, true AS known FROM read_parquet(?)),
          later AS (SELECT domain, source, sha256, true AS known FROM read_parquet(?))
@@ -35,44 +35,44 @@ class DataState:
     Attributes:
         table: the table of documents.
         documents: manifest of the documents.
-        chosen: manifest of the calibration set.
+        calibration: manifest of the calibration set.
     """
 
     table: Path
     documents: dict[str, Any]
-    chosen: dict[str, Any]
+    calibration: dict[str, Any]
 
     @property
     def is_current(self) -> bool:
-        """Whether the calibration set was made from these documents."""
-        return bool(self.chosen.get("documents") == self.documents["digest"])
+        """Whether the calibration set was built from these documents."""
+        return bool(self.calibration.get("documents") == self.documents["digest"])
 
 
-def load_state(documents: Path, chosen: Path) -> DataState:
+def load_state(documents: Path, calibration: Path) -> DataState:
     """Read a state from the folders of the documents and of the calibration set.
 
     Args:
-        documents: the folder with the table, which is checked against its manifest.
-        chosen: the folder of the calibration set, of which only the manifest is read.
+        documents: folder of the table, which is verified against its manifest.
+        calibration: folder of the calibration set, of which only the manifest is read.
 
     Raises:
-        DamagedArtifactError: a file is missing or not the one its manifest describes.
+        DamagedArtifactError: a file is missing or does not match the manifest.
     """
     manifest = verify_manifest(documents)
     if TABLE not in manifest["files"]:
         raise DamagedArtifactError(f"{documents} has no {TABLE}: run `dvc repro documents`")
-    return DataState(documents / TABLE, manifest, read_json(chosen / MANIFEST))
+    return DataState(documents / TABLE, manifest, read_json(calibration / MANIFEST))
 
 
 def compare(before: DataState, after: DataState) -> dict[str, Any]:
-    """Say what changed, by domain.
+    """Compare two states, by domain.
 
     Returns:
-        ``domains``: for every domain that changed the documents ``added`` and ``removed``, the
-        same by ``sources``, the ``tokens`` of the calibration set before and after, and
-        ``licences`` gained and lost; ``added`` and ``removed`` in all; ``licences`` over all
-        domains; ``digests`` of documents and set, before and after; ``set_is_current``: whether
-        the later set was made from the later documents.
+        ``domains``: for every changed domain, the documents ``added`` and ``removed``, the same by
+        ``sources``, the ``tokens`` of the calibration set before and after, and ``licences``
+        gained and lost; ``added`` and ``removed`` in total; ``licences`` over all domains;
+        ``digests`` of documents and set, before and after; ``set_is_current``: whether the later
+        set was built from the later documents.
     """
     sources = _changed_sources(before.table, after.table)
     domains: dict[str, Any] = {}
@@ -101,14 +101,14 @@ def compare(before: DataState, after: DataState) -> dict[str, Any]:
                 "before": before.documents["digest"],
                 "after": after.documents["digest"],
             },
-            "set": {"before": before.chosen["digest"], "after": after.chosen["digest"]},
+            "set": {"before": before.calibration["digest"], "after": after.calibration["digest"]},
         },
         "set_is_current": after.is_current,
     }
 
 
 def _changed_sources(before: Path, after: Path) -> dict[str, dict[str, dict[str, int]]]:
-    """Documents added and removed by domain and source; unchanged sources are left out."""
+    """Documents added and removed, by domain and source; unchanged sources are omitted."""
     with duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "threads": 2}) as connection:
         rows = connection.execute(_CHANGED_DOCUMENTS, [str(before), str(after)]).fetchall()
     changed: dict[str, dict[str, dict[str, int]]] = {}
@@ -118,7 +118,7 @@ def _changed_sources(before: Path, after: Path) -> dict[str, dict[str, dict[str,
 
 
 def _tokens(state: DataState, domain: str) -> int:
-    facts = state.chosen.get("domains", {}).get(domain, {})
+    facts = state.calibration.get("domains", {}).get(domain, {})
     return int(facts.get("calibration", {}).get("tokens", 0))
 
 

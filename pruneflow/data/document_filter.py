@@ -1,4 +1,4 @@
-"""What becomes of one document by itself: cleaned, and kept or dropped for a reason."""
+"""Cleaning and filtering of a single document: kept, or dropped with a reason."""
 
 from dataclasses import dataclass, field
 
@@ -15,10 +15,10 @@ from pruneflow.data.cleaning import (
     repair,
     sha256_text,
 )
-from pruneflow.data.contamination import Sequences, shared_run
-from pruneflow.data.languages import can_be_told, other_language
+from pruneflow.data.contamination import QuestionNgrams, find_overlap
+from pruneflow.data.languages import is_detectable, other_language
+from pruneflow.data.record_template import Record
 from pruneflow.data.source_kinds import NO_LANGUAGE
-from pruneflow.data.sources import Document
 from pruneflow.data.word_hashes import word_hashes, words
 from pruneflow.settings.calibration import DocumentSettings
 
@@ -27,17 +27,17 @@ EXCERPT = 80
 
 @dataclass
 class Candidate:
-    """A document after cleaning.
+    """A cleaned document that may enter the table.
 
     Attributes:
-        text: what the table would hold: repaired, cut, personal data masked.
-        reason: why it is dropped; "" while it may stay.
-        detail: what shows the reason.
-        repaired: whether wrongly decoded characters were put right.
-        cut: whether the document was longer.
-        masks: masks in the text by kind (`personal_data.KINDS`).
-        told: whether its language could be told.
-        other: the other language that it surely is in, or None.
+        text: repaired, truncated, personal data masked.
+        reason: why it is dropped; "" if it is not.
+        detail: evidence for the reason.
+        repaired: whether mojibake was fixed.
+        cut: whether the document was truncated.
+        masks: number of masks in the text by kind (`personal_data.KINDS`).
+        language_checked: whether its language could be detected.
+        other_language: the detected language if it is not the source's, else None.
         hashes: of its words, uint64 of shape [words]; None when dropped.
     """
 
@@ -47,18 +47,18 @@ class Candidate:
     repaired: bool = False
     cut: bool = False
     masks: dict[str, int] = field(default_factory=dict)
-    told: bool = False
-    other: str | None = None
+    language_checked: bool = False
+    other_language: str | None = None
     hashes: numpy.ndarray | None = None
 
     @property
     def sha256(self) -> str:
-        """Of the text; "" where there is none."""
+        """Sha256 of the text; "" for an empty one."""
         return sha256_text(self.text) if self.text else ""
 
     @property
     def key(self) -> str:
-        """What it shares with documents that are equal but for case and white space."""
+        """Equal for documents that differ only in letter case and white space."""
         return duplicate_key(self.text)
 
     @property
@@ -67,48 +67,51 @@ class Candidate:
         return " ".join(self.text[: 4 * EXCERPT].split())[:EXCERPT]
 
 
-def examine(document: Document, settings: DocumentSettings, sequences: Sequences) -> Candidate:
-    """Clean a document, and judge it by all that can be said without another one.
+def examine(
+    record: Record, language: str, settings: DocumentSettings, ngrams: QuestionNgrams
+) -> Candidate:
+    """Clean a record, and apply all filters that need no other document.
 
     Args:
-        document: as it was read.
-        settings: limits, and what to do with personal data.
-        sequences: of the evaluation questions.
+        record: as read from its source.
+        language: BCP-47 tag of the source.
+        settings: limits, and the treatment of personal data.
+        ngrams: of the evaluation questions.
     """
-    candidate = _cleaned(document, settings)
+    candidate = _clean(record, language, settings)
     if not candidate.reason:
-        candidate.reason, candidate.detail = _judged(candidate, document.language, settings)
+        candidate.reason, candidate.detail = _filter(candidate, language, settings)
     if not candidate.reason:
         found = words(candidate.text)
         candidate.hashes = word_hashes(found)
-        overlap = shared_run(found, candidate.hashes, sequences)
+        overlap = find_overlap(found, candidate.hashes, ngrams)
         if overlap:
             candidate.reason = "evaluation_overlap"
             candidate.detail = f"{overlap.question}: {overlap.words}"
     return candidate
 
 
-def _cleaned(document: Document, settings: DocumentSettings) -> Candidate:
-    code = document.language == NO_LANGUAGE
-    repaired = document.text if code else repair(document.text)
-    whole = clean_code(repaired) if code else clean(repaired)
-    text = cut(whole, settings.max_characters)
-    candidate = Candidate(text, repaired=repaired != document.text, cut=len(text) < len(whole))
+def _clean(record: Record, language: str, settings: DocumentSettings) -> Candidate:
+    code = language == NO_LANGUAGE
+    repaired = record.text if code else repair(record.text)
+    full = clean_code(repaired) if code else clean(repaired)
+    text = cut(full, settings.max_characters)
+    candidate = Candidate(text, repaired=repaired != record.text, cut=len(text) < len(full))
     if settings.personal_data != "keep":
-        masked, candidate.masks = personal_data.mask(text, document.language)
-        # A mask may be longer than what it hides, and a cut may lay bare what was part of more.
+        masked, candidate.masks = personal_data.mask(text, language)
+        # A mask may be longer than what it replaces, and truncation may create a new match.
         while len(masked) > settings.max_characters:
-            masked, _ = personal_data.mask(cut(masked, settings.max_characters), document.language)
+            masked, _ = personal_data.mask(cut(masked, settings.max_characters), language)
         candidate.text = masked
     if is_binary(repaired):
-        candidate.reason, candidate.detail = "binary", document.place
+        candidate.reason, candidate.detail = "binary", record.place
     elif not candidate.text:
         candidate.reason = "empty"
     return candidate
 
 
-def _judged(candidate: Candidate, language: str, settings: DocumentSettings) -> tuple[str, str]:
-    """Return reason and detail, or two empty strings."""
+def _filter(candidate: Candidate, language: str, settings: DocumentSettings) -> tuple[str, str]:
+    """Return the reason to drop a candidate and the detail, or two empty strings."""
     text = candidate.text
     if len(text) < settings.min_characters:
         return "too_short", f"{len(text)} characters"
@@ -116,11 +119,11 @@ def _judged(candidate: Candidate, language: str, settings: DocumentSettings) -> 
         share = compressed_share(text)
         if share < settings.min_compressed_share:
             return "repetitive", f"compresses to {share:.3f}"
-    if settings.language_confidence < 1 and can_be_told(text, language):
-        candidate.told = True
-        candidate.other = other_language(text, language, settings.language_confidence)
-        if candidate.other:
-            return "wrong_language", candidate.other
+    if settings.language_confidence < 1 and is_detectable(text, language):
+        candidate.language_checked = True
+        candidate.other_language = other_language(text, language, settings.language_confidence)
+        if candidate.other_language:
+            return "wrong_language", candidate.other_language
     kinds = [kind for kind, count in candidate.masks.items() if count]
     if settings.personal_data == "drop" and kinds:
         return "personal_data", ", ".join(kinds)

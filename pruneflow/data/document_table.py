@@ -1,7 +1,7 @@
-"""The table of documents on its way to disk: written in reading order, then chosen and sorted.
+"""Building the table of documents: candidates are written in reading order, then selected.
 
-Nothing is held but a few rows: candidates go to a Parquet file as they come, and DuckDB, which
-spills to disk, says which of them stay.
+Only a few rows are in memory: candidates are written to a Parquet file as they are read, and
+DuckDB, which spills to disk, selects and sorts them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,20 +25,22 @@ COUNTED = ("characters", "cut", "repaired", *KINDS)
 SPLITS = ("calibration", "validation", "test")
 
 ROW_GROUP = 1000
-"""Rows of a row group: what a reader of the table holds at a time."""
+"""Rows in a row group, the unit that readers load at a time."""
 _GROUP_CHARACTERS = 4_000_000
 _MEMORY = "256MB"
 _THREADS = 2
 
-_CANDIDATE = {
+CANDIDATES = {
     **dict.fromkeys(("seq", "number", *COUNTED), "int64"),
     **dict.fromkeys((*COLUMNS, "text_key", "place", "excerpt"), "string"),
 }
-_DROPPED = {"seq": "int64", **dict.fromkeys(DROPPED_COLUMNS, "string")}
+"""Columns of the candidates that passed all filters, and their Arrow types."""
+REJECTED = {"seq": "int64", **dict.fromkeys(DROPPED_COLUMNS, "string")}
+"""Columns of the documents dropped while reading, and their Arrow types."""
 
 
-class Rows:
-    """Rows written to a Parquet file, a row group at a time.
+class RowWriter:
+    """Writes rows to a Parquet file, a row group at a time.
 
     Args:
         path: the file.
@@ -46,7 +48,6 @@ class Rows:
     """
 
     def __init__(self, path: Path, columns: dict[str, str]) -> None:
-
         self._schema = pyarrow.schema(list(columns.items()))
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
@@ -59,7 +60,7 @@ class Rows:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        at: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         if kind is None:
             self._flush()
@@ -73,25 +74,14 @@ class Rows:
             self._flush()
 
     def _flush(self) -> None:
-
         if self._rows:
             self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
             self._rows, self._characters = [], 0
 
 
-def candidate_rows(work: Path) -> Rows:
-    """Rows of documents that may stay."""
-    return Rows(work / "candidates.parquet", _CANDIDATE)
-
-
-def dropped_rows(work: Path) -> Rows:
-    """Rows of documents that were dropped while they were read."""
-    return Rows(work / "dropped.parquet", _DROPPED)
-
-
 @contextmanager
 def selection(work: Path) -> Iterator["Selection"]:
-    """Open what was written to `work`.
+    """Open `candidates.parquet` and `dropped.parquet` in `work` for selection.
 
     Raises:
         InputError: the disk is full.
@@ -105,24 +95,26 @@ def selection(work: Path) -> Iterator["Selection"]:
         with duckdb.connect(":memory:", config=config) as connection:
             for name in ("candidates", "dropped"):
                 connection.read_parquet(str(work / f"{name}.parquet")).create_view(name)
-            connection.execute("CREATE TABLE lost (number BIGINT, reason VARCHAR, detail VARCHAR)")
+            connection.execute(
+                "CREATE TABLE duplicates (number BIGINT, reason VARCHAR, detail VARCHAR)"
+            )
             yield Selection(connection)
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         detail = " ".join(str(error).split())[:200]
-        raise InputError(f"{work} has no room for the table ({detail}): free some space") from None
+        raise InputError(f"{work} has no space for the table ({detail}): free some space") from None
 
 
 class Selection:
-    """Which candidates stay, decided step by step: equal ones, near-duplicates, the draw."""
+    """Selects candidates step by step: without duplicates, without near-duplicates, sampled."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
 
     def drop_equal(self) -> None:
-        """Drop candidates that are equal to an earlier one but for case and white space."""
+        """Drop candidates equal to an earlier one, ignoring letter case and white space."""
         self._connection.execute(
             """
-            INSERT INTO lost
+            INSERT INTO duplicates
             SELECT later.number, 'duplicate', first.sha256
             FROM candidates AS later
             JOIN (
@@ -134,28 +126,28 @@ class Selection:
         )
 
     def drop_near_duplicates(self, signatures: Signatures, similarity: float) -> None:
-        """Drop candidates that are like an earlier one; `signatures` has them by number."""
-        lost = self._connection.sql("SELECT number FROM lost").to_arrow_table()
-        pairs = signatures.near_duplicates(similarity, lost["number"].to_numpy())
+        """Drop candidates similar to an earlier one; `signatures` has them by number."""
+        known = self._connection.sql("SELECT number FROM duplicates").to_arrow_table()
+        pairs = signatures.near_duplicates(similarity, known["number"].to_numpy())
         self._connection.register(
             "pairs", pyarrow.table({"later": pairs[:, 0], "earlier": pairs[:, 1]})
         )
         self._connection.execute(
             """
-            INSERT INTO lost
+            INSERT INTO duplicates
             SELECT pairs.later, 'near_duplicate', candidates.sha256
             FROM pairs JOIN candidates ON candidates.number = pairs.earlier
             """
         )
 
-    def draw(self, settings: DocumentSettings) -> None:
-        """Keep at most `max_per_domain` documents: test ones by hash, the others by seeded hash."""
+    def sample(self, settings: DocumentSettings) -> None:
+        """Sample up to `max_per_domain` documents: by hash for the test split, else seeded."""
         validation = max(1, round(settings.max_per_domain * settings.validation_share))
         test = max(1, round(settings.max_per_domain * settings.test_share))
         calibration = max(1, settings.max_per_domain - validation - test)
         self._connection.execute(
             f"""
-            CREATE TABLE drawn AS
+            CREATE TABLE sampled AS
             SELECT number FROM (
                 SELECT number, split, row_number() OVER (
                     PARTITION BY domain, split
@@ -164,7 +156,7 @@ class Selection:
                         || ':' || sha256
                     )
                 ) AS place
-                FROM candidates ANTI JOIN lost USING (number)
+                FROM candidates ANTI JOIN duplicates USING (number)
             )
             WHERE place <= CASE split
                 WHEN 'test' THEN {test} WHEN 'validation' THEN {validation} ELSE {calibration}
@@ -173,16 +165,16 @@ class Selection:
         )
 
     def usable(self) -> dict[str, int]:
-        """Documents before the draw, by domain."""
+        """Number of documents before sampling, by domain."""
         return dict(
             self._fetch(
-                "SELECT domain, count(*) FROM candidates ANTI JOIN lost USING (number) "
+                "SELECT domain, count(*) FROM candidates ANTI JOIN duplicates USING (number) "
                 "GROUP BY domain"
             )
         )
 
-    def useless(self) -> dict[tuple[str, str], dict[str, int]]:
-        """Reasons by domain and source where every document was dropped by itself."""
+    def unusable_sources(self) -> dict[tuple[str, str], dict[str, int]]:
+        """Sources whose documents were all filtered out: reasons by domain and source."""
         found: dict[tuple[str, str], dict[str, int]] = {}
         for domain, source, reason, count in self._fetch(
             "SELECT domain, source, reason, count(*) FROM dropped "
@@ -192,40 +184,40 @@ class Selection:
         return found
 
     def counts(self, by: str) -> dict[str, dict[str, int]]:
-        """Documents drawn, by domain and by another column's values in order."""
+        """Number of sampled documents, by domain and by the values of another column."""
         found: dict[str, dict[str, int]] = {}
         for domain, value, count in self._fetch(
-            f"SELECT domain, {by}, count(*) FROM candidates SEMI JOIN drawn USING (number) "
+            f"SELECT domain, {by}, count(*) FROM candidates SEMI JOIN sampled USING (number) "
             "GROUP BY ALL ORDER BY ALL"
         ):
             found.setdefault(domain, {})[value] = count
         return found
 
     def sums(self) -> dict[str, dict[str, int]]:
-        """Sums over the documents drawn of what is counted of each (`COUNTED`), by domain."""
+        """Sums of the columns `COUNTED` over the sampled documents, by domain."""
         columns = ", ".join(f"sum({column})" for column in COUNTED)
         rows = self._fetch(
-            f"SELECT domain, {columns} FROM candidates SEMI JOIN drawn USING (number) "
+            f"SELECT domain, {columns} FROM candidates SEMI JOIN sampled USING (number) "
             "GROUP BY domain"
         )
         return {domain: dict(zip(COUNTED, map(int, sums), strict=True)) for domain, *sums in rows}
 
     def sources(self) -> list[tuple[str, str, int, int]]:
-        """Domain, source, documents and characters of what was drawn."""
+        """Domain, source, number of sampled documents, and their characters."""
         return self._fetch(
             "SELECT domain, source, count(*), sum(characters)::BIGINT "
-            "FROM candidates SEMI JOIN drawn USING (number) GROUP BY ALL ORDER BY ALL"
+            "FROM candidates SEMI JOIN sampled USING (number) GROUP BY ALL ORDER BY ALL"
         )
 
     def reasons(self) -> dict[str, dict[str, int]]:
-        """Documents dropped, by domain and reason."""
+        """Number of dropped documents, by domain and reason."""
         found: dict[str, dict[str, int]] = {}
         for domain, reason, count in self._fetch(
             """
             SELECT domain, reason, count(*) FROM (
                 SELECT domain, reason FROM dropped
                 UNION ALL
-                SELECT domain, lost.reason FROM candidates JOIN lost USING (number)
+                SELECT domain, duplicates.reason FROM candidates JOIN duplicates USING (number)
             ) GROUP BY ALL ORDER BY ALL
             """
         ):
@@ -233,12 +225,12 @@ class Selection:
         return found
 
     def write_documents(self, path: Path, domains: Iterable[str]) -> None:
-        """Write the documents drawn, sorted by domain and sha256."""
+        """Write the sampled documents, sorted by domain and sha256."""
         columns = ", ".join(f'"{column}"' for column in COLUMNS)
-        # One domain after the other: no more than its text is sorted at a time.
+        # One domain at a time, so that only its text is sorted in memory.
         queries = [
             (
-                f"SELECT {columns} FROM candidates SEMI JOIN drawn USING (number) "
+                f"SELECT {columns} FROM candidates SEMI JOIN sampled USING (number) "
                 "WHERE domain = ? ORDER BY sha256",
                 [domain],
             )
@@ -247,14 +239,15 @@ class Selection:
         self._write(path, COLUMNS, queries)
 
     def write_dropped(self, path: Path) -> None:
-        """Write what was dropped, in reading order."""
+        """Write the dropped documents, in reading order."""
         columns = ", ".join(DROPPED_COLUMNS)
         query = f"""
             SELECT {columns} FROM (
                 SELECT seq, {columns} FROM dropped
                 UNION ALL BY NAME
-                SELECT seq, domain, source, place, lost.reason, lost.detail, sha256, excerpt
-                FROM candidates JOIN lost USING (number)
+                SELECT seq, domain, source, place, duplicates.reason, duplicates.detail, sha256,
+                       excerpt
+                FROM candidates JOIN duplicates USING (number)
             ) ORDER BY seq
         """
         self._write(path, DROPPED_COLUMNS, [(query, [])])
@@ -265,7 +258,6 @@ class Selection:
     def _write(
         self, path: Path, columns: tuple[str, ...], queries: list[tuple[str, list[str]]]
     ) -> None:
-
         schema = pyarrow.schema([(column, pyarrow.string()) for column in columns])
         with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
             batches = (
@@ -280,12 +272,12 @@ class Selection:
 def _row_groups(
     batches: Iterable[pyarrow.RecordBatch], schema: pyarrow.Schema
 ) -> Iterator[pyarrow.Table]:
-    """Yield tables of `ROW_GROUP` rows, however many the batches have; the last may have fewer."""
-    held = schema.empty_table()
+    """Regroup batches of any size into tables of `ROW_GROUP` rows; the last may be smaller."""
+    rest = schema.empty_table()
     for batch in batches:
-        held = pyarrow.concat_tables([held, pyarrow.Table.from_batches([batch]).cast(schema)])
-        while held.num_rows >= ROW_GROUP:
-            yield held.slice(0, ROW_GROUP).combine_chunks()
-            held = held.slice(ROW_GROUP)
-    if held.num_rows:
-        yield held.combine_chunks()
+        rest = pyarrow.concat_tables([rest, pyarrow.Table.from_batches([batch]).cast(schema)])
+        while rest.num_rows >= ROW_GROUP:
+            yield rest.slice(0, ROW_GROUP).combine_chunks()
+            rest = rest.slice(ROW_GROUP)
+    if rest.num_rows:
+        yield rest.combine_chunks()

@@ -1,4 +1,4 @@
-"""The table of documents: drawn from sources, cleaned, free of duplicates and of questions."""
+"""The table of documents: read from sources, cleaned, deduplicated and decontaminated."""
 
 import platform
 from collections.abc import Iterator
@@ -12,24 +12,25 @@ import pyarrow.parquet
 
 from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
 from pruneflow.data.cleaning import duplicate_key, sha256_text
-from pruneflow.data.contamination import Sequences, question_sequences
+from pruneflow.data.contamination import QuestionNgrams, question_ngrams
 from pruneflow.data.document_filter import Candidate, examine
 from pruneflow.data.document_table import (
+    CANDIDATES,
     COLUMNS,
     DROPPED_COLUMNS,
+    REJECTED,
     SPLITS,
-    Rows,
+    RowWriter,
     Selection,
-    candidate_rows,
-    dropped_rows,
     selection,
 )
 from pruneflow.data.languages import SourceLanguage
 from pruneflow.data.near_duplicates import Signatures
 from pruneflow.data.personal_data import KINDS
-from pruneflow.data.sources import Document, Source, known_domains, read_source
+from pruneflow.data.record_template import Record, Unreadable
+from pruneflow.data.sources import Source, known_domains, read_source
 from pruneflow.errors import InputError
-from pruneflow.locked_files import Malformed, Reading, load_lock
+from pruneflow.locked_files import Reading, load_lock
 from pruneflow.progress import track
 from pruneflow.settings.calibration import DocumentSettings
 
@@ -58,37 +59,37 @@ def build_documents(
     out: Path,
     root: Path,
 ) -> dict[str, Any]:
-    """Write `documents.parquet`, `dropped.parquet` and a manifest: the text all else draws from.
+    """Write `documents.parquet`, `dropped.parquet` and a manifest.
 
-    Of equal documents, and of near-duplicates, the first in the order of `settings.domains`
-    stays. A document that shares 13 words in a row with an evaluation question is dropped.
-    Memory hardly grows with the text.
+    Of duplicates and near-duplicates the first is kept, in the order of `settings.domains`. A
+    document that shares a 13-gram of words with an evaluation question is dropped. Memory use
+    hardly depends on the amount of text.
 
     Args:
         settings: domains, limits and shares.
         domains_file: the sources of every domain.
-        lock_file: what package files and hub sets may be read.
+        lock_file: the pinned package files and hub datasets.
         questions_dir: folder of the evaluation questions.
         out: the folder to write.
-        root: the workspace, which `data/text` is relative to.
+        root: the workspace root, which `data/text` is relative to.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: a domain is unknown, or a source of it is missing, empty, malformed, of
-            another language than it says or too small; names domain, source and the way out.
+        InputError: a domain is unknown, or one of its sources is missing, empty, malformed, too
+            small or in another language; names domain, source and the fix.
     """
     domains = known_domains(settings.domains, domains_file)
     reading = Reading(
         root, load_lock(lock_file), settings.malformed, settings.max_record_mb * 2**20
     )
-    sequences = question_sequences(questions_dir)
+    ngrams = question_ngrams(questions_dir)
     with staged_directory(out) as folder:
         work = folder / "work"
         work.mkdir()
         with Signatures(work) as signatures:
-            with _Reader(work, settings, sequences, signatures) as reader:
+            with _Reader(work, settings, ngrams, signatures) as reader:
                 for name in track(settings.domains, "documents"):
                     for source in domains[name]:
                         reader.read(name, source, reading)
@@ -96,8 +97,12 @@ def build_documents(
                 selected.drop_equal()
                 if settings.near_duplicate_similarity < 1:
                     selected.drop_near_duplicates(signatures, settings.near_duplicate_similarity)
-                _refuse_useless_source(selected)
-                selected.draw(settings)
+                for (domain, unusable), reasons in selected.unusable_sources().items():
+                    raise InputError(
+                        f"domain {domain}, source {unusable}: none of its documents is usable"
+                        f"{_listed(reasons)}: correct it in configs/domains.yaml or remove it"
+                    )
+                selected.sample(settings)
                 facts = _facts(selected, domains)
                 selected.write_documents(folder / TABLE, settings.domains)
                 selected.write_dropped(folder / DROPPED)
@@ -111,24 +116,24 @@ def build_documents(
             text_files=reading.text_files,
             hub=reading.hub,
             questions={
-                "asked": len(sequences.questions),
-                "unrecognisable": sequences.unrecognisable,
+                "asked": len(ngrams.questions),
+                "unrecognisable": ngrams.unrecognisable,
             },
         )
 
 
 def read_documents(directory: Path) -> pandas.DataFrame:
-    """Read the table of documents after checking its manifest; every column holds strings.
+    """Read the table of documents after verifying its manifest; all columns are strings.
 
     Raises:
-        DamagedArtifactError: the table is missing or not the manifest's.
+        DamagedArtifactError: the table is missing or does not match the manifest.
     """
     verify_manifest(directory)
     return pyarrow.parquet.read_table(directory / TABLE).to_pandas()
 
 
 def split_of(sha256: str, validation_share: float, test_share: float) -> str:
-    """Return the split of a document: its own or its group's hash decides, never a seed."""
+    """Return the split of a document, from the hash of its text or group, without a seed."""
     position = int(sha256[-12:], 16) / 16**12
     if position < test_share:
         return "test"
@@ -136,15 +141,17 @@ def split_of(sha256: str, validation_share: float, test_share: float) -> str:
 
 
 class _Reader:
-    """Reads sources into rows of candidates and of what is dropped, numbered in reading order."""
+    """Writes the records of sources as candidates or as dropped, numbered in reading order."""
 
     def __init__(
-        self, work: Path, settings: DocumentSettings, sequences: Sequences, signatures: Signatures
+        self, work: Path, settings: DocumentSettings, ngrams: QuestionNgrams, signatures: Signatures
     ) -> None:
-        self._settings, self._sequences, self._signatures = settings, sequences, signatures
+        self._settings, self._ngrams, self._signatures = settings, ngrams, signatures
         self._stack = ExitStack()
-        self._candidates: Rows = self._stack.enter_context(candidate_rows(work))
-        self._dropped: Rows = self._stack.enter_context(dropped_rows(work))
+        self._candidates, self._dropped = (
+            self._stack.enter_context(RowWriter(work / f"{name}.parquet", columns))
+            for name, columns in (("candidates", CANDIDATES), ("dropped", REJECTED))
+        )
         self._read = self._kept = 0
 
     def __enter__(self) -> Self:
@@ -157,41 +164,45 @@ class _Reader:
         """Read one source.
 
         Raises:
-            InputError: it cannot be read, or is mostly of another language than it says.
+            InputError: it cannot be read, or most of it is in another language.
         """
         language = SourceLanguage(source.language)
-        for document in read_source(domain, source, reading):
-            self._drop_malformed(domain, reading.malformed_records)
-            candidate = examine(document, self._settings, self._sequences)
-            language.checked += candidate.told
-            if candidate.other:
-                language.others[candidate.other] += 1
+        for record in read_source(domain, source, reading):
+            self._read += 1
+            row = {
+                "seq": self._read,
+                "domain": domain,
+                "source": source.name,
+                "place": record.place,
+            }
+            if isinstance(record, Unreadable):
+                unreadable = {"reason": record.reason, "detail": record.problem}
+                self._dropped.add({**row, **unreadable, "sha256": "", "excerpt": ""})
+                continue
+            candidate = examine(record, source.language, self._settings, self._ngrams)
+            language.checked += candidate.language_checked
+            if candidate.other_language:
+                language.others[candidate.other_language] += 1
+            row |= {"sha256": candidate.sha256, "excerpt": candidate.excerpt}
             if candidate.reason:
-                self._drop(domain, document, candidate)
+                reason = {"reason": candidate.reason, "detail": candidate.detail}
+                self._dropped.add({**row, **reason})
             else:
-                self._keep(domain, document, candidate)
-        self._drop_malformed(domain, reading.malformed_records)
+                row |= {"licence": source.licence, "language": source.language}
+                self._keep(row, record, candidate)
         language.verify(domain, source.name)
 
-    def _keep(self, domain: str, document: Document, candidate: Candidate) -> None:
-        sha256 = candidate.sha256
-        group = sha256_text(document.group) if document.group else sha256
+    def _keep(self, row: dict[str, Any], record: Record, candidate: Candidate) -> None:
+        group = sha256_text(record.group) if record.group else candidate.sha256
         settings = self._settings
         self._candidates.add(
             {
-                "seq": self._next(),
+                **row,
                 "number": self._kept,
-                "domain": domain,
-                "source": document.source,
-                "licence": document.licence,
-                "language": document.language,
                 "split": split_of(group, settings.validation_share, settings.test_share),
                 "group": group[:GROUP_DIGITS],
-                "sha256": sha256,
                 "text": candidate.text,
                 "text_key": candidate.key,
-                "place": document.place,
-                "excerpt": candidate.excerpt,
                 "characters": len(candidate.text),
                 "cut": int(candidate.cut),
                 "repaired": int(candidate.repaired),
@@ -202,52 +213,9 @@ class _Reader:
         if settings.near_duplicate_similarity < 1 and candidate.hashes is not None:
             self._signatures.add_hashes(candidate.hashes)
 
-    def _drop(self, domain: str, document: Document, candidate: Candidate) -> None:
-        self._dropped.add(
-            {
-                "seq": self._next(),
-                "domain": domain,
-                "source": document.source,
-                "place": document.place,
-                "reason": candidate.reason,
-                "detail": candidate.detail,
-                "sha256": candidate.sha256,
-                "excerpt": candidate.excerpt,
-            }
-        )
-
-    def _drop_malformed(self, domain: str, records: list[Malformed]) -> None:
-        for record in records:
-            self._dropped.add(
-                {
-                    "seq": self._next(),
-                    "domain": domain,
-                    "source": record.source,
-                    "place": record.place,
-                    "reason": record.reason,
-                    "detail": record.detail,
-                    "sha256": "",
-                    "excerpt": "",
-                }
-            )
-        # Read on with an empty list: there may be millions.
-        records.clear()
-
-    def _next(self) -> int:
-        self._read += 1
-        return self._read
-
-
-def _refuse_useless_source(selected: Selection) -> None:
-    for (domain, source), reasons in selected.useless().items():
-        raise InputError(
-            f"domain {domain}, source {source}: none of its documents is usable{_listed(reasons)}: "
-            "correct it in configs/domains.yaml or remove it"
-        )
-
 
 def _facts(selected: Selection, domains: dict[str, list[Source]]) -> dict[str, Any]:
-    """What the manifest says of every domain; refuses one without documents for a split."""
+    """The manifest's entry of every domain; raises if a domain has no documents for a split."""
     usable, dropped = selected.usable(), selected.reasons()
     splits, languages = selected.counts("split"), selected.counts("language")
     licences, sums = selected.counts("licence"), selected.sums()
@@ -285,7 +253,7 @@ def _facts(selected: Selection, domains: dict[str, list[Source]]) -> dict[str, A
 
 
 def _sources(sources: list[Source]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Sources by name, still without documents; those of one name are one entry."""
+    """Sources by name, with zero documents; sources with the same name share an entry."""
     for name in dict.fromkeys(source.name for source in sources):
         same = [source for source in sources if source.name == name]
         yield (

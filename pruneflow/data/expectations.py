@@ -1,7 +1,7 @@
-"""Great Expectations over the table of documents, a part of the table at a time.
+"""Great Expectations for the table of documents, validated in parts.
 
-The parts are drawn by a hash of the column sha256, so that equal values meet in one part and
-"unique" means unique in the whole table, however long it is.
+Rows are partitioned by a hash of the column sha256: equal values are in the same part, so "unique"
+means unique in the complete table, whatever its size.
 """
 
 import math
@@ -25,42 +25,40 @@ from pruneflow.data.sources import LANGUAGE
 from pruneflow.settings.calibration import DocumentSettings
 
 PART_BYTES = 64 * 2**20
-"""About how much of the table, uncompressed, is looked at in one go."""
+"""Approximate uncompressed size of a part."""
 
 _COUNTS = ("element_count", "unexpected_count", "missing_count")
 
 
 def expect(table: Path, settings: DocumentSettings, manifest: dict[str, Any]) -> list[Finding]:
-    """Run Great Expectations over the table's columns, its rows and its domains.
+    """Validate the table's columns, rows and domains with Great Expectations.
 
     Args:
         table: the parquet file.
         settings: domains and limits.
-        manifest: of the table: the language and licence that each source declares, and how many
-            documents were drawn of each domain.
+        manifest: of the table, with the declared language and licence of each source and the
+            number of documents of each domain.
 
     Returns:
-        A finding for each expectation. Columns come first, and alone where they are not as they
-        should be, for what follows would only say that a column is missing.
+        A finding for each expectation. If the columns are wrong, only theirs: all others would
+        fail because of a missing column.
     """
     validator = _Validator()
-    findings = validator.run("columns", _types(table), _of_columns())
+    findings = validator.run("columns", _types(table), _column_expectations())
     if not all(finding.success for finding in findings):
         return findings
-    wanted = _of_rows(table, settings, manifest)
+    expectations = _row_expectations(table, settings, manifest)
     rows: list[Finding] = []
     for part in _parts(table):
-        found = validator.run("documents", part, wanted)
-        for whole, finding in zip(rows, found, strict=bool(rows)):
-            whole.merge(finding)
+        found = validator.run("documents", part, expectations)
+        for total, finding in zip(rows, found, strict=bool(rows)):
+            total.merge(finding)
         rows = rows or found
-    return (
-        findings + rows + validator.run("domains", _shares(table, manifest), _of_domains(settings))
-    )
+    domains = validator.run("domains", _shares(table, manifest), _domain_expectations(settings))
+    return findings + rows + domains
 
 
-def _of_columns() -> list[Any]:
-
+def _column_expectations() -> list[Any]:
     types = ["string", "large_string"]
     return [
         gx.ExpectTableColumnsToMatchOrderedList(column_list=list(COLUMNS)),
@@ -68,17 +66,18 @@ def _of_columns() -> list[Any]:
     ]
 
 
-def _of_rows(table: Path, settings: DocumentSettings, manifest: dict[str, Any]) -> list[Any]:
-
+def _row_expectations(
+    table: Path, settings: DocumentSettings, manifest: dict[str, Any]
+) -> list[Any]:
     declared = {
         key: sorted(
             _declared(domain, name, value)
             for domain, facts in manifest["domains"].items()
             for name, source in facts["sources"].items()
-            for value in {source[key], *source[key].split(between)}
+            for value in {source[key], *source[key].split(separator)}
         )
-        # Sources of one name are one entry, which has what each of them declares.
-        for key, between in (("language", ", "), ("licence", " AND "))
+        # Sources with the same name share an entry, which lists the values of all of them.
+        for key, separator in (("language", ", "), ("licence", " AND "))
     }
     return [
         *(gx.ExpectColumnValuesToNotBeNull(column=column) for column in COLUMNS),
@@ -91,7 +90,7 @@ def _of_rows(table: Path, settings: DocumentSettings, manifest: dict[str, Any]) 
         gx.ExpectColumnValuesToBeInSet(column="licence", value_set=_known_licences(table)),
         gx.ExpectColumnValuesToMatchRegex(column="language", regex=LANGUAGE),
         *(
-            gx.ExpectColumnValuesToBeInSet(column=_of_source(key), value_set=values)
+            gx.ExpectColumnValuesToBeInSet(column=_source_column(key), value_set=values)
             for key, values in declared.items()
         ),
         gx.ExpectColumnValueLengthsToBeBetween(
@@ -100,9 +99,8 @@ def _of_rows(table: Path, settings: DocumentSettings, manifest: dict[str, Any]) 
     ]
 
 
-def _of_domains(settings: DocumentSettings) -> list[Any]:
-
-    # Every split has one document at least, even where so few are asked for.
+def _domain_expectations(settings: DocumentSettings) -> list[Any]:
+    # Every split has at least one document, even where max_per_domain is smaller.
     most = max(settings.max_per_domain, len(SPLITS))
     return [
         gx.ExpectColumnDistinctValuesToEqualSet(column="domain", value_set=settings.domains),
@@ -115,13 +113,13 @@ def _of_domains(settings: DocumentSettings) -> list[Any]:
 
 
 def _types(table: Path) -> pandas.DataFrame:
-    """One row: the type of every column, under its name."""
+    """The Arrow type of every column, as a frame of one row."""
     schema = pyarrow.parquet.read_schema(table)
     return pandas.DataFrame({field.name: [str(field.type)] for field in schema})
 
 
 def _parts(table: Path) -> Iterator[pandas.DataFrame]:
-    """The rows of the table by their number, each with what its source should declare."""
+    """The rows of the table by row number, with the values that their sources should declare."""
     groups = pyarrow.parquet.read_metadata(table)
     size = sum(groups.row_group(index).total_byte_size for index in range(groups.num_row_groups))
     parts = max(1, math.ceil(size / PART_BYTES))
@@ -132,15 +130,15 @@ def _parts(table: Path) -> Iterator[pandas.DataFrame]:
                 params=[str(table), parts, part],
             )
             frame = rows.to_arrow_table().to_pandas().set_index("file_row_number")
-            # Great Expectations would give rows of a named index as records with all their text.
+            # With a named index, Great Expectations would return complete rows with their text.
             frame.index.name = None
             for key in ("language", "licence"):
-                frame[_of_source(key)] = _declared(frame["domain"], frame["source"], frame[key])
+                frame[_source_column(key)] = _declared(frame["domain"], frame["source"], frame[key])
             yield frame
 
 
 def _shares(table: Path, manifest: dict[str, Any]) -> pandas.DataFrame:
-    """A row for each domain: its documents and share in the table and as they were drawn."""
+    """One row per domain: its documents and share, in the table and in the manifest."""
     domains = pyarrow.parquet.read_table(table, columns=["domain"])["domain"]
     counts = {str(pair["values"]): pair["counts"] for pair in domains.value_counts().to_pylist()}
     drawn = {name: facts["documents"] for name, facts in manifest["domains"].items()}
@@ -157,7 +155,7 @@ def _known_licences(table: Path) -> list[str]:
     return sorted(value for value in found.to_pylist() if value and licence_problem(value) is None)
 
 
-def _of_source(key: str) -> str:
+def _source_column(key: str) -> str:
     return f"{key} of the source"
 
 
@@ -166,24 +164,23 @@ def _declared(domain: Any, source: Any, value: Any) -> Any:
 
 
 class _Validator:
-    """Great Expectations without files, progress bars or messages home."""
+    """Great Expectations without files, progress bars or telemetry."""
 
     def __init__(self) -> None:
         os.environ["GX_ANALYTICS_ENABLED"] = "false"
-
         context = great_expectations.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         asset = context.data_sources.add_pandas("table").add_dataframe_asset("documents")
-        self._whole = asset.add_batch_definition_whole_dataframe("all")
+        self._batch_definition = asset.add_batch_definition_whole_dataframe("all")
 
-    def run(self, over: str, frame: pandas.DataFrame, wanted: list[Any]) -> list[Finding]:
-        """Return a finding for each expectation, in the order given."""
-        batch = self._whole.get_batch({"dataframe": frame})
-        suite = great_expectations.ExpectationSuite(name=over, expectations=wanted)
+    def run(self, over: str, frame: pandas.DataFrame, expectations: list[Any]) -> list[Finding]:
+        """Return a finding for each expectation, in the given order."""
+        batch = self._batch_definition.get_batch({"dataframe": frame})
+        suite = great_expectations.ExpectationSuite(name=over, expectations=expectations)
         validated = batch.validate(suite, result_format="COMPLETE")
-        # The results come grouped by column, in an order that is not the suite's.
+        # Results are grouped by column, not in the order of the suite.
         found = {_key(result.expectation_config): result for result in validated.results}
-        return [_finding(over, found[_key(item.configuration)]) for item in wanted]
+        return [_finding(over, found[_key(item.configuration)]) for item in expectations]
 
 
 def _key(config: Any) -> tuple[str, str | None]:
@@ -196,7 +193,7 @@ def _column(kwargs: dict[str, Any]) -> str | None:
 
 
 def _finding(over: str, result: Any) -> Finding:
-    """Reduce a result to what is the same in every run, and the rows at fault."""
+    """Reduce a result to its reproducible parts and the failing rows."""
     config = result.expectation_config
     if result.exception_info.get("raised_exception"):
         raise GreatExpectationsError(

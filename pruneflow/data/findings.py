@@ -1,4 +1,4 @@
-"""What validation found: each expectation and check with its first rows at fault."""
+"""Results of validation: each expectation or check, with its first failing rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ SHOWN_ROWS = 3
 
 @dataclass
 class Finding:
-    """One expectation or check over the whole table.
+    """The result of one expectation or check on the complete table.
 
     Attributes:
         name: of the expectation or check.
-        over: what it looks at: `documents` (rows of the table), `domains` or `columns`.
-        column: the column it is about, where it is about one.
-        success: whether it holds.
-        observed: counts, or the values found where there are no rows to count.
-        rows: how many rows are at fault.
-        first: the first of them, as pairs of row number in the table and detail.
+        over: what is checked: `documents` (rows of the table), `domains` or `columns`.
+        column: the checked column, if it is a single one.
+        success: whether it passed.
+        observed: counts, or the observed values if no rows are counted.
+        rows: number of failing rows.
+        first: the first of them, as pairs of row number and detail.
     """
 
     name: str
@@ -35,21 +35,21 @@ class Finding:
     first: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, rows: Iterable[tuple[int, str]]) -> None:
-        """Count rows at fault, each with a detail that may be empty; they come in any order."""
+        """Add failing rows, each with a detail that may be empty, in any order."""
         found = list(rows)
         self.rows += len(found)
         self.success = self.success and not found
         self.first = sorted([*self.first, *found])[:SHOWN_ROWS]
 
     def merge(self, other: Self) -> None:
-        """Add what the same expectation found in another part of the table."""
+        """Add the result of the same expectation on another part of the table."""
         self.success = self.success and other.success
         self.observed = {name: self.observed[name] + other.observed[name] for name in self.observed}
         self.rows += other.rows
         self.first = sorted([*self.first, *other.first])[:SHOWN_ROWS]
 
     def report(self, kind: str) -> dict[str, Any]:
-        """Return what the result keeps of a finding, with its name as `kind`."""
+        """Return the finding as a record of the result file, with its name under the key `kind`."""
         return {
             kind: self.name,
             "over": self.over,
@@ -59,11 +59,11 @@ class Finding:
         }
 
 
-def refuse_failure(findings: list[Finding], table: Path) -> None:
-    """Do nothing where every finding holds.
+def raise_on_failure(findings: list[Finding], table: Path) -> None:
+    """Check that all expectations and checks passed.
 
     Raises:
-        InputError: names the first finding that does not, and its first rows.
+        InputError: names the first failure and its first rows.
     """
     failed = next((finding for finding in findings if not finding.success), None)
     if failed is None:
@@ -81,7 +81,6 @@ def refuse_failure(findings: list[Finding], table: Path) -> None:
 
 
 def _described(table: Path, rows: list[tuple[int, str]]) -> list[str]:
-
     numbers = [row for row, _ in rows]
     with duckdb.connect() as connection:
         found = connection.execute(

@@ -1,4 +1,4 @@
-"""Which language a text is in, by py3langid: naive Bayes over bytes, offline, 140 languages."""
+"""Language detection with py3langid: naive Bayes over bytes, offline, 140 languages."""
 
 import logging
 from collections import Counter
@@ -12,17 +12,17 @@ from pruneflow.errors import InputError
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 1000
-"""Characters that a text's language is told from: of a longer one, from four places."""
-ENOUGH = 300
-"""Characters that are enough where they are surely in the right language."""
+SAMPLE_CHARACTERS = 1000
+"""Characters used for detection; of a longer text, from four places."""
+QUICK_CHARACTERS = 300
+"""A smaller sample, which suffices if it confirms the expected language."""
 PLACES = 4
 MIN_LETTERS = 40
-"""Letters among them below which a language cannot be told."""
+"""Letters in the sample below which no language is detected."""
 MIN_CHECKED = 5
-"""Documents from which on a source's own tag is doubted."""
+"""Documents required before a source's language tag is reported as wrong."""
 
-# Written so alike, or by so many names, that one is not taken for a wrong other.
+# Languages so similar, or with so many tags, that confusing them is not an error.
 _ALIKE = (
     {"no", "nb", "nn"},
     {"zh", "cmn", "yue", "wuu"},
@@ -38,46 +38,46 @@ _ALIKE = (
 
 
 def other_language(text: str, language: str, confidence: float) -> str | None:
-    """Return the language of a text where it is surely another one.
+    """Return the detected language of a text if it is not the expected one.
 
     Args:
         text: any text.
-        language: the BCP-47 tag it should have; only its first part counts.
-        confidence: how sure is surely, 0 to 1.
+        language: the expected BCP-47 tag; only its first part counts.
+        confidence: required probability, 0 to 1.
 
     Returns:
-        The other language's tag, or None.
+        The detected tag, or None.
     """
-    right = _alike(language)
-    found, sure = _identifier().classify(_sample(text, ENOUGH))
-    if found in right and sure >= confidence:
+    expected = _alike(language)
+    found, probability = _identifier().classify(_sample(text, QUICK_CHARACTERS))
+    if found in expected and probability >= confidence:
         return None
-    ranked = _identifier().rank(_sample(text, LOOKED_AT))
+    ranked = _identifier().rank(_sample(text, SAMPLE_CHARACTERS))
     found = ranked[0][0]
-    sure = sum(share for tag, share in ranked if tag in _alike(found))
-    other = found != NO_LANGUAGE and found not in right
-    return found if other and sure >= confidence else None
+    probability = sum(share for tag, share in ranked if tag in _alike(found))
+    other = found != NO_LANGUAGE and found not in expected
+    return found if other and probability >= confidence else None
 
 
-def can_be_told(text: str, language: str) -> bool:
-    """Return whether a text is long enough, and its language one that is known."""
-    sample = _sample(text, LOOKED_AT)
-    return sum(map(str.isalpha, sample)) >= MIN_LETTERS and is_known(language)
+def is_detectable(text: str, language: str) -> bool:
+    """Return whether a text is long enough and its language is supported by the detector."""
+    sample = _sample(text, SAMPLE_CHARACTERS)
+    return sum(map(str.isalpha, sample)) >= MIN_LETTERS and is_supported(language)
 
 
-def is_known(language: str) -> bool:
-    """Return whether a language is one of those that can be told."""
-    return bool(_alike(language) & _known())
+def is_supported(language: str) -> bool:
+    """Return whether the detector knows a language."""
+    return bool(_alike(language) & _supported())
 
 
 @dataclass
 class SourceLanguage:
-    """What a source's documents were found to be in, against what it says.
+    """Detected languages of a source's documents.
 
     Attributes:
-        language: the tag that the source gives.
-        checked: documents looked at.
-        others: of these, how many were surely in each other language.
+        language: the source's own tag.
+        checked: number of documents checked.
+        others: number of these in each other language.
     """
 
     language: str
@@ -85,15 +85,15 @@ class SourceLanguage:
     others: Counter[str] = field(default_factory=Counter)
 
     def verify(self, domain: str, source: str) -> None:
-        """Check that the tag fits at least half of what was looked at.
+        """Check that the tag is right for at least half of the checked documents.
 
         Raises:
-            InputError: names domain, source and the language of most documents.
+            InputError: names domain, source and the most frequent language.
         """
-        if self.language != NO_LANGUAGE and not is_known(self.language):
+        if self.language != NO_LANGUAGE and not is_supported(self.language):
             log.warning(
-                "domain %s, source %s: no text can be told to be %s, so its documents' language "
-                "is not checked (zxx for source code)",
+                "domain %s, source %s: language %s cannot be detected, so it is not checked (use "
+                "zxx for source code)",
                 domain,
                 source,
                 self.language,
@@ -103,13 +103,13 @@ class SourceLanguage:
         found, count = min(self.others.items(), key=lambda item: (-item[1], item[0]))
         if 2 * count > self.checked:
             raise InputError(
-                f"domain {domain}, source {source} says language {self.language}, but {count} of "
+                f"domain {domain}, source {source} has language {self.language}, but {count} of "
                 f"{self.checked} documents are {found}: correct `language` in configs/domains.yaml"
             )
 
 
 def _sample(text: str, characters: int) -> str:
-    """The text, or as many characters of it from its beginning, its end and between."""
+    """The text, or so many of its characters from the beginning, the end and in between."""
     if len(text) <= characters:
         return text
     part = characters // PLACES
@@ -125,11 +125,10 @@ def _alike(language: str) -> set[str]:
 
 
 @lru_cache(maxsize=1)
-def _known() -> frozenset[str]:
+def _supported() -> frozenset[str]:
     return frozenset(_identifier().labels) - {NO_LANGUAGE}
 
 
 @lru_cache(maxsize=1)
 def _identifier() -> LanguageIdentifier:
-
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,4 +1,4 @@
-"""Which licences a source may name: SPDX expressions, and LicenseRef-NAME for all others."""
+"""Validation of licences: SPDX expressions, and LicenseRef-NAME for all others."""
 
 import re
 from functools import lru_cache
@@ -11,21 +11,21 @@ _REFERENCE = re.compile(r"(?:DocumentRef-[A-Za-z0-9.-]+:)?LicenseRef-[A-Za-z0-9.
 
 @lru_cache(maxsize=1024)
 def licence_problem(licence: str) -> str | None:
-    """Say what is wrong with a licence and how to mend it; None when nothing is.
+    """Return what is wrong with a licence and how to fix it, or None if it is valid.
 
     Args:
         licence: should be an SPDX licence expression, e.g. `MIT OR Apache-2.0`.
     """
     licensing = get_spdx_licensing()
-    way_out = "use an SPDX identifier (spdx.org/licenses), or LicenseRef-NAME for any other"
+    fix = "use an SPDX identifier (spdx.org/licenses), or LicenseRef-NAME for any other"
     try:
         expression = licensing.parse(licence, strict=True)
     except (ExpressionError, ParseError) as error:
         detail = " ".join(str(error).split())
-        return f"licence {licence!r} is no SPDX expression ({detail}): {way_out}"
+        return f"licence {licence!r} is not an SPDX expression ({detail}): {fix}"
     if expression is None:
-        return f"licence is empty: {way_out}"
+        return f"licence is empty: {fix}"
     for name in licensing.unknown_license_keys(expression):
         if not _REFERENCE.fullmatch(name):
-            return f"licence {name} is unknown: {way_out}"
+            return f"licence {name} is unknown: {fix}"
     return None

@@ -1,8 +1,8 @@
-"""Near-duplicates by MinHash: texts that share most of their runs of five words.
+"""Near-duplicate detection by MinHash over word 5-grams.
 
-A signature estimates the Jaccard similarity of two sets of runs (Broder 1997); signatures are
-compared only where a band of them is equal (locality-sensitive hashing). They are kept in a file
-and read band by band, so that memory hardly grows with the number of texts.
+A signature estimates the Jaccard similarity of two sets of n-grams (Broder 1997); signatures are
+compared only if one of their bands is equal (locality-sensitive hashing). They are stored in a file
+and read band by band, so memory hardly grows with the number of texts.
 """
 
 import tempfile
@@ -14,18 +14,18 @@ from typing import IO, Any, Self
 import numpy
 from datasketch import MinHash
 
-from pruneflow.data.word_hashes import sequence_hashes, word_hashes, words
+from pruneflow.data.word_hashes import ngram_hashes, word_hashes, words
 
 PERMUTATIONS = 64
-SHINGLE_WORDS = 5
+NGRAM_WORDS = 5
 RECALL = 0.99
-"""How surely two texts that are just so similar as asked for meet in a band."""
+"""Probability that two texts with exactly the given similarity share a band."""
 
 _CHUNK = 8192
 
 
 class Signatures:
-    """MinHash signatures of texts, in a file without a name that goes when this is closed.
+    """MinHash signatures of texts, in a temporary file that is deleted when this is closed.
 
         with Signatures(folder) as signatures:
             for text in texts:
@@ -33,8 +33,7 @@ class Signatures:
             for later, earlier in signatures.near_duplicates(0.8): ...
 
     Args:
-        folder: where there is room for 256 bytes a text; the system's place for temporary files
-            when None.
+        folder: folder for the temporary file, 256 bytes per text; None for the system's default.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -55,42 +54,42 @@ class Signatures:
         return self.add_hashes(word_hashes(words(text)))
 
     def add_hashes(self, hashes: numpy.ndarray) -> int:
-        """Add a text by the hashes of its words (`sequences.word_hashes`)."""
+        """Add a text by the hashes of its words (`word_hashes`)."""
         self._file.write(signature(hashes).tobytes())
         self._count += 1
         return self._count - 1
 
     def near_duplicates(
-        self, similarity: float, leave_out: numpy.ndarray | None = None
+        self, similarity: float, exclude: numpy.ndarray | None = None
     ) -> numpy.ndarray:
-        """Find the texts to drop so that no two near-duplicates that met in a band are left.
+        """Find the texts to drop so that no two near-duplicates that share a band remain.
 
-        Whatever is taken away from what is left, the rest has no such pair either.
+        Any subset of the remaining texts has no such pair either.
 
         Args:
             similarity: Jaccard similarity from which two texts are near-duplicates.
-            leave_out: numbers of texts that are not looked at.
+            exclude: numbers of texts to ignore.
 
         Returns:
-            int64 of shape [near-duplicates, 2], rising: a text's number, and that of the earlier
-            text that it is like.
+            int64 of shape [near-duplicates, 2], ascending: a text's number, and that of the
+            earlier text it is similar to.
         """
         self._file.flush()
-        left = numpy.ones(self._count, dtype=bool)
-        if leave_out is not None:
-            left[leave_out] = False
+        remaining = numpy.ones(self._count, dtype=bool)
+        if exclude is not None:
+            remaining[exclude] = False
         found: list[tuple[int, int]] = []
         bands, rows = banding(similarity)
         for band in range(bands if self._count else 0):
             keys = self._band(band * rows, (band + 1) * rows)
-            for bucket in _buckets(keys, numpy.flatnonzero(left)):
+            for bucket in _buckets(keys, numpy.flatnonzero(remaining)):
                 for later, earlier in self._compare(bucket, similarity):
-                    left[later] = False
+                    remaining[later] = False
                     found.append((later, earlier))
         return numpy.array(sorted(found), dtype=numpy.int64).reshape(-1, 2)
 
     def _compare(self, bucket: numpy.ndarray, similarity: float) -> Iterator[tuple[int, int]]:
-        """Compare each text of a bucket with those before it that stay."""
+        """Compare each text of a bucket with the earlier ones that are kept."""
         kept = numpy.empty((len(bucket), PERMUTATIONS), dtype=numpy.uint32)
         numbers: list[int] = []
         for number in bucket.tolist():
@@ -108,11 +107,10 @@ class Signatures:
         parts = []
         for first in range(0, self._count, _CHUNK):
             values = self._read(first, _CHUNK)[:, start:end].T.astype(numpy.uint64)
-            parts += list(sequence_hashes(values, end - start))
+            parts += list(ngram_hashes(values, end - start))
         return numpy.concatenate(parts)
 
     def _read(self, first: int, count: int) -> numpy.ndarray:
-
         size = 4 * PERMUTATIONS
         self._file.seek(first * size)
         content = self._file.read(count * size)
@@ -123,22 +121,22 @@ def signature(hashes: numpy.ndarray) -> numpy.ndarray:
     """Return the MinHash signature of a text, uint32 of shape [64].
 
     Args:
-        hashes: of its words (`sequences.word_hashes`); a text of fewer than five words is one run.
+        hashes: of its words (`word_hashes`); a text of fewer than five words is one n-gram.
     """
-    length = max(1, min(SHINGLE_WORDS, len(hashes)))
-    mixed = sequence_hashes(hashes, length)
-    runs = numpy.unique((mixed >> numpy.uint64(32)).astype(numpy.uint32))
+    length = max(1, min(NGRAM_WORDS, len(hashes)))
+    mixed = ngram_hashes(hashes, length)
+    ngrams = numpy.unique((mixed >> numpy.uint64(32)).astype(numpy.uint32))
     minhash = MinHash(PERMUTATIONS, hashfunc=int, scheme="affine32", permutations=_permutations())
-    minhash.update_batch(runs.tolist())
+    minhash.update_batch(ngrams.tolist())
     return minhash.hashvalues
 
 
 @lru_cache(maxsize=64)
 def banding(similarity: float) -> tuple[int, int]:
-    """Return how many bands of how many values a signature is cut into.
+    """Return the number of bands of a signature, and the number of values in each.
 
-    The longest bands, that is the fewest useless comparisons, in which two texts of this
-    similarity meet with a probability of `RECALL`: 1 - (1 - similarity^rows)^bands.
+    The longest bands, which give the fewest comparisons, that two texts of this similarity share
+    with a probability of at least `RECALL`: 1 - (1 - similarity^rows)^bands.
     """
     for rows in range(PERMUTATIONS, 1, -1):
         bands = PERMUTATIONS // rows
@@ -149,12 +147,11 @@ def banding(similarity: float) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def _permutations() -> Any:
-
     return MinHash(PERMUTATIONS, scheme="affine32").permutations
 
 
 def _buckets(keys: numpy.ndarray, numbers: numpy.ndarray) -> Iterator[numpy.ndarray]:
-    """Yield the numbers, rising, that share a key with another."""
+    """Yield groups of numbers, ascending, that share a key."""
     order = numbers[numpy.argsort(keys[numbers], kind="stable")]
     starts = numpy.flatnonzero(numpy.diff(keys[order], prepend=~keys[order[:1]]))
     sizes = numpy.diff(starts, append=len(order))

@@ -1,10 +1,10 @@
-"""E-mail addresses, telephone numbers and keys in a text, replaced by what they were.
+"""Masking of e-mail addresses, phone numbers and secret keys.
 
-Precision comes first: digits in sums, code and citations stay. Telephone numbers must be
-written like one and exist for `phonenumbers`: `+44 20 7946 0958`; `020 7946 0958` in a text whose
-language is spoken where that is one; in English also `(212) 555-2368` and `212-555-2368`. Keys must
-have the form that their issuer gives them, most by the expressions of `detect_secrets`, or follow
-`secret_key =` and the like. Names, postal addresses, passwords and account numbers stay.
+Precision comes first: digits in sums, code and citations are kept. Phone numbers must be formatted
+as such and valid for `phonenumbers`: `+44 20 7946 0958`; `020 7946 0958` in a language of a region
+where it is valid; in English also `(212) 555-2368` and `212-555-2368`. Keys must have the format of
+their issuer, mostly by the expressions of `detect_secrets`, or follow `secret_key =` or similar.
+Names, postal addresses, passwords and account numbers are not masked.
 """
 
 import re
@@ -19,8 +19,8 @@ from pruneflow.data.source_kinds import NO_LANGUAGE
 
 KINDS = ("email", "phone", "key")
 
-# Not artifactory, basic_auth and ip_public: words in capitals, examples in documentation and
-# version numbers have their form too. Not npm: its expression is quadratic in a line's length.
+# Without artifactory, basic_auth and ip_public, which also match words in capitals, documentation
+# examples and version numbers, and without npm, whose expression is quadratic in the line length.
 _ISSUERS = (
     "aws",
     "azure_storage_key",
@@ -53,7 +53,7 @@ _OTHERS = (
     ),
 )
 
-# Where a language's national numbers, which begin with 0, are looked up.
+# Regions in which the national numbers of a language, which begin with 0, are validated.
 _REGIONS = {
     "en": ("GB",),
     "de": ("DE", "AT", "CH"),
@@ -93,7 +93,7 @@ _BLOCK = re.compile(
     r"(?:(?:(?!-----BEGIN)[\s\S]){0,20000}?-----END (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
     r"|(?:\s*[A-Za-z0-9+/=:]{16,}[^\S\n]*(?=\n|$))+(?:\s*[A-Za-z0-9+/=]+\Z)?)"
 )
-# Every issuer's key has such a run of characters, with letters and digits.
+# The keys of all issuers contain such a sequence of letters and digits.
 _LONG = re.compile(
     r"(?<![\w+/=.:-])(?=[A-Za-z_+/=.:-]*\d)(?=[\d_+/=.:-]*[A-Za-z])[\w+/=.:-]{16,}", re.ASCII
 )
@@ -106,14 +106,14 @@ def mask(text: str, language: str) -> tuple[str, dict[str, int]]:
 
     Args:
         text: any text.
-        language: its BCP-47 tag: no telephone numbers in source code, American ones in English.
+        language: its BCP-47 tag: no phone numbers in source code, American ones in English.
 
     Returns:
-        The text, and the number of masks of every kind (of `KINDS`).
+        The text, and the number of masks by kind (`KINDS`).
     """
     counts = dict.fromkeys(KINDS, 0)
     found = True
-    while found:  # what stood beside a mask may only now look like a number
+    while found:  # text next to a mask may match only after masking
         before = sum(counts.values())
         text, keys = _replace(text, list(_keys(text)), "<KEY>")
         text, emails = _EMAIL.subn("<EMAIL>", text) if "@" in text else (text, 0)
@@ -130,7 +130,7 @@ Span = tuple[int, int]
 
 
 def _replace(text: str, spans: list[Span], by: str) -> tuple[str, int]:
-    """Replace spans, overlapping ones as one."""
+    """Replace spans; overlapping ones count as one."""
     parts, end, count = [], 0, 0
     for start, stop in sorted(spans):
         if start >= end:
@@ -154,7 +154,6 @@ def _phones(text: str, language: str) -> Iterator[Span]:
 
 
 def _numbers(found: re.Match[str], region: str | None) -> Iterator[Span]:
-
     for number in phonenumbers.PhoneNumberMatcher(found[0], region):
         yield found.start() + number.start, found.start() + number.end
 
@@ -179,7 +178,7 @@ def _keys(text: str) -> Iterator[Span]:
 
 
 def _key_span(text: str, found: re.Match[str]) -> Span | None:
-    """Return where the key itself is, to its end; None inside a longer run of letters."""
+    """Return the span of the key itself; None inside a longer word."""
     start, end = found.span()
     for group in range(1, (found.re.groups or 0) + 1):
         if found[group] and len(found[group]) >= _MIN_KEY:
@@ -193,7 +192,6 @@ def _key_span(text: str, found: re.Match[str]) -> Span | None:
 
 @lru_cache(maxsize=1)
 def _expressions() -> list[re.Pattern[str]]:
-
     modules = [import_module(f"detect_secrets.plugins.{name}") for name in _ISSUERS]
     known = [
         expression

@@ -1,4 +1,4 @@
-"""From rows to texts: each through the template of its source, with its place and its group."""
+"""Records of a source: rows of a file, formatted by the source's template."""
 
 import ast
 import hashlib
@@ -15,7 +15,7 @@ from pruneflow.settings.base import Count, Settings
 
 @dataclass(frozen=True)
 class Row:
-    """What stands at one place of a file: fields, lines or a text."""
+    """The value at one place of a file: fields, lines or a text."""
 
     place: str
     value: Any
@@ -23,7 +23,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """A text, where it stands, and the group it belongs to ("" for none)."""
+    """A text read from a source.
+
+    Attributes:
+        text: the text as read; "" for an empty record.
+        place: the file, and the line, record or row in it.
+        group: records with the same group are always in the same split; "" for none.
+    """
 
     text: str
     place: str
@@ -32,11 +38,18 @@ class Record:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A place that gives no text: what is wrong there, and how to mend it."""
+    """A line, record or file that cannot be read.
+
+    Attributes:
+        place: the file, and the line, record or row in it.
+        problem: what is wrong with it.
+        fix: how to fix it.
+        reason: the reason in the table of dropped documents.
+    """
 
     place: str
     problem: str
-    mend: str = "correct it"
+    fix: str = "correct it"
     reason: Literal["malformed", "binary"] = "malformed"
 
 
@@ -44,30 +57,33 @@ class RecordFormat(Settings):
     """How the records of a file become documents."""
 
     template: str = Field(
-        "{text}", description="The document, with a record's fields in braces ({{ for a brace)."
+        "{text}",
+        description="Text of the document, with the record's fields in braces ({{ for a brace).",
     )
     group: str | None = Field(
         None,
-        description="Template of what related records share, e.g. `{title}`: documents of one "
-        "group are never in two splits.",
+        description="Template of a value shared by related records, e.g. `{title}`: records with "
+        "the same group are always in the same split.",
     )
     group_match: str | None = Field(
         None,
-        description="Regular expression whose first group (or whole match) in `group` counts; "
-        "a record without a match stands alone.",
+        description="Regular expression applied to `group`: its first group (or the match) is "
+        "used; a record without a match has no group.",
     )
     records: str | None = Field(
-        None, description="Where a .yml or .json file keeps its list, e.g. `a.b`; else the whole."
+        None,
+        description="Path of the list in a .yml or .json file, e.g. `a.b`; by default the file is "
+        "the list.",
     )
     separator: str | None = Field(
         None,
-        description="Regular expression (^ and $ are those of lines) between the documents of a "
-        "text file; a whole file is one document when unset.",
+        description="Regular expression (^ and $ match at lines) that separates the documents of a "
+        "text file; by default the file is one document.",
     )
     join: Count = Field(
-        1, description="Neighbouring records put together, for records too short to stand alone."
+        1, description="Number of consecutive records to join into a document, for short records."
     )
-    remove: str | None = Field(None, description="Regular expression deleted from every record.")
+    remove: str | None = Field(None, description="Regular expression to delete from every record.")
 
     @field_validator("template", "group")
     @classmethod
@@ -95,45 +111,44 @@ class RecordFormat(Settings):
         try:
             compiled = re.compile(expression or "x")
         except re.error as error:
-            raise ValueError(f"{where} is no regular expression: {error}") from None
+            raise ValueError(f"{where} is not a regular expression: {error}: correct it") from None
         if expression == "" or (info.field_name == "separator" and compiled.search("")):
-            raise ValueError(f"{where} is found in an empty text, so everywhere: name a character")
+            raise ValueError(f"{where} matches an empty text, so everywhere: add a character")
         return expression
 
     @model_validator(mode="after")
     def _used(self) -> Self:
         if self.group_match and not self.group:
-            raise ValueError("group_match means nothing without group: add it, e.g. {title}")
+            raise ValueError("group_match has no effect without group: add it, e.g. {title}")
         return self
 
     @property
     def fields(self) -> list[str]:
-        """Names of the fields that `template` and `group` use, each once."""
+        """Names of the fields in `template` and `group`, without repetition."""
         parts = [*Formatter().parse(self.template), *Formatter().parse(self.group or "")]
         return list(dict.fromkeys(part[1] for part in parts if part[1] is not None))
 
 
-def too_long(place: str, max_bytes: int, mend: str = "split it") -> Unreadable:
-    """Refuse a line, record or text that is longer than `max_bytes`."""
+def too_long(place: str, max_bytes: int, fix: str = "split it") -> Unreadable:
+    """An unreadable line, record or text, because it is longer than `max_bytes`."""
     size = f"{max_bytes / 2**20:g} MB"
-    return Unreadable(place, f"is longer than {size}", f"{mend}, or raise documents.max_record_mb")
+    return Unreadable(place, f"is longer than {size}", f"{fix}, or raise documents.max_record_mb")
 
 
 def fill(
     rows: Iterable[Row | Unreadable], settings: RecordFormat, max_bytes: int
 ) -> Iterator[Record | Unreadable]:
-    """Put rows through the template; join neighbours of one group, equal ones only once.
+    """Format rows by the template, and join consecutive records of a group without duplicates.
 
-    A row that is a list stands for its lines, one that is a string for itself; both have the one
-    field `text`. A field that is a list stands for its lines; one that is null is empty. An empty
-    record comes as an empty text and is never joined.
+    A row that is a string or a list of lines has the single field `text`. A field that is a list is
+    joined by line ends; null is empty. An empty record gives an empty text and is never joined.
 
     Args:
         rows: of one file, in order.
-        settings: the template and the rest.
+        settings: template, join and so on.
         max_bytes: longer texts are unreadable.
     """
-    together: list[Record] = []
+    pending: list[Record] = []
     seen: set[bytes] = set()
     for row in rows:
         record = row if isinstance(row, Unreadable) else _filled(row, settings, max_bytes)
@@ -144,30 +159,30 @@ def fill(
         if digest in seen:
             continue
         seen.add(digest)
-        if together and together[0].group != record.group:
-            yield _joined(together)
-            together = []
-        together.append(record)
-        if len(together) == settings.join:
-            yield _joined(together)
-            together = []
-    if together:
-        yield _joined(together)
+        if pending and pending[0].group != record.group:
+            yield _joined(pending)
+            pending = []
+        pending.append(record)
+        if len(pending) == settings.join:
+            yield _joined(pending)
+            pending = []
+    if pending:
+        yield _joined(pending)
 
 
 def docstrings(content: bytes, file: str) -> Record | Unreadable:
-    """Return the docstrings of a Python file's public names, each below its name."""
+    """Return the docstrings of a Python file's public names, each after its name."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError) as error:
-        return Unreadable(file, f"is not Python source ({error})", "leave it out")
+        return Unreadable(file, f"is not Python source ({error})", "exclude it")
     return Record("\n\n".join(_docstrings(tree, "")), file)
 
 
 def checked(text: str, place: str, max_bytes: int) -> Record | Unreadable:
-    """Return a text as it is, unless it is binary, too long or not what UTF-8 can hold.
+    """Return a text as a record, unless it is binary, too long or not valid UTF-8.
 
-    Bytes that are not UTF-8 come as lone surrogates (`errors="surrogateescape"`).
+    Invalid bytes are lone surrogates in `text` (`errors="surrogateescape"`).
     """
     if "\0" in text:
         return Unreadable(place, "is binary, not UTF-8 text", "convert or remove it", "binary")
@@ -198,7 +213,7 @@ def _filled(row: Row, settings: RecordFormat, max_bytes: int) -> Record | Unread
     if isinstance(value, list | str):
         value = {"text": value}
     elif not isinstance(value, dict):
-        return Unreadable(row.place, "is neither fields, lines nor text")
+        return Unreadable(row.place, "is not a mapping, a list of lines or a text")
     values: dict[str, str] = {}
     for name in settings.fields:
         if name not in value:
@@ -210,9 +225,9 @@ def _filled(row: Row, settings: RecordFormat, max_bytes: int) -> Record | Unread
             )
         field = value[name]
         if isinstance(field, bytes):
-            return Unreadable(row.place, f"holds bytes in {name}", "leave it out", "binary")
+            return Unreadable(row.place, f"has bytes in {name}", "exclude it", "binary")
         if isinstance(field, dict):
-            return Unreadable(row.place, f"holds fields, not text, in {name}")
+            return Unreadable(row.place, f"has a mapping, not text, in {name}")
         lines = field if isinstance(field, list) else ["" if field is None else field]
         values[name] = "\n".join(str(line) for line in lines)
     text = _formatted(settings.template, values).strip()
@@ -235,5 +250,5 @@ def _group(text: str, settings: RecordFormat) -> str:
     if settings.group_match:
         match = re.search(settings.group_match, text)
         text = "" if match is None else (match[1] if match.re.groups else match[0]) or ""
-    # What UTF-8 cannot hold could not be hashed.
+    # Lone surrogates cannot be encoded, so they could not be hashed.
     return text.strip().encode(errors="replace").decode()

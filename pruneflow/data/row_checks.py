@@ -1,6 +1,6 @@
-"""What a table of expectations cannot say: checks that need two rows, or another file.
+"""Validation that Great Expectations cannot express: it compares rows, or reads another file.
 
-The table is read once, some rows at a time; of a document that has passed, hashes alone are kept.
+The table is read once, in batches; only hashes are kept of the documents already checked.
 """
 
 import hashlib
@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy
 import pyarrow.parquet
 
-from pruneflow.data.contamination import Sequences, question_sequences, shared_run
+from pruneflow.data.contamination import QuestionNgrams, find_overlap, question_ngrams
 from pruneflow.data.documents import SPLITS, duplicate_key
 from pruneflow.data.findings import Finding
-from pruneflow.data.languages import can_be_told, other_language
+from pruneflow.data.languages import is_detectable, other_language
 from pruneflow.data.near_duplicates import Signatures
 from pruneflow.data.personal_data import mask
 from pruneflow.data.word_hashes import word_hashes, words
@@ -25,8 +25,8 @@ BATCH_ROWS = 512
 _COLUMNS = ["language", "split", "group", "sha256", "text"]
 
 
-class Row(NamedTuple):
-    """What a check sees of a document; rows of the table are numbered from 0."""
+class TableRow(NamedTuple):
+    """A row of the table, numbered from 0, with the words of its text and their hashes."""
 
     number: int
     language: str
@@ -38,25 +38,25 @@ class Row(NamedTuple):
     hashes: numpy.ndarray
 
 
-Check = Callable[[Row], str | None]
-"""Takes the rows in order; returns what is wrong with one ("" when the name says it all)."""
+Check = Callable[[TableRow], str | None]
+"""Called with the rows in order; returns the detail of a failure (may be ""), else None."""
 
 
 def run_checks(table: Path, settings: DocumentSettings, questions_dir: Path) -> list[Finding]:
-    """Run every check over a table that has its columns and no null.
+    """Run all checks on a table whose columns are valid and without nulls.
 
     Raises:
-        InputError: a domain lacks a split (no row could be named for that).
+        InputError: a domain has no documents for a split.
     """
-    _refuse_missing_split(table, settings.domains)
+    _check_splits(table, settings.domains)
     checks: dict[str, Check] = {
         "sha256_is_of_the_text": _hash,
-        "no_text_in_two_rows": _equal(),
-        "no_group_in_two_splits": _grouped(),
-        "no_overlap_with_evaluation_questions": _overlap(question_sequences(questions_dir)),
+        "no_text_in_two_rows": _duplicate(),
+        "no_group_in_two_splits": _split_group(),
+        "no_overlap_with_evaluation_questions": _overlap(question_ngrams(questions_dir)),
     }
     if settings.language_confidence < 1:
-        checks["text_is_in_its_language"] = _in_language(settings.language_confidence)
+        checks["text_is_in_its_language"] = _wrong_language(settings.language_confidence)
     if settings.personal_data != "keep":
         checks["no_personal_data"] = _personal_data
     findings = {name: Finding(name, "documents") for name in checks}
@@ -72,26 +72,24 @@ def run_checks(table: Path, settings: DocumentSettings, questions_dir: Path) -> 
                 signatures.add_hashes(row.hashes)
         if similarity < 1:
             pairs = signatures.near_duplicates(similarity).tolist()
-            alike.add((later, f"like row {earlier} of the table") for later, earlier in pairs)
+            alike.add((later, f"similar to row {earlier} of the table") for later, earlier in pairs)
     found = [*findings.values(), alike]
     for finding in found:
         finding.observed = {"rows_at_fault": finding.rows}
     return found
 
 
-def _rows(table: Path) -> Iterator[Row]:
-
+def _rows(table: Path) -> Iterator[TableRow]:
     number = 0
     with pyarrow.parquet.ParquetFile(table) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=_COLUMNS):
             for values in batch.to_pylist():
                 found = words(values["text"])
-                yield Row(number, **values, words=found, hashes=word_hashes(found))
+                yield TableRow(number, **values, words=found, hashes=word_hashes(found))
                 number += 1
 
 
-def _refuse_missing_split(table: Path, domains: list[str]) -> None:
-
+def _check_splits(table: Path, domains: list[str]) -> None:
     columns = pyarrow.parquet.read_table(table, columns=["domain", "split"])
     pairs = columns.group_by(["domain", "split"]).aggregate([]).to_pylist()
     found = {(pair["domain"], pair["split"]) for pair in pairs}
@@ -104,16 +102,16 @@ def _refuse_missing_split(table: Path, domains: list[str]) -> None:
             )
 
 
-def _hash(row: Row) -> str | None:
+def _hash(row: TableRow) -> str | None:
     found = hashlib.sha256(row.text.encode()).hexdigest()
     return None if found == row.sha256 else f"whose sha256 is {found[:12]}"
 
 
-def _equal() -> Check:
-    """A check for the text of an earlier row: case and spaces do not count."""
+def _duplicate() -> Check:
+    """A check for duplicates of earlier rows, ignoring letter case and white space."""
     seen: set[bytes] = set()
 
-    def check(row: Row) -> str | None:
+    def check(row: TableRow) -> str | None:
         key = bytes.fromhex(duplicate_key(row.text))[:16]
         if key in seen:
             return ""
@@ -123,23 +121,23 @@ def _equal() -> Check:
     return check
 
 
-def _grouped() -> Check:
-    """A check for a group that an earlier row has in another split."""
+def _split_group() -> Check:
+    """A check for groups that are in more than one split."""
     splits: dict[int, int] = {}
 
-    def check(row: Row) -> str | None:
+    def check(row: TableRow) -> str | None:
         split = SPLITS.index(row.split)
         first = splits.setdefault(int(row.group, 16), split)
         if first == split:
             return None
-        return f"split {row.split}, and its group {row.group} is in {SPLITS[first]} too"
+        return f"split {row.split}, and its group {row.group} is also in {SPLITS[first]}"
 
     return check
 
 
-def _in_language(confidence: float) -> Check:
-    def check(row: Row) -> str | None:
-        if not can_be_told(row.text, row.language):
+def _wrong_language(confidence: float) -> Check:
+    def check(row: TableRow) -> str | None:
+        if not is_detectable(row.text, row.language):
             return None
         other = other_language(row.text, row.language, confidence)
         return other and f"language {row.language}, and its text is {other}"
@@ -147,15 +145,15 @@ def _in_language(confidence: float) -> Check:
     return check
 
 
-def _personal_data(row: Row) -> str | None:
+def _personal_data(row: TableRow) -> str | None:
     _, counts = mask(row.text, row.language)
     found = [kind for kind, count in counts.items() if count]
-    return f"in which there is: {', '.join(found)}" if found else None
+    return f"contains {', '.join(found)}" if found else None
 
 
-def _overlap(sequences: Sequences) -> Check:
-    def check(row: Row) -> str | None:
-        shared = shared_run(row.words, row.hashes, sequences)
-        return shared and f"which shares with question {shared.question}: {shared.words}"
+def _overlap(ngrams: QuestionNgrams) -> Check:
+    def check(row: TableRow) -> str | None:
+        shared = find_overlap(row.words, row.hashes, ngrams)
+        return shared and f"shares with question {shared.question}: {shared.words}"
 
     return check

@@ -1,12 +1,12 @@
-"""Every kind of source that configs/domains.yaml may name: its settings and how it is read.
+"""The kinds of sources in configs/domains.yaml: their settings and how they are read.
 
-A kind is one function that yields records, registered with the settings it takes:
+A kind is a function that yields records, registered with its settings:
 
     @source_kind
     def my_kind(source: MySource, reading: Reading) -> Records: ...
 
-Nothing that is read is imported or run, but for Python's own help topics. Files of a package must
-have the sha256 that `data/sources.lock` records: an upgrade never changes the text unnoticed.
+Sources are never imported or executed, except for Python's own help topics. Package files must
+match their sha256 in `data/sources.lock`: an upgrade cannot change the text unnoticed.
 """
 
 import inspect
@@ -43,7 +43,7 @@ from pruneflow.settings.base import Count, Name, Settings
 
 TEXT_FOLDER = PurePosixPath("data/text")
 LANGUAGE = r"^[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*$"
-"""Shape of a BCP-47 tag."""
+"""Pattern of a BCP-47 tag."""
 NO_LANGUAGE = "zxx"
 """The tag of text in no human language, such as source code."""
 
@@ -52,7 +52,7 @@ Records = Iterator[Record | Unreadable]
 
 
 class Source(Settings, ABC):
-    """What every kind of source has."""
+    """Settings that all kinds of sources have."""
 
     licence: str = Field(description="SPDX expression, or LicenseRef-NAME.")
     language: str = Field(
@@ -72,29 +72,29 @@ class Source(Settings, ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What the source is called in the table of documents."""
+        """Name of the source in the table of documents."""
 
 
 class PackageSource(Source, RecordFormat):
-    """Files inside an installed package, which is found but never imported."""
+    """Files inside an installed package, which is never imported."""
 
     kind: Literal["package"]
-    package: Name = Field(description="Name by which Python would import it.")
+    package: Name = Field(description="Import name of the package.")
     files: Patterns = Field(description="Paths or globs inside the package's folder.")
     content: Literal["records", "docstrings"] = Field(
-        "records", description="`docstrings` takes those of the public names of each .py file."
+        "records", description="`docstrings`: those of the public names in each .py file."
     )
 
     @model_validator(mode="after")
     def _no_records(self) -> Self:
         ignored = sorted(self.model_fields_set & set(RecordFormat.model_fields))
         if self.content == "docstrings" and ignored:
-            raise ValueError(f"{ignored[0]} means nothing with content: docstrings: remove it")
+            raise ValueError(f"{ignored[0]} has no effect with content: docstrings: remove it")
         return self
 
     @property
     def name(self) -> str:
-        """The package and its patterns, shortened."""
+        """The package and its first pattern."""
         return f"{self.package}/{_shortened(self.files)}"
 
 
@@ -103,7 +103,7 @@ class PythonSource(Source):
 
     kind: Literal["python"]
     content: Literal["source", "topics"] = Field(
-        description="`source`: the standard library's code; `topics`: the help topics' prose."
+        description="`source`: code of the standard library; `topics`: text of the help topics."
     )
     files: Patterns = Field(["*.py"], description="Globs inside the standard library's folder.")
 
@@ -117,7 +117,7 @@ class PythonSource(Source):
     @model_validator(mode="after")
     def _no_files(self) -> Self:
         if self.content == "topics" and "files" in self.model_fields_set:
-            raise ValueError("files means nothing with content: topics: remove it")
+            raise ValueError("files has no effect with content: topics: remove it")
         return self
 
     @property
@@ -127,10 +127,10 @@ class PythonSource(Source):
 
 
 class FilesSource(Source, RecordFormat):
-    """The user's own files, all below data/text so that DVC knows when they change."""
+    """Your own files, in data/text so that DVC tracks their changes."""
 
     kind: Literal["files"]
-    files: Patterns = Field(description="Paths or globs from the workspace's root.")
+    files: Patterns = Field(description="Paths or globs relative to the workspace root.")
 
     @field_validator("files")
     @classmethod
@@ -138,46 +138,47 @@ class FilesSource(Source, RecordFormat):
         for pattern in files:
             if not _below_text(pattern):
                 raise ValueError(
-                    f"files names {pattern}, which is not below {TEXT_FOLDER}: put the file there "
+                    f"files names {pattern}, which is not in {TEXT_FOLDER}: put the file there "
                     f"and write {TEXT_FOLDER}/{PurePosixPath(pattern).name or 'NAME'}"
                 )
         return files
 
     @property
     def name(self) -> str:
-        """The patterns, shortened."""
+        """The first pattern."""
         return _shortened(self.files)
 
 
 class HubSource(Source, RecordFormat):
-    """A dataset from the Hugging Face hub, or a local copy of one, read as a stream."""
+    """A dataset from the Hugging Face hub, or a local copy of one, streamed."""
 
     kind: Literal["hub"]
     dataset: str = Field(
-        min_length=1, description="A hub id, or a folder below data/text with a local copy."
+        min_length=1, description="A hub id, or a folder in data/text with a local copy."
     )
     revision: str | None = Field(
         None,
         pattern=r"^[0-9a-f]{40}$",
-        description="Commit of a hub id; else data/sources.lock has it (`pruneflow data refresh`).",
+        description="Commit of a hub id; by default pinned in data/sources.lock by "
+        "`pruneflow data refresh`.",
     )
     subset: str | None = Field(None, description="Name of a configuration of the dataset.")
-    folder: str | None = Field(None, description="Folder inside the dataset that is read alone.")
-    split: str = Field("train", min_length=1, description="Which split is read.")
-    rows: Count = Field(5000, description="Rows read from the beginning of the split.")
+    folder: str | None = Field(None, description="Read only this folder of the dataset.")
+    split: str = Field("train", min_length=1, description="The split to read.")
+    rows: Count = Field(5000, description="Number of rows to read, from the start of the split.")
 
     @model_validator(mode="after")
     def _no_files(self) -> Self:
         for setting in ("records", "separator"):
             if getattr(self, setting):
-                raise ValueError(f"{setting} means nothing with kind: hub: remove it")
+                raise ValueError(f"{setting} has no effect with kind: hub: remove it")
         if self.is_local and self.revision:
-            raise ValueError(f"revision means nothing with a copy below {TEXT_FOLDER}: remove it")
+            raise ValueError(f"revision has no effect on a copy in {TEXT_FOLDER}: remove it")
         return self
 
     @property
     def is_local(self) -> bool:
-        """Whether the dataset is a folder below data/text."""
+        """Whether the dataset is a folder in data/text."""
         return _below_text(self.dataset)
 
     @property
@@ -200,7 +201,7 @@ KINDS: dict[str, tuple[type[Source], Reader]] = {}
 
 
 def source_kind(function: Reader) -> Reader:
-    """Register a kind of source; its settings are the annotation of the first argument."""
+    """Register a kind of source; the annotation of the first argument is its settings class."""
     settings = next(iter(inspect.signature(function).parameters.values())).annotation
     (name,) = get_args(settings.model_fields["kind"].annotation)
     KINDS[name] = (settings, function)
@@ -215,7 +216,7 @@ def package(source: PackageSource, reading: Reading) -> Records:
             check_locked(path, name, reading)
             yield from read_records(path, name, source, reading.max_record_bytes)
         elif path.stat().st_size > reading.max_record_bytes:
-            yield too_long(name, reading.max_record_bytes, "leave it out")
+            yield too_long(name, reading.max_record_bytes, "exclude it")
         else:
             yield docstrings(read_locked(path, name, reading), name)
 
@@ -229,7 +230,7 @@ def python(source: PythonSource, reading: Reading) -> Records:
         return
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in expand(root, source.files, "the standard library"):
-        # Not of Python itself but of one machine: build settings, local start-up code.
+        # These belong to one machine, not to Python: build settings, local start-up code.
         local = path.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
         if not local and "site-packages" not in path.parts:
             yield _code(path, path.relative_to(root).as_posix(), reading.max_record_bytes)
@@ -237,20 +238,20 @@ def python(source: PythonSource, reading: Reading) -> Records:
 
 def _code(path: Path, name: str, max_bytes: int) -> Record | Unreadable:
     if path.stat().st_size > max_bytes:
-        return too_long(name, max_bytes, "leave it out")
+        return too_long(name, max_bytes, "exclude it")
     try:
         with tokenize.open(path) as stream:  # in the encoding that the file declares
             return checked(stream.read(), name, max_bytes)
     except (SyntaxError, UnicodeDecodeError) as error:
-        return Unreadable(name, f"is not Python source ({error})", "leave it out")
+        return Unreadable(name, f"is not Python source ({error})", "exclude it")
 
 
 @source_kind
 def files(source: FilesSource, reading: Reading) -> Records:
-    """The user's files: one document each, or one for each record or separated part."""
+    """The user's files: one record each, or one per record or separated part."""
     for path in expand(reading.root, source.files, str(reading.root / TEXT_FOLDER)):
         name = path.relative_to(reading.root).as_posix()
-        # Not text but about text: what came with the folder, and DVC's own notes.
+        # The folder's own README and DVC's files are not text.
         if name == f"{TEXT_FOLDER}/README.md" or path.suffix == ".dvc":
             continue
         reading.text_files[name] = sha256_file(path)
@@ -262,7 +263,7 @@ def hub(source: HubSource, reading: Reading) -> Records:
     """The first rows of a dataset, streamed."""
     folder, revision = reading.root / source.dataset, None
     if source.is_local:
-        _note_copy(folder, reading)
+        _log_local_copy(folder, reading)
     else:
         revision = _revision(source, reading)
         reading.hub[source.dataset] = revision
@@ -283,35 +284,35 @@ def hub(source: HubSource, reading: Reading) -> Records:
     except (OSError, ValueError, RuntimeError, ImportError, DatasetsError, HTTPError) as error:
         detail = " ".join(str(error).split())[:200]
         if source.is_local:
-            way_out = (
-                "correct the file, or dataset, subset or split (kind: files reads jsonl, csv and "
-                "parquet too, and names the line)"
+            fix = (
+                "correct the file, or dataset, subset or split (kind: files also reads jsonl, csv "
+                "and parquet, and reports the line)"
             )
         elif isinstance(error, ConnectionError | HTTPError):
-            way_out = (
-                "run where the hub can be reached (HF_HUB_OFFLINE unset), or put a copy below "
+            fix = (
+                "run where the hub can be reached (HF_HUB_OFFLINE unset), or put a copy in "
                 f"{TEXT_FOLDER} and write dataset: {TEXT_FOLDER}/NAME"
             )
         else:
-            way_out = "correct dataset, subset, split or revision"
-        raise InputError(f"{source.dataset} cannot be read ({detail}): {way_out}") from None
+            fix = "correct dataset, subset, split or revision"
+        raise InputError(f"{source.dataset} cannot be read ({detail}): {fix}") from None
 
 
-def _note_copy(folder: Path, reading: Reading) -> None:
-    """Note the sha256 of every file of a local copy."""
+def _log_local_copy(folder: Path, reading: Reading) -> None:
+    """Log the sha256 of every file of a local copy."""
     paths = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     if not paths:
-        raise InputError(f"{folder} is no folder with a copy of a dataset: put one there")
+        raise InputError(f"{folder} has no files: put a copy of the dataset there")
     for path in paths:
         reading.text_files[path.relative_to(reading.root).as_posix()] = sha256_file(path)
 
 
 def _revision(source: HubSource, reading: Reading) -> str:
-    """Return the commit at which a hub id is read."""
+    """Return the commit to read a hub id at."""
     if (reading.root / source.dataset).is_dir():
         raise InputError(
-            f"{source.dataset} is a folder outside {TEXT_FOLDER}, where DVC would not see it "
-            f"change: move it and write dataset: {TEXT_FOLDER}/{Path(source.dataset).name}"
+            f"{source.dataset} is a folder outside {TEXT_FOLDER}, where DVC does not track it: "
+            f"move it and write dataset: {TEXT_FOLDER}/{Path(source.dataset).name}"
         )
     pinned = source.revision or (reading.lock.hub.get(source.dataset) if reading.lock else None)
     if pinned is None:

@@ -1,9 +1,9 @@
-"""Where calibration text comes from: the sources in configs/domains.yaml, read and pinned."""
+"""Sources of calibration text: configs/domains.yaml, and the pins in data/sources.lock."""
 
 import logging
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,16 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi
 
 from pruneflow.artifacts import sha256_file, write_json
-from pruneflow.data.record_template import Unreadable
+from pruneflow.data.record_template import Record, Unreadable
 from pruneflow.data.source_kinds import KINDS, LANGUAGE, HubSource, PackageSource, Source
 from pruneflow.errors import InputError
-from pruneflow.locked_files import Lock, Malformed, Reading, package_files, read_lock
+from pruneflow.locked_files import Lock, Reading, package_files, read_lock
 from pruneflow.questions.question_set import load_question_sources
 from pruneflow.settings.base import check, read_yaml
 
 __all__ = [
     "KINDS",
     "LANGUAGE",
-    "Document",
     "LockChange",
     "PackageSource",
     "Source",
@@ -34,39 +33,18 @@ __all__ = [
 
 LOGGER = logging.getLogger(__name__)
 HUB_TIMEOUT = 10.0
-"""Seconds to wait for the hub's answer."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and where it is from.
-
-    Attributes:
-        text: the text as it was read; "" for an empty record.
-        source: name of the source.
-        licence: SPDX expression.
-        language: BCP-47 tag; `zxx` for source code.
-        place: the file, and the line, record or row in it.
-        group: documents of one group are always in one split; "" when it stands alone.
-    """
-
-    text: str
-    source: str
-    licence: str
-    language: str
-    place: str
-    group: str
+"""Timeout of requests to the hub."""
 
 
 @dataclass(frozen=True)
 class LockChange:
-    """What a refresh did to `data/sources.lock`.
+    """Changes of `data/sources.lock`.
 
     Attributes:
         added: names of new pins: `PACKAGE/PATH`, `hub:DATASET` or `python`.
-        changed: names of pins with another value than before.
-        removed: names of pins that are gone.
-        unresolved: hub ids that have no pin, for the hub did not answer.
+        changed: names of pins with a new value.
+        removed: names of removed pins.
+        unresolved: hub ids without a pin, because the hub did not answer.
     """
 
     added: list[str]
@@ -79,7 +57,7 @@ def load_domains(domains_file: Path) -> dict[str, list[Source]]:
     """Read configs/domains.yaml: a mapping of domains, each a list of sources.
 
     Raises:
-        InputError: names the domain, the source's place in its list, and the offending key.
+        InputError: names the domain, the number of the source in its list, and the invalid key.
     """
     values = read_yaml(domains_file)
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
@@ -122,33 +100,32 @@ def _parse(entry: Any, where: Path) -> Source:
     return check(KINDS[kind][0], entry, where)
 
 
-def read_source(domain: str, source: Source, reading: Reading) -> Iterator[Document]:
-    """Yield the documents of one source, in a stable order; an empty record is an empty text.
+def read_source(domain: str, source: Source, reading: Reading) -> Iterator[Record | Unreadable]:
+    """Yield the records of one source, in a stable order; an empty record has an empty text.
 
-    What cannot be read ends the reading, or is added to `reading.malformed_records`, as
-    `reading.malformed` says.
+    An unreadable record is an error, or is yielded if `reading.malformed` is `skip`.
 
     Raises:
-        InputError: the source is missing, has no text, is damaged or does not fit its template;
+        InputError: the source is missing, has no text, is damaged or does not match its template;
             the message begins with the domain and the source.
     """
     kind: str = source.kind  # type: ignore[attr-defined]
     where = f"domain {domain}, source {source.name}"
-    skipped, empty = len(reading.malformed_records), True
+    skipped, first, empty = 0, "", True
     try:
         for record in KINDS[kind][1](source, reading):
             if isinstance(record, Unreadable):
-                _refuse(record, source, reading)
-                continue
-            empty = empty and not record.text.strip()
-            yield Document(
-                record.text,
-                source.name,
-                source.licence,
-                source.language,
-                record.place,
-                record.group,
-            )
+                record = replace(record, problem=" ".join(record.problem.split()))
+                if reading.malformed == "error":
+                    raise InputError(
+                        f"{record.place} {record.problem}: {record.fix}, or set "
+                        "documents.malformed: skip to drop and count unreadable records"
+                    )
+                skipped += 1
+                first = first or f"{record.place} {record.problem}"
+            else:
+                empty = empty and not record.text.strip()
+            yield record
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     except OSError as error:
@@ -156,31 +133,18 @@ def read_source(domain: str, source: Source, reading: Reading) -> Iterator[Docum
             f"{where}: {error.filename} cannot be read ({error.strerror}): make it readable"
         ) from None
     if empty:
-        bad = reading.malformed_records[skipped:]
-        first = f" ({len(bad)} skipped; {bad[0].place} {bad[0].detail})" if bad else ""
+        details = f" ({skipped} skipped; {first})" if skipped else ""
         raise InputError(
-            f"{where}: it has no text{first}: correct the source in configs/domains.yaml or "
+            f"{where}: it has no text{details}: correct the source in configs/domains.yaml or "
             "remove it"
         )
 
 
-def _refuse(record: Unreadable, source: Source, reading: Reading) -> None:
-    problem = " ".join(record.problem.split())
-    if reading.malformed == "error":
-        raise InputError(
-            f"{record.place} {problem}: {record.mend}, or set documents.malformed: skip to drop "
-            "and count what cannot be read"
-        )
-    bad = Malformed(source.name, record.place, record.reason, problem)
-    reading.malformed_records.append(bad)
-
-
 def refresh_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> LockChange:
-    """Pin every source of all domains and evaluation tasks anew in `data/sources.lock`.
+    """Write `data/sources.lock` with new pins of all sources of domains and evaluation tasks.
 
-    Package files are pinned by sha256, hub ids without a `revision` by the commit that the hub
-    now has, and the Python installation by its version. When the hub does not answer, an earlier
-    pin stays.
+    Package files are pinned by sha256, hub ids without a `revision` by their newest commit, and the
+    Python installation by its version. If the hub does not answer, an existing pin is kept.
 
     Raises:
         InputError: a package or a file in it is missing.
@@ -195,7 +159,7 @@ def refresh_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> Lock
 
 
 def compare_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> LockChange:
-    """Say what `refresh_lock` would change; the hub is not asked, and nothing is written.
+    """Return what `refresh_lock` would change, without requests to the hub or writing.
 
     Raises:
         InputError: the lock is missing or damaged, or a package or a file in it is missing.
@@ -207,7 +171,7 @@ def compare_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> Lock
 def _resolve(
     domains_file: Path, lm_eval_dir: Path, old: Lock, newest: Callable[[str], str | None]
 ) -> tuple[Lock, list[str]]:
-    """Return the pins of what is there now, and the hub ids that have none."""
+    """Return the current pins, and the hub ids that have none."""
     sources = [source for group in load_domains(domains_file).values() for source in group]
     wanted = [
         (source.package, source.files) for source in sources if isinstance(source, PackageSource)
@@ -246,12 +210,14 @@ def _change(old: Lock, new: Lock, unresolved: list[str]) -> LockChange:
 
 
 def _newest(dataset: str) -> str | None:
-    """Return the newest commit of a hub dataset, or None where the hub gives no answer."""
+    """Return the newest commit of a hub dataset, or None if the hub does not answer."""
     try:
         return HfApi().dataset_info(dataset, timeout=HUB_TIMEOUT).sha
     except (OSError, ValueError, HTTPError) as error:
         detail = " ".join(str(error).split())[:200]
-        LOGGER.warning("the hub says nothing of %s (%s): an earlier pin stays", dataset, detail)
+        LOGGER.warning(
+            "the hub gave no commit of %s (%s): an existing pin is kept", dataset, detail
+        )
         return None
 
 

@@ -1,4 +1,4 @@
-"""Texts as runs of words: what overlap with questions and near-duplicates are measured by."""
+"""Hashes of words and word n-grams, for decontamination and near-duplicate detection."""
 
 import re
 import zlib
@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy
 
-# Scripts written without spaces: every character of them counts as a word.
+# Scripts written without spaces: each character counts as a word.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(r"\w+")
@@ -18,7 +18,7 @@ _MULTIPLIER = 0x9E3779B97F4A7C15
 def words(text: str) -> list[str]:
     """Split a text into lower-case words, without punctuation.
 
-    A character of a script without spaces (Chinese, Japanese, Thai, ...) is a word.
+    In scripts without spaces (Chinese, Japanese, Thai, ...) each character is a word.
     """
     lower = text.lower()
     if not lower.isascii() and _HAS_UNSPACED.search(lower):
@@ -27,16 +27,16 @@ def words(text: str) -> list[str]:
 
 
 def word_hashes(found: list[str]) -> numpy.ndarray:
-    """Return a hash of every word, uint64 of shape [words]; the same in every process."""
+    """Return a hash of every word, uint64 of shape [words]; equal in every process."""
     return numpy.fromiter(map(_word_hash, found), dtype=numpy.uint64, count=len(found))
 
 
-def sequence_hashes(hashes: numpy.ndarray, length: int) -> numpy.ndarray:
-    """Return a hash of every run of words, in order.
+def ngram_hashes(hashes: numpy.ndarray, length: int) -> numpy.ndarray:
+    """Return a hash of every word n-gram, in order.
 
     Args:
         hashes: of the words, uint64 of shape [words, ...].
-        length: words in a run.
+        length: words in an n-gram.
 
     Returns:
         uint64 of shape [words - length + 1, ...], empty when there are fewer words.

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from pruneflow.compute.placement import (
     free_memory,
     place,
-    place_as_asked,
+    place_by_settings,
     placement_of,
     tensor_bytes,
 )
@@ -73,7 +73,7 @@ class Turns:
         if self.together:
             yield model
             return
-        place_as_asked(model, self._asked[name], self._device)
+        place_by_settings(model, self._asked[name], self._device)
         self.placement[name] = placement_of(model)
         try:
             yield model

@@ -1,10 +1,6 @@
-"""Digests of model directories and of tensors: what identifies a model, a tokenizer, a set."""
+"""Digests of model directories: what identifies a model and a tokenizer. Without torch."""
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-
-import torch
 
 from pruneflow.artifacts import sha256_file, sha256_json
 
@@ -22,7 +18,7 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 def model_digest(directory: Path) -> str:
-    """Digest of a model directory: weights, configuration, model file and tokenizer only."""
+    """Digest of a model directory: weights, configuration, model file and tokenizer."""
     names = [*CONFIG_FILES, *TOKENIZER_FILES]
     paths = [directory / name for name in names if (directory / name).is_file()]
     paths += sorted(directory.glob("*.safetensors")) + sorted(directory.glob("*.index.json"))
@@ -39,13 +35,3 @@ def tokenizer_digest(directory: Path) -> str:
 def weight_file_bytes(directory: Path) -> int:
     """Bytes of the safetensors files of a model directory."""
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-
-
-def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex sha256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()

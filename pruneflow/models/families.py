@@ -1,10 +1,10 @@
-"""The model families: names of their modules and fields, and the widths they can be exported in.
+"""Supported model families: names of modules and fields, and the widths they can be exported in.
 
 A new family is one entry of `FAMILIES`.
 
-Some configurations refuse a head count that does not divide the hidden size (Llama's, Gemma's).
-A Llama without biases is, tensor for tensor, a Mistral without a sliding window: it is exported
-as its twin where its own configuration refuses.
+Some configurations reject a head count that does not divide the hidden size (Llama, Gemma). A Llama
+without biases is equivalent to a Mistral without a sliding window, tensor for tensor, and is
+exported as one if its own configuration rejects the head count.
 """
 
 from dataclasses import dataclass
@@ -14,29 +14,32 @@ from transformers import MistralConfig, PreTrainedConfig
 
 from pruneflow.errors import InputError
 
-PRUNED = "pruned_"  # before the model type of a directory whose layers differ in width
+PRUNED = "pruned_"  # prefix of the model type in layout per_layer
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names of one family's modules and configuration fields.
+    """Names of the modules and configuration fields of a family.
 
     Attributes:
-        model_type: what its ``config.json`` says.
-        layers: the list of blocks, from the model.
-        mlp_producers: linears that make the neurons, from a block. Where one linear makes gate and
-            up projection, its rows are all gates and then all ups.
-        mlp_consumer: linear that reads the neurons.
-        attention_producers: query, key and value projection, or the one linear that makes all.
-        interleaved: rows of that one linear are query, key, value of head 0, then of head 1;
-            otherwise all queries, all keys, all values.
-        attention_consumer: linear that reads the heads.
-        neurons_field: the configuration's number of neurons.
-        heads_field: its number of query heads.
-        groups_field: its number of KV groups. None: every head has its own keys and values, and
-            the head size follows from the head count, so that no configuration holds fewer heads.
-        reads_config: the attention module asks its configuration for head counts as it runs.
-        adds_plainly: a consumer's output is added to the hidden states as it is, not normalised.
+        model_type: `model_type` in ``config.json``.
+        layers: path of the list of blocks in the model.
+        mlp_producers: linear layers that compute the neurons, relative to a block. In a fused gate
+            and up projection, the rows of the gate come first.
+        mlp_consumer: linear layer whose inputs are the neurons.
+        attention_producers: query, key and value projection, or one fused projection.
+        interleaved: whether the rows of the fused projection are ordered by head (query, key and
+            value of head 0, then of head 1); otherwise all queries, all keys, all values.
+        attention_consumer: linear layer whose inputs are the heads.
+        neurons_field: configuration field of the number of neurons.
+        heads_field: configuration field of the number of query heads.
+        groups_field: configuration field of the number of KV groups. None: every head has its own
+            key and value, and the head size depends on the head count, so no configuration has
+            fewer heads of the same size.
+        reads_config: whether the attention module reads head counts from its configuration in the
+            forward pass.
+        adds_plainly: whether a consumer's output is added to the hidden states without
+            normalisation.
     """
 
     model_type: str
@@ -108,29 +111,29 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class ModelType:
-    """Just enough of a configuration to look up its family."""
+    """A minimal configuration to look up a family by."""
 
     model_type: str | None
 
 
 def family_of(config: PreTrainedConfig | ModelType) -> Family:
-    """The description of a model's family, from a configuration of either layout.
+    """The family of a configuration of either layout.
 
     Raises:
-        InputError: the family is not supported; the message names those that are.
+        InputError: the family is not supported; the message lists the supported ones.
     """
     model_type = str(getattr(config, "model_type", None) or "unknown")
     family = FAMILIES.get(model_type.removeprefix(PRUNED))
     if family is None:
         raise InputError(
-            f"models of type {model_type} are not supported; supported are "
+            f"models of type {model_type} are not supported: use one of "
             f"{', '.join(sorted(FAMILIES))}"
         )
     return family
 
 
 class LayerWidths(NamedTuple):
-    """Units of one layer."""
+    """Number of units of each kind in one layer."""
 
     neurons: int
     kv_groups: int
@@ -138,24 +141,24 @@ class LayerWidths(NamedTuple):
 
 
 def configured_widths(config: PreTrainedConfig) -> LayerWidths:
-    """The widths that a configuration gives every layer."""
+    """The widths of all layers according to a configuration."""
     family = family_of(config)
     heads = int(getattr(config, family.heads_field))
     groups = int(getattr(config, family.groups_field)) if family.groups_field else heads
-    # GPT-2 leaves the field empty for four times its hidden size.
+    # In GPT-2 an empty field means four times the hidden size.
     neurons = getattr(config, family.neurons_field) or 4 * config.hidden_size
     return LayerWidths(int(neurons), groups, heads)
 
 
 def uniform_config(config: PreTrainedConfig, widths: LayerWidths) -> PreTrainedConfig | None:
-    """A configuration that gives every layer these widths, the head size staying as it is.
+    """A configuration with these widths in every layer and the same head size.
 
     Returns:
-        One of the family's own, or of its twin, or None where neither can describe such layers.
+        A configuration of the family or its equivalent family; None if neither supports the widths.
     """
     family = family_of(config)
-    present = configured_widths(config)
-    if family.groups_field is None and widths[1:] != present[1:]:
+    current = configured_widths(config)
+    if family.groups_field is None and widths[1:] != current[1:]:
         return None  # the head size would change with the head count
     values = config.to_dict()
     values[family.neurons_field] = widths.neurons
@@ -163,49 +166,48 @@ def uniform_config(config: PreTrainedConfig, widths: LayerWidths) -> PreTrainedC
     if family.groups_field is not None:
         values[family.groups_field] = widths.kv_groups
         values["head_dim"] = (
-            getattr(config, "head_dim", None) or config.hidden_size // present.heads
+            getattr(config, "head_dim", None) or config.hidden_size // current.heads
         )
-    resized = _accepted(type(config), values)
-    if resized is None and (twin := _twin(values)) is not None:
-        resized = _accepted(*twin)
+    resized = _build(type(config), values)
+    if resized is None and (equivalent := _as_mistral(values)) is not None:
+        resized = _build(MistralConfig, equivalent)
     return resized
 
 
 def allowed_attention(config: PreTrainedConfig) -> set[tuple[int, int]]:
-    """Pairs (KV groups, heads per group), none above the present, that can be exported `uniform`.
+    """Pairs (KV groups, heads per group), up to the current ones, that layout `uniform` supports.
 
     Raises:
-        InputError: the configuration refuses even what it has.
+        InputError: the configuration rejects even the current head counts.
     """
-    present = configured_widths(config)
-    ratio = present.heads // present.kv_groups
+    current = configured_widths(config)
+    ratio = current.heads // current.kv_groups
     allowed = {
         (groups, heads)
-        for groups in range(1, present.kv_groups + 1)
+        for groups in range(1, current.kv_groups + 1)
         for heads in range(1, ratio + 1)
-        if uniform_config(config, LayerWidths(present.neurons, groups, groups * heads)) is not None
+        if uniform_config(config, LayerWidths(current.neurons, groups, groups * heads)) is not None
     }
-    if (present.kv_groups, ratio) not in allowed:
+    if (current.kv_groups, ratio) not in allowed:
         raise InputError(
-            f"the model's own configuration is refused: {config.model_type} does not accept its "
-            f"{present.heads} heads in {present.kv_groups} KV groups"
+            f"the model's own configuration is invalid: {config.model_type} does not accept its "
+            f"{current.heads} heads in {current.kv_groups} KV groups: use layout per_layer"
         )
     return allowed
 
 
-def _accepted(kind: type, values: dict[str, Any]) -> PreTrainedConfig | None:
+def _build(kind: type, values: dict[str, Any]) -> PreTrainedConfig | None:
     try:
         config: PreTrainedConfig = kind.from_dict(dict(values))  # type: ignore[attr-defined]
-    except Exception:  # noqa: BLE001 - each family refuses with a type of its own
+    except Exception:  # noqa: BLE001 - every family raises another type
         return None
     return config
 
 
-def _twin(values: dict[str, Any]) -> tuple[type, dict[str, Any]] | None:
-    """The configuration class that takes the same tensors with any head count, and its values."""
+def _as_mistral(values: dict[str, Any]) -> dict[str, Any] | None:
+    """A Llama's configuration as an equivalent Mistral's, which accepts any head count."""
     if values["model_type"] != "llama" or values["attention_bias"] or values["mlp_bias"]:
         return None
-
-    foreign = ("model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp")
-    kept = {key: value for key, value in values.items() if key not in foreign}
-    return MistralConfig, {**kept, "sliding_window": None}
+    llama_only = ("model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp")
+    shared = {key: value for key, value in values.items() if key not in llama_only}
+    return {**shared, "sliding_window": None}

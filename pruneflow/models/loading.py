@@ -1,4 +1,4 @@
-"""Models from wherever the user has them, as ordinary directories that are verified when read."""
+"""Loading of models: from the user's source, and from verified directories of the pipeline."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from pruneflow.artifacts import read_json
-from pruneflow.compute.placement import place_as_asked
+from pruneflow.compute.placement import place_by_settings
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.digests import model_digest
 from pruneflow.models.families import FAMILIES, family_of
@@ -31,32 +31,32 @@ STORED_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 def resolve_device(compute: ComputeSettings) -> str:
-    """`cuda` or `cpu`; a rank's own GPU is its current one.
+    """`cuda` or `cpu`; `cuda` is the rank's current GPU.
 
     Raises:
-        InputError: a GPU is asked for and torch sees none.
+        InputError: a GPU is requested and torch finds none.
     """
     if compute.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if compute.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("compute.device is cuda, but torch sees no GPU: set it to auto or cpu")
+        raise InputError("compute.device is cuda, but torch finds no GPU: set it to auto or cpu")
     return compute.device
 
 
 def resolve_dtype(compute: ComputeSettings, directory: Path) -> str:
-    """`bfloat16` or `float32`, for the model in `directory`."""
+    """Compute type of the model in `directory`: `bfloat16` or `float32`."""
     if compute.dtype != "auto":
         return compute.dtype
     config = read_json(directory / "config.json")
     if config.get("dtype", config.get("torch_dtype")) != "bfloat16":
         return "float32"
-    return "bfloat16" if computes_bfloat16(resolve_device(compute)) else "float32"
+    return "bfloat16" if supports_bfloat16(resolve_device(compute)) else "float32"
 
 
-def computes_bfloat16(device: str) -> bool:
+def supports_bfloat16(device: str) -> bool:
     """Whether a device has instructions for bfloat16.
 
-    Without them (AVX-512 BF16, AMX) a processor computes in it ten times slower than in float32.
+    A CPU without them (AVX-512 BF16, AMX) is ten times slower in bfloat16 than in float32.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -66,29 +66,29 @@ def computes_bfloat16(device: str) -> bool:
 def load_model(
     directory: Path, compute: ComputeSettings
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model directory of the pipeline for measuring or pruning, weights frozen.
+    """Load a model directory of the pipeline for evaluation or pruning, with frozen weights.
 
-    The directory's digest is checked against its record before anything is trusted.
+    The directory is first verified against its record.
 
     Raises:
-        DamagedArtifactError: bytes changed since the directory was written, or keys do not fit.
+        DamagedArtifactError: a file has changed, or weights and configuration do not match.
     """
     record = read_round_record(directory)
     if record.digest != model_digest(directory):
         raise DamagedArtifactError(
-            f"{directory} is damaged (its digest is not its record's): "
+            f"{directory} is damaged (its digest does not match its record): "
             f"delete it and run `dvc repro`"
         )
     return load_unrecorded(directory, compute), load_tokenizer(directory)
 
 
 def load_unrecorded(directory: Path, compute: ComputeSettings) -> PreTrainedModel:
-    """Load the model of a directory that is being written and has no record yet.
+    """Load the model of a directory of either layout that has no record yet.
 
-    Either layout is loaded, and no file of the directory is run.
+    No code in the directory is executed.
 
     Raises:
-        DamagedArtifactError: keys of the weights and of the configuration do not fit.
+        DamagedArtifactError: weights and configuration do not match.
     """
     dtype: torch.dtype = getattr(torch, resolve_dtype(compute, directory))
     model: Any
@@ -106,12 +106,12 @@ def load_unrecorded(directory: Path, compute: ComputeSettings) -> PreTrainedMode
         model, info = read
         _check_keys(info, str(directory))
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
-    return place_as_asked(loaded, compute, resolve_device(compute))
+    return place_by_settings(loaded, compute, resolve_device(compute))
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory."""
-    # It would look for the class in the model's configuration, which is code in layout per_layer.
+    # The model's configuration, which AutoTokenizer would read, is custom code in per_layer.
     known: dict[str, Any] = {"config": PreTrainedConfig()} if is_per_layer(directory) else {}
     return AutoTokenizer.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False, **known
@@ -119,20 +119,20 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def context_length(directory: Path) -> int | None:
-    """The longest sequence that a plain model directory's configuration allows, in tokens."""
+    """Maximum sequence length of a plain model directory, in tokens."""
     return getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
 
 
 def load_source(
     settings: ModelSettings,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the dense model from `model.source` in `model.dtype`, a GGUF file dequantised.
+    """Load the dense model from `model.source` in `model.dtype`; GGUF files are dequantised.
 
-    A directory of layout `per_layer` may be pruned further. No file of the source is run.
+    A directory of layout `per_layer` can be pruned further. No code of the source is executed.
 
     Raises:
-        InputError: the source does not exist, cannot be read, is not supported, or its weights
-            are not ordinary floating-point numbers or hold NaN or infinity (the tensor is named).
+        InputError: the source does not exist, cannot be read or is not supported, or its weights
+            are quantised or contain NaN or infinity (the tensor is named).
     """
     location, gguf = locate(settings)
     dtype: torch.dtype = getattr(torch, settings.dtype)
@@ -148,7 +148,7 @@ def load_source(
             check_weights(pruned)
             return pruned, load_tokenizer(Path(location))
     try:
-        if gguf is None:  # a GGUF header takes seconds to parse, and its model is small
+        if gguf is None:  # parsing a GGUF header takes as long as loading its small model
             family_of(AutoConfig.from_pretrained(location, **common))
         extra = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -163,8 +163,8 @@ def load_source(
     except (OSError, ValueError, LookupError, SafetensorError) as error:
         detail = " ".join(str(error).split())[:300]
         raise InputError(
-            f"model.source: {settings.source} cannot be loaded: {detail}; "
-            f"supported families are {', '.join(sorted(FAMILIES))}"
+            f"model.source: {settings.source} cannot be loaded ({detail}): give a model of a "
+            f"supported family ({', '.join(sorted(FAMILIES))})"
         ) from None
     model, info = loaded
     family_of(model.config)
@@ -174,22 +174,22 @@ def load_source(
 
 
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> Any:
-    """A causal language model of this configuration, its weights still to be filled in."""
+    """A causal language model of this configuration with uninitialised weights."""
     with no_init_weights():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()  # part of the initialisation that was skipped
+    model.tie_weights()  # usually part of the skipped initialisation
     return model
 
 
 def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
-    """Change the type of the weights and leave buffers alone: rotary frequencies stay float32."""
+    """Cast the weights but not the buffers: rotary frequencies stay float32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
 
 
 def _plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same weights in a fresh object whose configuration knows no quantisation and no code."""
+    """The same weights in a new model whose configuration has no quantisation and no code."""
     values = model.config.to_dict()
     for key in ("quantization_config", "auto_map", "_model_name_or_path", "_name_or_path"):
         values.pop(key, None)
@@ -205,37 +205,37 @@ def _check_keys(info: dict[str, Any], where: str) -> None:
         if info.get(kind):
             first = sorted(str(key) for key in info[kind])[0]
             raise DamagedArtifactError(
-                f"{where}: {kind.replace('_', ' ')} in its weights, {first} first: "
-                "weights and config.json do not belong together"
+                f"{where}: its weights have {kind.replace('_', ' ')}, e.g. {first}: give weights "
+                "and config.json of the same model"
             )
 
 
 def check_weights(model: PreTrainedModel) -> None:
-    """Refuse a model that cannot be measured or pruned.
+    """Check that all weights are finite and in a supported data type.
 
     Raises:
-        InputError: a tensor holds NaN or infinity, or is of a type that passes cannot run in.
+        InputError: names a tensor with NaN, infinity or another data type.
     """
     for name, tensor in model.named_parameters():
         if tensor.dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
             raise InputError(
-                f"tensor {name} is of type {str(tensor.dtype).removeprefix('torch.')}: load the "
+                f"tensor {name} has data type {str(tensor.dtype).removeprefix('torch.')}: load the "
                 "model in bfloat16 or float32"
             )
         if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"tensor {name} holds NaN or infinity: mend the model")
+            raise InputError(f"tensor {name} contains NaN or infinity: give another model")
 
 
 def _check_stored_types(directory: Path) -> None:
-    """Refuse weights that are stored as integers or in eight bits; no tensor is read for it."""
+    """Check from the file headers that weights are not stored as integers or in eight bits."""
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:
             try:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             except (ValueError, MemoryError, OverflowError):
-                return  # not safetensors at all: loading it says so
+                return  # not a safetensors file: loading it reports that
         for name, tensor in header.items():
-            # Old checkpoints hold masks beside the weights, as bytes: those are not read.
+            # Old checkpoints also have masks, stored as bytes, which are not loaded.
             if name.endswith("weight") and tensor["dtype"] not in STORED_TYPES:
                 raise InputError(
                     f"model.source: tensor {name} of {path} is stored as {tensor['dtype']}; "

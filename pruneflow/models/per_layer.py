@@ -1,8 +1,8 @@
-"""Layout `per_layer` on disk: layers differ in width, and one small file says how to build them.
+"""Layout `per_layer` on disk: layers of different widths, and a small model file to build them.
 
-``config.json`` holds the dense widths, each layer's own under ``per_layer_config`` (transformers'
-schema), and a model type of its own, so that plain transformers asks for ``trust_remote_code``
-instead of building wrong widths. pruneflow reads such a directory without running its file.
+``config.json`` has the dense widths, those of each layer in ``per_layer_config`` (the schema of
+transformers), and its own model type, so that plain transformers asks for ``trust_remote_code``
+instead of building wrong widths. pruneflow loads the directory without executing its file.
 """
 
 import json
@@ -31,16 +31,16 @@ TEMPLATE = "per_layer_model.py.jinja"
 
 
 def is_per_layer(directory: Path) -> bool:
-    """Whether a model directory is one of this layout."""
+    """Whether a model directory has this layout."""
     return str(_read_config(directory).get("model_type")).startswith(PRUNED)
 
 
-def describe(model: PreTrainedModel, directory: Path) -> None:
-    """Turn a directory that `save_pretrained` wrote for a cut model into one of this layout.
+def convert_to_per_layer(model: PreTrainedModel, directory: Path) -> None:
+    """Convert a directory written by `save_pretrained` for a pruned model to this layout.
 
     Args:
-        model: a model of a supported family whose configuration holds the dense widths.
-        directory: where its weights and ``config.json`` are.
+        model: a model of a supported family whose configuration has the dense widths.
+        directory: the directory with its weights and ``config.json``.
     """
     layers = layers_of(model)
     family = layers[0].family
@@ -50,7 +50,7 @@ def describe(model: PreTrainedModel, directory: Path) -> None:
     module = f"modeling_{PRUNED}{family.model_type}"
     values = _read_config(directory)
     if family.groups_field is not None:
-        values["head_dim"] = layers[0].head_dim  # so that nothing asks a layer for it
+        values["head_dim"] = layers[0].head_dim  # else derived from the number of heads
     values["model_type"] = PRUNED + family.model_type
     values["architectures"] = [f"Pruned{base.__name__}"]
     values["auto_map"] = {
@@ -69,17 +69,19 @@ def describe(model: PreTrainedModel, directory: Path) -> None:
 
 
 def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a directory of this layout as the family's plain class with cut layers, on the CPU.
+    """Load a directory of this layout as the family's plain class with pruned layers, on the CPU.
 
-    No file of the directory is run.
+    No code in the directory is executed.
 
     Raises:
-        DamagedArtifactError: widths, names or shapes do not belong together.
+        DamagedArtifactError: widths, names or shapes do not match.
     """
     values = _read_config(directory)
     overrides = values.pop("per_layer_config", None)
     if not isinstance(overrides, dict):
-        raise DamagedArtifactError(f"{directory}/config.json has no per_layer_config")
+        raise DamagedArtifactError(
+            f"{directory}/config.json has no per_layer_config: delete {directory} and run again"
+        )
     for key in ("auto_map", "architectures"):
         values.pop(key, None)
     values["model_type"] = family_of(ModelType(values["model_type"])).model_type
@@ -88,8 +90,8 @@ def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     by_index = {int(index): fields for index, fields in overrides.items()}
     for layer in layers_of(model):
-        _shape(layer, by_index.get(layer.index, {}), configured_widths(config), directory)
-    _fill(model, directory, dtype)
+        _resize(layer, by_index.get(layer.index, {}), configured_widths(config), directory)
+    _load_weights(model, directory, dtype)
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
@@ -100,14 +102,18 @@ def _read_config(directory: Path) -> dict[str, Any]:
     try:
         values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise DamagedArtifactError(f"{directory}/config.json is missing or not JSON") from None
+        raise DamagedArtifactError(
+            f"{directory}/config.json is missing or not JSON: delete {directory} and run again"
+        ) from None
     if not isinstance(values, dict):
-        raise DamagedArtifactError(f"{directory}/config.json is not a configuration")
+        raise DamagedArtifactError(
+            f"{directory}/config.json is not a configuration: delete {directory} and run again"
+        )
     return values
 
 
 def _overrides(layer: Layer) -> dict[str, int]:
-    """A layer's widths under the configuration's own field names."""
+    """A layer's widths by configuration field."""
     family, widths = layer.family, widths_of(layer)
     fields = {family.neurons_field: widths.neurons, family.heads_field: widths.heads}
     if family.groups_field is not None:
@@ -115,8 +121,8 @@ def _overrides(layer: Layer) -> dict[str, int]:
     return fields
 
 
-def _shape(layer: Layer, fields: dict[str, int], dense: LayerWidths, directory: Path) -> None:
-    """Cut a dense layer, still without weights, to the widths that its fields say."""
+def _resize(layer: Layer, fields: dict[str, int], dense: LayerWidths, directory: Path) -> None:
+    """Cut a dense layer without weights to the widths in its configuration fields."""
     family = layer.family
     heads = fields.get(family.heads_field, dense.heads)
     widths = LayerWidths(
@@ -128,52 +134,57 @@ def _shape(layer: Layer, fields: dict[str, int], dense: LayerWidths, directory: 
     fits = all(isinstance(n, int) and 1 <= n <= most for n, most in zip(widths, dense, strict=True))
     if not fits or widths.heads % widths.kv_groups or widths.heads // widths.kv_groups > ratio:
         raise DamagedArtifactError(
-            f"{directory}/config.json: layer {layer.index} cannot have {widths._asdict()} where "
-            f"the dense model has {dense._asdict()}"
+            f"{directory}/config.json: layer {layer.index} cannot have {widths._asdict()}, because "
+            f"the dense model has {dense._asdict()}: delete {directory} and run again"
         )
     if widths.neurons < dense.neurons:
         cut_neurons(layer, torch.arange(widths.neurons))
     if widths[1:] != dense[1:]:
-        present = torch.arange(dense.heads).view(dense.kv_groups, ratio)
+        heads_by_group = torch.arange(dense.heads).view(dense.kv_groups, ratio)
         kept_ratio = widths.heads // widths.kv_groups
-        cut_heads(layer, present[: widths.kv_groups, :kept_ratio])
+        cut_heads(layer, heads_by_group[: widths.kv_groups, :kept_ratio])
 
 
-def _fill(model: Any, directory: Path, dtype: torch.dtype) -> None:
-    """Give a model on the meta device the weights of a directory; every name and shape must fit."""
-    wanted = dict(model.state_dict())
+def _load_weights(model: Any, directory: Path, dtype: torch.dtype) -> None:
+    """Load the weights into a model on the meta device; all names and shapes must match."""
+    expected = dict(model.state_dict())
     tensors: dict[str, torch.Tensor] = {}
     try:
         for path in sorted(directory.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     tensor = file.get_tensor(name)
-                    if name not in wanted or tensor.shape != wanted[name].shape:
+                    if name not in expected or tensor.shape != expected[name].shape:
                         raise DamagedArtifactError(
-                            f"{path}: {name} {list(tensor.shape)} does not fit config.json"
+                            f"{path}: {name} {list(tensor.shape)} does not match config.json: "
+                            f"delete {directory} and run again"
                         )
                     tensors[name] = tensor.to(dtype)
     except SafetensorError as error:
-        raise DamagedArtifactError(f"{directory}: its weights cannot be read: {error}") from None
+        raise DamagedArtifactError(
+            f"{directory}: its weights cannot be read ({error}): delete it and run again"
+        ) from None
     tied = {name for name, _source in model.all_tied_weights_keys.items() if name not in tensors}
-    missing = sorted(wanted.keys() - tensors.keys() - tied)
+    missing = sorted(expected.keys() - tensors.keys() - tied)
     if missing:
-        raise DamagedArtifactError(f"{directory}: {missing[0]} is missing from its weights")
+        raise DamagedArtifactError(
+            f"{directory}: {missing[0]} is missing from its weights: delete it and run again"
+        )
     model.load_state_dict(tensors, strict=False, assign=True)
     model.tie_weights()
 
 
 def _model_file(layer: Layer, **names: Any) -> str:
-    """The text of the file that builds such a model with transformers alone."""
+    """The model file, which builds such a model with plain transformers."""
     family = layer.family
     linears = []
     for name in family.mlp_producers:
-        times = matrix(layer.linear(name)).shape[0] // layer.neurons  # gate and up in one linear
+        times = matrix(layer.linear(name)).shape[0] // layer.neurons  # 2 if gate and up are fused
         linears.append((name, f"outputs={times} * neurons" if times > 1 else "outputs=neurons"))
     linears.append((family.mlp_consumer, "inputs=neurons"))
     separate = len(family.attention_producers) == 3
-    made = ("heads", "groups", "groups") if separate else ("(heads + 2 * groups)",)
-    for name, units in zip(family.attention_producers, made, strict=True):
+    outputs = ("heads", "groups", "groups") if separate else ("(heads + 2 * groups)",)
+    for name, units in zip(family.attention_producers, outputs, strict=True):
         linears.append((name, f"outputs={units} * head_dim"))
     linears.append((family.attention_consumer, "inputs=heads * head_dim"))
     sources = {

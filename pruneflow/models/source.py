@@ -1,6 +1,6 @@
-"""Where the dense model comes from: a directory, a hub id, a GGUF file, a package's file.
+"""Sources of the dense model: a directory, a hub id, a GGUF file, a file of a package.
 
-Nothing here loads weights, so that a wrong source shows in a moment.
+Nothing here loads weights, so a wrong source fails quickly.
 """
 
 import importlib.util
@@ -20,25 +20,25 @@ PACKAGE = "package:"
 
 
 def check_source(settings: ModelSettings) -> None:
-    """Find out quickly, without loading weights, whether `model.source` can be used.
+    """Check `model.source` without loading weights.
 
     Raises:
-        InputError: it does not exist, is not a model, or is of a family that is not supported.
+        InputError: it does not exist, is not a model, or its family is not supported.
     """
     location, gguf = locate(settings)
     if gguf is None and Path(location).is_dir():
         config_file = Path(location) / "config.json"
         if not config_file.is_file():
-            raise InputError(f"model.source: {location} has no config.json: not a model directory")
+            raise InputError(f"model.source: {location} has no config.json: give a model directory")
         try:
             model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-            raise InputError(f"model.source: {config_file} is not valid JSON") from None
+            raise InputError(f"model.source: {config_file} is not valid JSON: correct it") from None
         family_of(ModelType(model_type))
 
 
 def source_parameters(settings: ModelSettings) -> int | None:
-    """Count the weights of `model.source` without loading them; None for what is on the hub.
+    """Count the parameters of `model.source` without loading them; None for hub ids.
 
     Raises:
         InputError: as `check_source`, or the files cannot be read.
@@ -56,11 +56,13 @@ def source_parameters(settings: ModelSettings) -> int | None:
                 total += sum(math.prod(shape) for shape in shapes)
         return total
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model.source: {settings.source} cannot be read ({error})") from None
+        raise InputError(
+            f"model.source: {settings.source} cannot be read ({error}): give a complete model"
+        ) from None
 
 
 def locate(settings: ModelSettings) -> tuple[str, str | None]:
-    """Where the model is: (directory or hub id, name of the GGUF file in it or None)."""
+    """Return the directory or hub id of the model, and the name of its GGUF file or None."""
     source = settings.source
     if source.startswith(PACKAGE):
         package, _, name = source.removeprefix(PACKAGE).partition("/")
@@ -77,7 +79,9 @@ def locate(settings: ModelSettings) -> tuple[str, str | None]:
         if not path.is_file():
             raise InputError(f"model.source: {source} does not exist: correct the path")
         if settings.sha256 and sha256_file(path) != settings.sha256:
-            raise InputError(f"model.source: {path} does not have the sha256 in model.sha256")
+            raise InputError(
+                f"model.source: {path} does not have the sha256 in model.sha256: correct one"
+            )
         return str(path.parent), path.name
     for key in ("sha256", "revision") if path.is_dir() else ("sha256",):
         if getattr(settings, key) is not None:
@@ -92,7 +96,7 @@ def locate(settings: ModelSettings) -> tuple[str, str | None]:
         )
     if settings.revision is None:
         raise InputError(
-            f"model.source: {source} is no local directory; for a hub id also set model.revision "
-            "to a commit, so that the same model is read every time"
+            f"model.source: {source} is not a local directory: give one, or set model.revision to "
+            "the commit of a hub id"
         )
     return source, None

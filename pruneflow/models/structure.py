@@ -1,10 +1,10 @@
-"""Where each model family keeps its prunable units, and what removing one of them takes.
+"""Prunable units of a transformer block, and the weights that belong to each.
 
-A *consumer* is the linear layer whose input channels are pruned; its *producers* make those
-channels. MLP: neuron j is row j of every producer and column j of the consumer. Attention: KV
-group g is its rows of the key and value projections, the rows of its query heads, and those
-heads' columns of the output projection. Widths are read from the tensors, never from the
-configuration: a model is cut in place before it gets one that fits.
+A *consumer* is the linear layer whose input channels are pruned; its *producers* compute those
+channels. MLP: neuron j is row j of every producer and column j of the consumer. Attention: KV group
+g is its rows of the key and value projections, the rows of its query heads, and the columns of
+those heads in the output projection. Widths are read from the tensors, never from the
+configuration, which no longer matches after pruning in place.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ Kind = Literal["neurons", "heads", "kv_groups"]
 
 @dataclass(frozen=True)
 class Member:
-    """The part of one linear layer that belongs to units of a kind.
+    """The channels of a linear layer that belong to units of one kind.
 
     Attributes:
         linear: an ``nn.Linear`` or transformers' ``Conv1D``; see `matrix`.
-        axis: ``out`` when units are its rows (outputs), ``in`` when they are its columns.
-        units: for each channel of that axis the unit it belongs to, or -1, ``[channels]`` int64.
+        axis: ``out`` if units are rows (outputs), ``in`` if they are columns (inputs).
+        units: index of the unit of each channel, or -1, ``[channels]`` int64.
     """
 
     linear: Any
@@ -37,7 +37,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer block. Its widths are read from the tensors it has now."""
+    """One transformer block. Its widths are read from its current tensors."""
 
     index: int
     module: nn.Module
@@ -45,62 +45,62 @@ class Layer:
     head_dim: int
 
     def linear(self, name: str) -> Any:
-        """The linear layer called `name` in the family's description."""
+        """The linear layer `name`, as in `Family`."""
         return self.module.get_submodule(name)
 
     @property
     def mlp_consumer(self) -> Any:
-        """The linear layer that reads the neurons."""
+        """The linear layer whose inputs are the neurons."""
         return self.linear(self.family.mlp_consumer)
 
     @property
     def attention_consumer(self) -> Any:
-        """The linear layer that reads the heads."""
+        """The linear layer whose inputs are the heads."""
         return self.linear(self.family.attention_consumer)
 
     @property
     def attention(self) -> Any:
-        """The attention module, which holds the consumer and the head counts."""
+        """The attention module, with the consumer and the head counts."""
         return self.module.get_submodule(self.family.attention_consumer.rpartition(".")[0])
 
     @property
     def adds_plainly(self) -> bool:
-        """Whether a consumer's output is added to the hidden states as it is."""
-        # OPT-350m alone of its family normalises after adding.
+        """Whether a consumer's output is added to the hidden states without normalisation."""
+        # OPT-350m is the only OPT model that normalises after the addition.
         return self.family.adds_plainly and getattr(self.module, "do_layer_norm_before", True)
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are now."""
+        """Current device of its weights."""
         return matrix(self.mlp_consumer).device
 
     @property
     def neurons(self) -> int:
-        """Number of MLP neurons now."""
+        """Number of MLP neurons."""
         return matrix(self.mlp_consumer).shape[1]
 
     @property
     def heads(self) -> int:
-        """Number of query heads now."""
+        """Number of query heads."""
         return matrix(self.attention_consumer).shape[1] // self.head_dim
 
     @property
     def kv_groups(self) -> int:
-        """Number of KV groups now."""
+        """Number of KV groups."""
         names = self.family.attention_producers
         rows = sum(matrix(self.linear(name)).shape[0] for name in names)
         return (rows // self.head_dim - self.heads) // 2
 
     @property
     def heads_per_group(self) -> int:
-        """Query heads that share one key and value head now."""
+        """Number of query heads that share a key and value head."""
         return self.heads // self.kv_groups
 
     def projection(self, part: int) -> tuple[str, torch.Tensor]:
-        """Where queries (0), keys (1) or values (2) are made.
+        """The projection of queries (0), keys (1) or values (2).
 
         Returns:
-            The linear's name, and its rows ``[heads or KV groups, head_dim]``.
+            The name of the linear layer, and its rows ``[heads or KV groups, head_dim]``.
         """
         names, heads, groups = self.family.attention_producers, self.heads, self.kv_groups
         count = groups if part else heads
@@ -112,9 +112,9 @@ class Layer:
         return names[part % len(names)], rows.view(count, self.head_dim)
 
     def members(self, kind: Kind) -> list[Member]:
-        """What belongs to each unit of a kind: its producers' rows and its consumer's columns.
+        """The channels of the units of a kind: rows of the producers, columns of the consumer.
 
-        A query head's own are its query rows and its columns; keys and values are the group's.
+        A query head has its query rows and its columns; keys and values belong to its group.
         """
         if kind == "neurons":
             members = []
@@ -127,19 +127,19 @@ class Layer:
         parts: tuple[int, ...] = (0,)
         if kind == "kv_groups":
             owner, parts = owner // self.heads_per_group, (0, 1, 2)
-        made: dict[str, torch.Tensor] = {}
+        producers: dict[str, torch.Tensor] = {}
         for part in parts:
             name, rows = self.projection(part)
             channels = matrix(self.linear(name)).shape[0]
-            units = made.setdefault(name, torch.full((channels,), -1))
+            units = producers.setdefault(name, torch.full((channels,), -1))
             units[rows] = (torch.arange(len(rows)) if part else owner)[:, None]
         return [
-            *(Member(self.linear(name), "out", units) for name, units in made.items()),
+            *(Member(self.linear(name), "out", units) for name, units in producers.items()),
             Member(self.attention_consumer, "in", owner.repeat_interleave(self.head_dim)),
         ]
 
-    def _of_one_unit(self, kind: Kind, biases: bool) -> int:
-        """Weights, with or without biases, that go with one unit (all of a kind weigh the same)."""
+    def _unit_size(self, kind: Kind, biases: bool) -> int:
+        """Weights of one unit, with or without biases (all units of a kind have the same)."""
         total = 0
         for member in self.members(kind):
             channels = int((member.units == 0).sum())
@@ -151,37 +151,37 @@ class Layer:
 
     @property
     def neuron_weights(self) -> int:
-        """Block weights that removing one neuron removes (3 d for a gated MLP)."""
-        return self._of_one_unit("neurons", biases=False)
+        """Block weights of one neuron: 3 d in a gated MLP."""
+        return self._unit_size("neurons", biases=False)
 
     @property
     def head_weights(self) -> int:
-        """Block weights that removing one query head removes: 2 head_dim d."""
-        return self._of_one_unit("heads", biases=False)
+        """Block weights of one query head: 2 head_dim d."""
+        return self._unit_size("heads", biases=False)
 
     @property
     def group_weights(self) -> int:
-        """Block weights that removing one KV group removes: (2 r + 2) head_dim d."""
-        return self._of_one_unit("kv_groups", biases=False)
+        """Block weights of one KV group of r heads: (2 r + 2) head_dim d."""
+        return self._unit_size("kv_groups", biases=False)
 
     @property
     def neuron_parameters(self) -> int:
-        """Parameters that removing one neuron removes: its weights and biases."""
-        return self._of_one_unit("neurons", biases=True)
+        """Parameters of one neuron: weights and biases."""
+        return self._unit_size("neurons", biases=True)
 
     @property
     def head_parameters(self) -> int:
-        """Parameters that removing one query head removes: its weights and biases."""
-        return self._of_one_unit("heads", biases=True)
+        """Parameters of one query head: weights and biases."""
+        return self._unit_size("heads", biases=True)
 
     @property
     def group_parameters(self) -> int:
-        """Parameters that removing one KV group removes: its weights and biases."""
-        return self._of_one_unit("kv_groups", biases=True)
+        """Parameters of one KV group: weights and biases."""
+        return self._unit_size("kv_groups", biases=True)
 
 
 def matrix(linear: Any) -> torch.Tensor:
-    """A linear layer's weight as a view ``[out, in]``; ``Conv1D`` keeps it the other way round."""
+    """A linear layer's weight as a view ``[out, in]``; ``Conv1D`` stores it transposed."""
     weight: torch.Tensor = linear.weight
     return weight if hasattr(linear, "out_features") else weight.T
 
@@ -200,14 +200,14 @@ def layers_of(model: PreTrainedModel) -> list[Layer]:
 
 
 def widths_of(layer: Layer) -> LayerWidths:
-    """The widths that a layer has now."""
+    """Current widths of a layer."""
     return LayerWidths(layer.neurons, layer.kv_groups, layer.heads)
 
 
 def block_weights(model: PreTrainedModel) -> int:
-    """Weights in the matrices of all transformer blocks; embeddings, head, norms and biases apart.
+    """Weights in the matrices of all blocks, without embeddings, head, norms and biases.
 
-    Every *ratio* in this project is a share of this number of the dense model.
+    Every *ratio* in this project is a share of the dense model's block weights.
     """
     return sum(
         parameter.numel()
@@ -218,7 +218,7 @@ def block_weights(model: PreTrainedModel) -> int:
 
 
 def parameters(model: PreTrainedModel) -> int:
-    """All parameters, tied ones counted once."""
+    """Number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

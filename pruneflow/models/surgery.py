@@ -1,4 +1,4 @@
-"""Remove units for real: smaller dense tensors, nothing masked."""
+"""Physical removal of units: smaller dense tensors, without masks."""
 
 import copy
 from typing import Any, Literal
@@ -10,28 +10,28 @@ from pruneflow.models.structure import Layer, matrix
 
 
 def cut_neurons(layer: Layer, keep: torch.Tensor) -> None:
-    """Keep these MLP neurons of a layer, in place: rows of the producers, consumer's columns.
+    """Remove all other MLP neurons of a layer, in place.
 
     Args:
-        layer: the block to cut.
-        keep: indices of the neurons that stay, rising, ``[kept]``.
+        layer: the block to prune.
+        keep: indices of the neurons to keep, ascending, ``[kept]``.
     """
     for member in layer.members("neurons"):
         _keep(member.linear, member.axis, torch.isin(member.units, keep.cpu()).nonzero().flatten())
 
 
 def cut_heads(layer: Layer, heads: torch.Tensor) -> None:
-    """Keep these query heads of a layer, in place, and the key and value heads they read.
+    """Remove all other query heads of a layer, and all unused key and value heads, in place.
 
-    The module runs as it is afterwards, with and without KV cache.
+    The module then runs without further changes, with and without KV cache.
 
     Args:
-        layer: the block to cut.
-        heads: indices of the query heads that stay, ``[KV groups kept, heads per group]``, each
-            row from one present group, rising.
+        layer: the block to prune.
+        heads: indices of the query heads to keep, ``[KV groups kept, heads per group]``, ascending,
+            each row from one of the current groups.
 
     Raises:
-        ValueError: a row mixes groups, or indices do not rise.
+        ValueError: a row mixes groups, or the indices are not ascending.
     """
     heads = heads.cpu()
     groups = heads[:, 0] // layer.heads_per_group
@@ -39,7 +39,7 @@ def cut_heads(layer: Layer, heads: torch.Tensor) -> None:
     if not (torch.equal(heads // layer.heads_per_group, groups[:, None].expand_as(heads))) or bool(
         (flat.diff() <= 0).any()
     ):
-        raise ValueError(f"not rising heads of whole rows of KV groups: {heads.tolist()}")
+        raise ValueError(f"heads must be ascending, each row from one group: {heads.tolist()}")
     rows: dict[str, list[torch.Tensor]] = {}
     for part, kept in ((0, flat), (1, groups), (2, groups)):
         name, channels = layer.projection(part)
@@ -48,7 +48,7 @@ def cut_heads(layer: Layer, heads: torch.Tensor) -> None:
     for name, channels_kept in rows.items():
         _keep(layer.linear(name), "out", torch.cat(channels_kept).sort().values)
     _keep(layer.attention_consumer, "in", columns)
-    _announce_heads(layer)
+    _update_head_counts(layer)
 
 
 def head_columns(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -63,24 +63,24 @@ def head_columns(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 def set_columns(consumer: Any, weight: torch.Tensor) -> None:
-    """Write a consumer's matrix ``[out, in]``, whichever way round it keeps it."""
+    """Overwrite a consumer's matrix ``[out, in]``, whichever way it is stored."""
     matrix(consumer).data.copy_(weight)
 
 
-def _announce_heads(layer: Layer) -> None:
-    """Tell the attention module its new head counts, under the names that its family uses."""
+def _update_head_counts(layer: Layer) -> None:
+    """Set the new head counts on the attention module, by the attribute names of its family."""
     attention, family = layer.attention, layer.family
     for name, value in head_attributes(layer).items():
         setattr(attention, name, value)
     if family.reads_config:
-        # Other layers keep their counts, so this module needs a configuration of its own.
+        # Other layers may have other counts, so this module needs its own configuration.
         attention.config = copy.copy(attention.config)
         setattr(attention.config, family.heads_field, layer.heads)
         setattr(attention.config, str(family.groups_field), layer.kv_groups)
 
 
 def head_attributes(layer: Layer) -> dict[str, int]:
-    """What the attention module of a layer has to say of its heads, by its own attribute names."""
+    """Head counts of a layer, by the attribute names that its attention module has."""
     values = {
         "num_heads": layer.heads,
         "num_key_value_heads": layer.kv_groups,
@@ -104,5 +104,4 @@ def _keep(linear: Any, axis: Literal["out", "in"], channels: torch.Tensor) -> No
 
 
 def _frozen(tensor: torch.Tensor) -> Any:
-
     return Parameter(tensor.detach().clone().contiguous(), requires_grad=False)

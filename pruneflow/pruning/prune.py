@@ -15,11 +15,11 @@ from pruneflow.compute.placement import place_like
 from pruneflow.compute.ranks import joined
 from pruneflow.errors import InputError
 from pruneflow.measure.perplexity import perplexity_by_domain
-from pruneflow.models.digests import tensors_digest
 from pruneflow.models.families import family_of
 from pruneflow.models.loading import check_weights, load_model
 from pruneflow.models.round_record import RoundRecord, Validation, read_round_record
 from pruneflow.models.structure import dense_reference, parameters
+from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.pruning.advance import RoundMeasures, RoundPlan, advance_round, check_blocks
 from pruneflow.pruning.schedule import Schedule, targets
 from pruneflow.records import DomainLoss

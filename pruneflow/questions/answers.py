@@ -1,4 +1,4 @@
-"""The questions of data/questions, asked by lm-eval itself, without a network."""
+"""Evaluation on the questions in data/questions with lm-eval, offline."""
 
 import hashlib
 import math
@@ -29,28 +29,27 @@ def answer_questions(
     batch_tokens: int,
     label: str = "questions",
 ) -> dict[str, dict[str, Any]]:
-    """Let lm-eval ask `model` every question in `questions_dir`.
+    """Evaluate `model` with lm-eval on every question in `questions_dir`.
 
     Args:
         model: a causal language model on any device.
         tokenizer: its tokenizer.
         questions_dir: folder of the stage questions: ``TASK.yaml``, ``TASK.jsonl`` and a manifest.
-        batch_tokens: tokens in one forward pass, at most, padding included.
-        label: names the work on the progress bar.
+        batch_tokens: maximum tokens in one forward pass, padding included.
+        label: name on the progress bar.
 
     Returns:
-        For each task the accuracies that it has of ``acc``, ``acc_norm`` and ``exact_match``, which
-        of them is the ``metric``, whether each question was ``correct`` (1 or 0, in the order of
-        the file), how many ``questions`` were asked and how many were ``available`` to draw from
-        with which ``seed``; the ``chance`` level (see `chance_level`); ``output_type``, ``shots``
-        (worked examples in a prompt), the task's ``version``, the ``template`` of prompts and the
-        whole first ``prompt``; ``digest``, the sha256 of task file and questions one after the
-        other; and the first ``answers`` where the model writes them.
+        For each task: its accuracies (of ``acc``, ``acc_norm`` and ``exact_match``) and which of
+        them is the ``metric``; whether each question was answered ``correct`` (1 or 0, in the order
+        of the file); the number of ``questions``, of those ``available`` and the sampling ``seed``;
+        the ``chance`` level (see `chance_level`); ``output_type``, ``shots`` (few-shot examples),
+        the task's ``version``, the prompt ``template`` and the complete first ``prompt``;
+        ``digest``, the sha256 of task file and questions; and the first ``answers`` of generative
+        tasks.
 
     Raises:
-        DamagedArtifactError: a file is not the manifest's.
-        InputError: a task or question file is malformed, or the model gives a log-likelihood that
-            is not finite.
+        DamagedArtifactError: a file does not match the manifest.
+        InputError: a task or question file is malformed, or a log-likelihood is not finite.
     """
     manifest = verify_manifest(questions_dir)
     tasks = _read_tasks(questions_dir, manifest)
@@ -67,7 +66,7 @@ def answer_questions(
         samples = _ask(model, tokenizer, configs, batch_tokens, label)
     except TemplateError as error:
         raise InputError(
-            f"a prompt of the tasks in {questions_dir} cannot be made ({error}): correct its "
+            f"a prompt of the tasks in {questions_dir} cannot be rendered ({error}): correct its "
             "template in configs/lm_eval"
         ) from None
     return {
@@ -82,22 +81,22 @@ def answer_questions(
 
 
 def task_digest(questions_dir: Path, task: str) -> str:
-    """Return the sha256 of a task's file and its questions, one after the other."""
+    """Return the sha256 of a task's file followed by its questions."""
     parts = [(questions_dir / f"{task}{suffix}").read_bytes() for suffix in (".yaml", ".jsonl")]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def chance_level(stated: float, choices: list[list[str]], labels: list[int]) -> float:
-    """Return the accuracy of a model that knows nothing of the questions.
+    """Return the accuracy of a model that guesses.
 
-    Where all questions have the same choices, such as no and yes, always giving the commonest
-    answer scores its share, which may be above one by the number of choices. Letters do not count:
-    which option stands under a letter is chance.
+    If all questions have the same choices, such as no and yes, always giving the most frequent
+    answer may be better than guessing. This does not apply to letters, because the option with a
+    given letter is arbitrary.
 
     Args:
-        stated: what the task file says.
-        choices: of every question, as they are asked.
-        labels: the right one of each, an index.
+        stated: the chance level in the task file.
+        choices: the choices of every question, as in the prompt.
+        labels: index of the correct choice of every question.
     """
     letters = all(len(choice.strip()) == 1 for choice in choices[0])
     if letters or any(given != choices[0] for given in choices):
@@ -123,14 +122,14 @@ def _ask(
     batch_tokens: int,
     label: str,
 ) -> dict[str, list[Sample]]:
-    """Run lm-eval and return its record of every question, by task, in the order of the file.
+    """Run lm-eval and return its samples by task, in the order of the file.
 
-    Where a task has several filters, the records are those of the first.
+    For a task with several filters, the samples are those of the first.
     """
     was_training = model.training
     terminal = sys.stderr
-    # `evaluate`, not `simple_evaluate`: the latter asks a hub about the model and reseeds torch.
-    # The data cache is thrown away, so that nothing stale is ever read from it.
+    # `simple_evaluate` would query the hub about the model and reseed torch. The data cache is
+    # temporary, so that lm-eval never reads stale data.
     try:
         with quiet(), tempfile.TemporaryDirectory() as cache:
             for config in configs:
@@ -154,7 +153,7 @@ def _ask(
 
 
 def _tally(task: TaskFile, samples: list[Sample]) -> dict[str, Any]:
-    """Turn lm-eval's records of one task into the report's numbers."""
+    """Summarise lm-eval's samples of one task."""
     facts = task.metadata
     accuracies: dict[str, Any] = {
         metric: sum(float(sample[metric]) for sample in samples) / len(samples)
@@ -166,10 +165,10 @@ def _tally(task: TaskFile, samples: list[Sample]) -> dict[str, Any]:
     if task.output_type == "generate_until":
         shown["answers"] = [sample["resps"][0][0] for sample in samples[:SHOWN_ANSWERS]]
     else:
-        _refuse_not_finite(task.task, samples)
+        _check_finite(task.task, samples)
         chance = chance_level(
             chance,
-            [[asked[1] for asked in sample["arguments"]] for sample in samples],
+            [[choice for _, choice in sample["arguments"]] for sample in samples],
             [int(sample["target"]) for sample in samples],
         )
     return {
@@ -187,11 +186,11 @@ def _tally(task: TaskFile, samples: list[Sample]) -> dict[str, Any]:
     }
 
 
-def _refuse_not_finite(task: str, samples: list[Sample]) -> None:
+def _check_finite(task: str, samples: list[Sample]) -> None:
     for sample in samples:
         if not all(math.isfinite(score) for score, _ in sample["filtered_resps"]):
             raise InputError(
-                f"the model gives no finite likelihood on question {sample['doc_id'] + 1} of "
-                f"{task}: its weights are damaged, or it was pruned too far; try a lower ratio "
-                "or compute.dtype float32"
+                f"the model's likelihood on question {sample['doc_id'] + 1} of {task} is not "
+                "finite: its weights are damaged, or it was pruned too far; try a lower ratio or "
+                "compute.dtype float32"
             )

@@ -1,7 +1,7 @@
-"""lm-eval's own tasks, read from the hub once and frozen: prompts, choices and answers as text.
+"""Built-in tasks of lm-eval, read from the hub once and frozen: prompts, choices, answers as text.
 
-A frozen task needs neither network nor lm-eval's templates again, and whoever has the files asks
-the very same questions.
+A frozen task needs neither the network nor lm-eval's templates, and gives the same questions
+everywhere.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from pruneflow.questions.task_files import METRICS, Pool, Question, TaskFile, qu
 from pruneflow.settings.base import check
 
 SHOT_SEED = 1234
-"""What `lm_eval` itself draws worked examples with, unless it is told otherwise."""
+"""Default seed of `lm_eval` for sampling few-shot examples."""
 LISTED = 20
 UNSUITABLE = {
     "class": "is written in Python",
@@ -35,44 +35,41 @@ UNSUITABLE = {
 def freeze_tasks(
     names: list[str], local: list[str], manager: TaskManager | None = None
 ) -> dict[str, Pool]:
-    """Read tasks of lm-eval's own and render every question as lm-eval would ask it.
+    """Read tasks built into lm-eval and render every question with lm-eval's prompts.
 
-    Prompts hold the task's worked examples, drawn as the command `lm_eval` draws them. Of the
-    metrics, only accuracies and exact match are kept. Rows that cannot be asked are dropped and
-    counted.
+    Prompts include the task's few-shot examples, sampled as by the `lm_eval` command. Only
+    accuracies and exact match are kept of its metrics. Unusable rows are dropped and counted.
 
     Args:
         names: tasks of lm-eval, of output type multiple_choice or generate_until.
-        local: tasks that have a file, for the message about an unknown name.
-        manager: where to look them up; by default among all that lm-eval comes with, whose files
-            take half a minute to read.
+        local: tasks that have a file, for the error about an unknown name.
+        manager: index of the tasks; by default all of lm-eval's, which take half a minute to read.
 
     Raises:
-        InputError: a task is unknown, a group, or of another kind; or its data cannot be read.
+        InputError: a task is unknown, a group or not supported, or its data cannot be read.
     """
     if not names:
         return {}
-
     with quiet():
         known = manager or TaskManager()
     for name in names:
-        _refuse_unsuitable(name, local, known)
+        _check_supported(name, local, known)
     return {name: _freeze(name, known) for name in track(names, "hub tasks")}
 
 
-def _refuse_unsuitable(name: str, local: list[str], manager: TaskManager) -> None:
-    """Refuse what cannot be frozen before anything is fetched for it."""
+def _check_supported(name: str, local: list[str], manager: TaskManager) -> None:
+    """Check that a task can be frozen, before fetching its data."""
     entry = manager.task_index.get(name)
     if entry is None:
         raise InputError(
-            f"task {name} has no file in configs/lm_eval (there are {', '.join(local) or 'none'}) "
-            "and is none of lm-eval's own: correct evaluation.tasks"
+            f"task {name} has no file in configs/lm_eval (known: {', '.join(local) or 'none'}) "
+            "and is not built into lm-eval: correct evaluation.tasks"
         )
     if entry.kind.name in ("GROUP", "TAG"):
         members = list(dict.fromkeys(_members(name, manager)))
         more = f" and {len(members) - LISTED} more" if len(members) > LISTED else ""
         raise InputError(
-            f"task {name} is a group of lm-eval's: name tasks of it in evaluation.tasks "
+            f"task {name} is a group of lm-eval tasks: list its tasks in evaluation.tasks "
             f"({', '.join(members[:LISTED])}{more})"
         )
     config = entry.cfg or {}
@@ -86,7 +83,7 @@ def _refuse_unsuitable(name: str, local: list[str], manager: TaskManager) -> Non
         if config.get(key):
             raise InputError(f"lm-eval's task {name} {reason}: choose another task")
     for metric in config.get("metric_list") or []:
-        # lm-eval would fetch and run code from the hub for a metric that it does not have.
+        # For an unknown metric lm-eval would fetch and execute code from the hub.
         if metric.get("hf_evaluate") or get_metric_aggregation(str(metric.get("metric"))) is None:
             raise InputError(
                 f"lm-eval's task {name} has the metric {metric.get('metric')}, whose code is "
@@ -95,7 +92,7 @@ def _refuse_unsuitable(name: str, local: list[str], manager: TaskManager) -> Non
 
 
 def _members(name: str, manager: TaskManager) -> Iterator[str]:
-    """Yield the tasks of a group, and of groups in it."""
+    """Yield the tasks of a group and of its subgroups."""
     entry = manager.task_index.get(name)
     if entry is None or entry.kind.name not in ("GROUP", "TAG"):
         yield name
@@ -108,7 +105,7 @@ def _members(name: str, manager: TaskManager) -> Iterator[str]:
 
 
 def _freeze(name: str, manager: TaskManager) -> Pool:
-    task = _loaded(name, manager)
+    task = _load(name, manager)
     config = task.config
     frozen = _task_file(name, task)
     asked: dict[int, list[Instance]] = {}
@@ -139,13 +136,13 @@ def _freeze(name: str, manager: TaskManager) -> Pool:
     source = {
         "source": f"hub:{config.dataset_path}{subset}",
         "split": split,
-        "licence": "LicenseRef-unstated",  # lm-eval does not say
+        "licence": "LicenseRef-unstated",  # lm-eval does not record licences
     }
     return Pool(frozen, questions, dict(dropped), source)
 
 
-def _loaded(name: str, manager: TaskManager) -> ConfigurableTask:
-    """Let lm-eval read the data of a task and build every prompt."""
+def _load(name: str, manager: TaskManager) -> ConfigurableTask:
+    """Let lm-eval read the data of a task and build all prompts."""
     try:
         with quiet():
             (task,) = manager.load([name])["tasks"].values()
@@ -163,7 +160,7 @@ def _loaded(name: str, manager: TaskManager) -> ConfigurableTask:
 
 
 def _task_file(name: str, task: ConfigurableTask) -> TaskFile:
-    """Return the task file that asks frozen prompts, scored as lm-eval's own."""
+    """Return a task file for the frozen prompts, scored like the original task."""
     config = task.config
     choices = config.output_type == "multiple_choice"
     listed = config.metric_list or [{"metric": "acc" if choices else "exact_match"}]
@@ -176,7 +173,10 @@ def _task_file(name: str, task: ConfigurableTask) -> TaskFile:
             f"{', '.join(METRICS[config.output_type])}: choose another task"
         )
     if config.repeats != 1:
-        raise InputError(f"lm-eval's task {name} asks each question {config.repeats} times")
+        raise InputError(
+            f"lm-eval's task {name} repeats each question {config.repeats} times: choose another "
+            "task"
+        )
     template = config.doc_to_text
     values: dict[str, Any] = {
         "task": name,
@@ -217,7 +217,8 @@ def _choices(task: ConfigurableTask, doc: Any, instances: list[Instance]) -> Que
     asked = [f"{task.config.target_delimiter}{choice}" for choice in choices]
     if [instance.args[1] for instance in instances[: len(choices)]] != asked:
         raise InputError(
-            f"lm-eval's task {task.task_name} does not ask for one choice at a time: choose another"
+            f"lm-eval's task {task.task_name} does not score one choice at a time: choose another "
+            "task"
         )
     return {"choices": choices, "label": int(label) if isinstance(label, int) else label}
 

@@ -1,12 +1,11 @@
-"""lm-eval's own model class, faster: batches by tokens, and a question's text computed once.
+"""A faster subclass of lm-eval's model: batches by tokens, and each question computed only once.
 
-lm-eval computes a question again for each of its answers, and logits for every token of both. Here
-a question and all its answers are one row of one forward pass: each answer sees the question and
-itself, never another answer, and takes the positions it would have alone. Logits are computed only
-where an answer is read off. In float32 the log-likelihoods are lm-eval's to about 1e-5. In bfloat16
-any other arrangement of the same tokens rounds otherwise, lm-eval's own batch sizes included: only
-a budget of one token, which asks one by one as lm-eval does with batch size 1, repeats that to
-the last bit.
+lm-eval computes a question again for each of its answers, and the logits of all tokens. Here a
+question and all its answers are one row of a forward pass: each answer attends to the question and
+itself, never to another answer, and has the positions it would have alone. Logits are computed only
+where an answer is scored. In float32 the log-likelihoods equal lm-eval's to about 1e-5. In bfloat16
+rounding depends on the batch, in lm-eval too; only a budget of one token, which scores requests one
+by one like lm-eval with batch size 1, gives identical bits.
 """
 
 import contextlib
@@ -27,26 +26,26 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 Likelihood = tuple[float, bool]
 
 CPU_TOKENS = 512
-"""Most tokens in one pass over questions on a CPU, where larger ones are 10 to 25 % slower."""
+"""Maximum tokens in one forward pass on a CPU; larger passes are 10 to 25 % slower."""
 GENERATION = 4
-"""Tokens of a generating batch for each in a pass over questions, which keeps logits of most."""
+"""Factor for batches in generation, which store fewer logits than a pass over questions."""
 
 
 class Question(NamedTuple):
-    """Requests that share a context: a question, and the answers to choose from."""
+    """Requests with the same context: a question and the answers to choose from."""
 
     context: list[int]
     answers: list[list[int]]
-    requests: list[int]  # where each answer stands among the requests
+    requests: list[int]  # index of the request of each answer
 
     @property
     def tokens(self) -> int:
-        """Tokens of its row: the last token of an answer is predicted, and never read."""
+        """Tokens of its row: the last token of an answer is predicted but is no input."""
         return len(self.context) + sum(len(answer) - 1 for answer in self.answers)
 
     @property
     def reach(self) -> int:
-        """Tokens that the longest answer and its question have when computed alone."""
+        """Tokens of the question with its longest answer alone."""
         return len(self.context) + max(len(answer) for answer in self.answers) - 1
 
 
@@ -57,23 +56,22 @@ def language_model(
     label: str,
     terminal: TextIO,
 ) -> HFLM:
-    """Return lm-eval's wrapper of a loaded model, which computes batches by tokens.
+    """Return lm-eval's wrapper of a loaded model, with batches by tokens.
 
-    Log-likelihoods and generated texts are lm-eval's (``softmax_dtype=float32``). What does not fit
-    in a row of its own within `batch_tokens`, or reaches beyond where the model's positions are
-    plain (see `plain_reach`), lm-eval computes itself.
+    Log-likelihoods and generated texts are those of lm-eval (``softmax_dtype=float32``). Questions
+    whose row exceeds `batch_tokens`, or the model's `plain_reach`, are left to lm-eval.
 
     Args:
         model: a causal language model on any device.
         tokenizer: its tokenizer.
-        batch_tokens: tokens in one forward pass, at most, padding included; when it generates, a
-            quarter of a batch's prompts and new tokens. What is longer is a batch of its own.
-        label: names the work on the progress bar.
-        terminal: where that bar goes, for standard error is silent while lm-eval works.
+        batch_tokens: maximum tokens in one forward pass, padding included; in generation, a
+            quarter of the prompts and new tokens of a batch. A longer request is its own batch.
+        label: name on the progress bar.
+        terminal: stream of the progress bar, because stderr is redirected while lm-eval runs.
     """
 
     class TokenBudgetLM(HFLM):
-        """Sorts requests by length, so that hardly any padding is computed."""
+        """Sorts requests by length, which avoids most padding."""
 
         def _loglikelihood_tokens(
             self,
@@ -85,33 +83,33 @@ def language_model(
             on_cpu = self.device.type == "cpu"
             budget = min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens
             reach = plain_reach(self.model, self.max_length)
-            together: list[Question] = []
-            alone: list[Question] = []
+            in_rows: list[Question] = []
+            others: list[Question] = []
             for question in by_context(requests):
                 fits = question.reach <= reach and question.tokens <= batch_tokens
-                (together if fits else alone).append(question)
+                (in_rows if fits else others).append(question)
             found: dict[int, Likelihood] = {}
 
-            def share(questions: list[Question]) -> None:
+            def score_in_rows(questions: list[Question]) -> None:
                 found.update(score_rows(self.model, questions))
 
-            def leave_to_lm_eval(passes: list[list[int]]) -> None:
-                chosen = [index for one in passes for index in one]
+            def score_by_lm_eval(passes: list[list[int]]) -> None:
+                indices = [index for one in passes for index in one]
                 self.batch_size_per_gpu = len(passes)
                 scored = super(TokenBudgetLM, self)._loglikelihood_tokens(
-                    [requests[index] for index in chosen], disable_tqdm=True
+                    [requests[index] for index in indices], disable_tqdm=True
                 )
-                found.update(zip(chosen, scored, strict=True))
+                found.update(zip(indices, scored, strict=True))
 
             work: list[tuple[Callable[[Any], None], list[Any]]] = [
-                (share, [together[index] for index in batch])
-                for batch in batches_by_tokens([one.tokens for one in together], budget)
+                (score_in_rows, [in_rows[index] for index in batch])
+                for batch in batches_by_tokens([one.tokens for one in in_rows], budget)
             ]
-            # Never in one batch: a row that is too long would stretch the others' positions.
-            for passes in _single_passes(requests, alone, reach):
+            # Not in one batch: too long a row would change the rotary positions of all others.
+            for passes in _single_passes(requests, others, reach):
                 lengths = [_length(requests[first]) for first, *_ in passes]
                 work += [
-                    (leave_to_lm_eval, [passes[index] for index in batch])
+                    (score_by_lm_eval, [passes[index] for index in batch])
                     for batch in batches_by_tokens(lengths, budget)
                 ]
             with contextlib.redirect_stderr(terminal):
@@ -125,18 +123,18 @@ def language_model(
                 new = normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
                 if new >= self.max_length:
                     raise InputError(
-                        f"{new} new tokens leave no room for a prompt in the model's "
+                        f"{new} new tokens leave no space for a prompt in the model's "
                         f"{self.max_length}: lower max_gen_toks in the task's file"
                     )
                 lengths.append(len(self.tok_encode(prompt)) + new)
             batches = batches_by_tokens(lengths, GENERATION * batch_tokens)
             texts = [""] * len(requests)
             with contextlib.redirect_stderr(terminal):
-                for batch in track(batches, f"{label}, written"):
+                for batch in track(batches, f"{label}, generated"):
                     self.batch_size_per_gpu = len(batch)
-                    chosen = [requests[index] for index in batch]
-                    written = super().generate_until(chosen, disable_tqdm=True)
-                    for index, text in zip(batch, written, strict=True):
+                    of_batch = [requests[index] for index in batch]
+                    generated = super().generate_until(of_batch, disable_tqdm=True)
+                    for index, text in zip(batch, generated, strict=True):
                         texts[index] = text
             return texts
 
@@ -146,11 +144,11 @@ def language_model(
 
 
 def plain_reach(model: PreTrainedModel, max_length: int) -> int:
-    """Return up to how many tokens a row of a question and its answers equals them one by one.
+    """Return the maximum length at which a row gives the same result as its answers one by one.
 
-    Beyond a sliding window, a token's neighbours in the row are no longer those it has alone; and
-    some rotary embeddings stretch all positions as soon as one lies beyond the length the model was
-    first trained on. 0 for attention that takes no mask of its own.
+    Beyond a sliding window, a token has other neighbours in a row than alone, and some rotary
+    embeddings scale all positions once one exceeds the original training length. 0 if the attention
+    implementation does not accept a custom mask.
     """
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return 0
@@ -164,7 +162,7 @@ def plain_reach(model: PreTrainedModel, max_length: int) -> int:
 
 
 def by_context(requests: list[Request]) -> list[Question]:
-    """Put requests with the same context together, in the order of their first."""
+    """Group requests by context, in the order of their first request."""
     indices: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, (_, context, _) in enumerate(requests):
         indices[tuple(context)].append(index)
@@ -175,13 +173,13 @@ def by_context(requests: list[Request]) -> list[Question]:
 
 
 def score_rows(model: PreTrainedModel, questions: list[Question]) -> dict[int, Likelihood]:
-    """Score all answers of some questions in one forward pass, one row a question.
+    """Score all answers of some questions in one forward pass, with one row per question.
 
-    A row is the question, then each answer without its last token, padded on the right.
+    A row is the question followed by each answer without its last token, padded on the right.
 
     Returns:
-        For each request the natural log-likelihood of its answer, from a float32 log-softmax, and
-        whether each of its tokens is the likeliest.
+        For each request, the natural log-likelihood of its answer from a float32 log-softmax, and
+        whether all its tokens have the highest likelihood (greedy).
     """
     shape = (len(questions), max(question.tokens for question in questions))
     ids, positions, parts = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
@@ -208,7 +206,7 @@ def score_rows(model: PreTrainedModel, questions: list[Question]) -> dict[int, L
         scores = logits.log_softmax(-1, dtype=torch.float32)
         likeliest = scores.argmax(-1)
     found: dict[int, Likelihood] = {}
-    after_context = 0  # row of `scores` that predicts the first token of every answer
+    after_context = 0  # row of `scores` that predicts the first token of each answer
     for question in questions:
         following = after_context + 1
         for request, answer in zip(question.requests, question.answers, strict=True):
@@ -225,25 +223,25 @@ def score_rows(model: PreTrainedModel, questions: list[Question]) -> dict[int, L
 
 
 def _mask(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Let a token see what stands before it in its question (part 0) and in its own answer.
+    """Attention mask: a token attends to earlier tokens of the question (part 0) and its answer.
 
-    Padding counts as part 0: it stands last, so that no answer sees it.
+    Padding is part 0 and comes last, so no answer attends to it.
 
     Args:
         parts: part of each token, ``[rows, tokens]``.
-        dtype: of the mask, the model's own.
+        dtype: data type of the model.
 
     Returns:
-        What is added to attention scores, ``[rows, 1, tokens, tokens]``.
+        An additive mask, ``[rows, 1, tokens, tokens]``.
     """
     length = parts.shape[1]
-    reader, read = parts[:, None, :, None], parts[:, None, None, :]
-    seen = ((read == 0) | (reader == read)) & torch.ones(length, length, dtype=torch.bool).tril()
+    query, key = parts[:, None, :, None], parts[:, None, None, :]
+    seen = ((key == 0) | (query == key)) & torch.ones(length, length, dtype=torch.bool).tril()
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def _length(request: Request) -> int:
-    """Tokens that a request has when computed alone."""
+    """Tokens of a request alone."""
     _, context, answer = request
     return len(context) + len(answer) - 1
 
@@ -251,48 +249,48 @@ def _length(request: Request) -> int:
 def _single_passes(
     requests: list[Request], questions: list[Question], reach: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Requests that lm-eval itself computes as one row: they differ in the last token at most.
+    """Group requests that lm-eval computes as one row: they differ only in the last token.
 
     Returns:
-        Those up to `reach` tokens, and the longer ones.
+        The groups up to `reach` tokens, and the longer ones.
     """
     rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for question in questions:
         for index in question.requests:
             _, context, answer = requests[index]
             rows[(*context, *answer[:-1])].append(index)
-    near = [group for tokens, group in rows.items() if len(tokens) <= reach]
-    far = [group for tokens, group in rows.items() if len(tokens) > reach]
-    return near, far
+    within = [group for tokens, group in rows.items() if len(tokens) <= reach]
+    beyond = [group for tokens, group in rows.items() if len(tokens) > reach]
+    return within, beyond
 
 
 def _check_lengths(requests: list[Request], max_length: int) -> None:
-    """Refuse what lm-eval would stumble over."""
+    """Check for empty and too long requests, on which lm-eval fails."""
     for (question, text), context, answer in requests:
         if not context or not answer:
             raise InputError(
-                f"the tokenizer leaves nothing of {'' if context else 'the question '}"
-                f"{(text if context else question)[:40]!r}: take the question out of its task"
+                f"the tokenizer gives no tokens for {'' if context else 'the question '}"
+                f"{(text if context else question)[:40]!r}: remove the question from its task"
             )
         if len(answer) > max_length:
             raise InputError(
-                f"an answer has {len(answer)} tokens and the model reads {max_length}: take "
-                f"{text[:40]!r} out of its task"
+                f"an answer has {len(answer)} tokens and the model supports {max_length}: remove "
+                f"{text[:40]!r} from its task"
             )
 
 
 def batches_by_tokens(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Group indices, longest first, so that rows times the longest row is at most `batch_tokens`.
+    """Group indices, longest first, so that a padded batch has at most `batch_tokens` tokens.
 
-    A request longer than the budget is a batch of its own.
+    A request longer than that is its own batch.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
-    room = 0
+    free_rows = 0
     for index in order:
-        if room == 0:
+        if free_rows == 0:
             batches.append([])
-            room = max(1, batch_tokens // max(1, lengths[index]))
+            free_rows = max(1, batch_tokens // max(1, lengths[index]))
         batches[-1].append(index)
-        room -= 1
+        free_rows -= 1
     return batches

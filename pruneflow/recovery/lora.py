@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) as the trained part, merged into the weights after.
+"""Training of low-rank adapters (LoRA, arXiv 2106.09685), merged into the weights at the end.
 
-The weights themselves stay in their type and get no gradients or moments: beyond one model in
-memory there are the adapters alone.
+The weights themselves keep their data type and have no gradients or optimizer state, so only the
+adapters take extra memory.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ from pruneflow.settings.recovery import RecoverySettings
 
 
 def adapters(student: PreTrainedModel, settings: RecoverySettings) -> Trainee:
-    """Put an adapter beside every linear layer of the blocks.
+    """Add an adapter to every linear layer of the blocks.
 
-    The first matrices are drawn from torch's generator, the second are 0: at first the model
-    computes what it did.
+    The first matrices are random (torch's generator), the second are 0, so the adapted model is
+    initially equivalent to the student.
     """
     types = {name: parameter.dtype for name, parameter in student.named_parameters()}
     linears = block_linears(student)
@@ -28,7 +28,7 @@ def adapters(student: PreTrainedModel, settings: RecoverySettings) -> Trainee:
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         target_modules=list(linears),
-        fan_in_fan_out=any(_is_transposed(linear) for linear in linears.values()),
+        fan_in_fan_out=any(isinstance(linear, Conv1D) for linear in linears.values()),
     )
     wrapped: Any = get_peft_model(student.eval(), config)
 
@@ -37,21 +37,16 @@ def adapters(student: PreTrainedModel, settings: RecoverySettings) -> Trainee:
         merged = wrapped.merge_and_unload(safe_merge=True)
         return restore_types(merged, types)
 
-    chosen = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
-    return Trainee(wrapped, chosen, merge)
+    trainable = {name: p for name, p in wrapped.named_parameters() if p.requires_grad}
+    return Trainee(wrapped, trainable, merge)
 
 
 def block_linears(model: PreTrainedModel) -> dict[str, Any]:
-    """The linear layers of a model's blocks by their names in the model, GPT-2's Conv1D too."""
+    """The linear layers of a model's blocks by name, including GPT-2's Conv1D."""
     names = {id(module): name for name, module in model.named_modules()}
     return {
         names[id(module)]: module
         for layer in layers_of(model)
         for module in layer.module.modules()
-        if isinstance(module, Linear) or _is_transposed(module)
+        if isinstance(module, Linear | Conv1D)
     }
-
-
-def _is_transposed(module: Any) -> bool:
-
-    return isinstance(module, Conv1D)

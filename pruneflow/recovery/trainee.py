@@ -1,4 +1,4 @@
-"""The pruned model made ready for training, and turned back into a plain model afterwards."""
+"""Preparation of the pruned model for training, and its restoration afterwards."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +20,9 @@ class Trainee:
     """A model in training.
 
     Attributes:
-        model: what is called; its dropout is off.
-        parameters: those that are trained, float32 or wider, by name.
-        finish: gives back the plain model, frozen, in the types that it came in.
+        model: the model to call, in evaluation mode (no dropout).
+        parameters: the trainable parameters by name, float32 or wider.
+        finish: returns the plain model, frozen, in its original data types.
     """
 
     model: Any
@@ -31,19 +31,19 @@ class Trainee:
 
 
 def full_weights(student: PreTrainedModel, settings: RecoverySettings) -> Trainee:
-    """Train the weights themselves, from float32 copies (float64 stays)."""
+    """Train all weights, in float32 (float64 is kept)."""
     types = widen(student)
     frozen = _embeddings(student) if settings.freeze_embeddings else set()
-    chosen = {}
+    trainable = {}
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(id(parameter) not in frozen)
         if parameter.requires_grad:
-            chosen[name] = parameter
-    return Trainee(student.eval(), chosen, lambda: restore_types(student, types))
+            trainable[name] = parameter
+    return Trainee(student.eval(), trainable, lambda: restore_types(student, types))
 
 
 def widen(model: PreTrainedModel) -> dict[str, Any]:
-    """Turn weights into float32 where they are narrower; returns the types that they had."""
+    """Convert narrower weights to float32, in place; returns the original data types."""
     types = {}
     for name, parameter in model.named_parameters():
         types[name] = parameter.dtype
@@ -52,7 +52,7 @@ def widen(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def restore_types(model: PreTrainedModel, types: dict[str, Any]) -> PreTrainedModel:
-    """Undo `widen`; the model comes out frozen and in evaluation mode."""
+    """Undo `widen`, and return the model frozen and in evaluation mode."""
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(types[name])
         parameter.grad = None
@@ -60,17 +60,17 @@ def restore_types(model: PreTrainedModel, types: dict[str, Any]) -> PreTrainedMo
 
 
 def _embeddings(model: PreTrainedModel) -> set[int]:
-    """Identities of the parameters of token and position embeddings and of the output head."""
+    """Ids of the parameters of token embeddings, position embeddings and the output head."""
     modules = [module for module in model.modules() if isinstance(module, Embedding)]
     modules.append(model.get_output_embeddings())
     return {id(p) for module in modules if module is not None for p in module.parameters()}
 
 
 @contextmanager
-def recomputed_blocks(student: PreTrainedModel) -> Iterator[None]:
-    """Keep each block's input alone, and run the block again in the backward pass.
+def gradient_checkpointing(student: PreTrainedModel) -> Iterator[None]:
+    """Store only the input of each block, and recompute the block in the backward pass.
 
-    transformers' own switch works in training mode only, which would also switch dropout on.
+    transformers' own gradient checkpointing requires training mode, which enables dropout.
     """
     blocks = [layer.module for layer in layers_of(student)]
     own = [vars(block).get("forward") for block in blocks]

@@ -1,4 +1,4 @@
-"""Steps and looks: the state of a recovery and what changes it."""
+"""Training steps and evals of a recovery, and its state."""
 
 import logging
 import math
@@ -18,20 +18,20 @@ from pruneflow.settings.recovery import RecoverySettings
 
 log = logging.getLogger(__name__)
 
-# Of AdamW: a short run sees few steps, so its second moment forgets faster than by default.
+# AdamW: runs are short, so the second moment decays faster than by default.
 BETAS = (0.9, 0.95)
 
 
 class Trainer:
-    """The student, its optimizer and where the run stands.
+    """The student, its optimizer and the training progress.
 
     Args:
-        student: the pruned model, made ready for training here.
+        student: the pruned model, prepared for training here.
         teacher: the dense parent.
-        settings: the method and its rates.
-        steps: steps of the whole run, which the rate's course depends on.
+        settings: method, learning rate and so on.
+        steps: total steps, for the learning-rate schedule.
         batch_tokens: tokens in one forward and backward pass.
-        label: names the run in logs and errors.
+        label: name of the run in logs and errors.
     """
 
     def __init__(
@@ -44,12 +44,11 @@ class Trainer:
         batch_tokens: int,
         label: str,
     ) -> None:
-
         self.progress = Progress()
         self._settings, self._steps = settings, steps
         self._batch_tokens, self._label = batch_tokens, label
         self._device = student.device
-        self._mixed = student.dtype == torch.bfloat16  # asked before the weights are widened
+        self._mixed = student.dtype == torch.bfloat16  # before its weights become float32
         prepare = adapters if settings.method == "lora" else full_weights
         self._student, self._teacher = prepare(student, settings), teacher.eval()
         self._trained = self._student.parameters
@@ -67,9 +66,9 @@ class Trainer:
         )
 
     @property
-    def stale(self) -> bool:
-        """Whether the held-out loss has not fallen for as long as the settings bear."""
-        return 0 < self._settings.patience <= self.progress.stale
+    def out_of_patience(self) -> bool:
+        """Whether the held-out loss has not improved for `patience` evals."""
+        return 0 < self._settings.patience <= self.progress.evals_since_best
 
     def step(self, batch: torch.Tensor) -> None:
         """Train on one batch, ``[sequences, T]``.
@@ -81,11 +80,11 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(progress.step, self._steps, settings)
         loss = 0.0
-        for ids in self._parts(batch):
-            theirs = self._teacher_logits(ids)
-            mine = self._student_logits(ids)
-            share, gradient = loss_and_gradient(mine, theirs, ids, len(batch), settings)
-            mine.backward(gradient)
+        for ids in self._micro_batches(batch):
+            teacher_logits = self._teacher_logits(ids)
+            logits = self._student_logits(ids)
+            share, gradient = loss_and_gradient(logits, teacher_logits, ids, len(batch), settings)
+            logits.backward(gradient)
             loss += float(share)
         norm = float(clip_grad_norm_(self._trained.values(), settings.max_grad_norm))
         self._check(loss + norm, "training")
@@ -95,7 +94,7 @@ class Trainer:
         progress.losses.append(loss)
 
     def evaluate(self, validation: dict[str, torch.Tensor]) -> None:
-        """Look at the held-out loss; keep the weights if they are the best so far.
+        """Compute the held-out loss, and store the weights if they are the best so far.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
@@ -103,20 +102,21 @@ class Trainer:
         progress, by_domain = self.progress, {}
         for name, rows in validation.items():
             total = 0.0
-            for ids in self._parts(rows):
+            for ids in self._micro_batches(rows):
                 with torch.inference_mode():
                     total += divergence(self._student_logits(ids), self._teacher_logits(ids))
             by_domain[name] = total / rows.numel()
         loss = sum(by_domain.values()) / len(by_domain)
         self._check(loss, "held-out")
         if loss < progress.best_loss:
-            progress.best_step, progress.best_loss, progress.stale = progress.step, loss, 0
+            progress.best_step, progress.best_loss = progress.step, loss
+            progress.evals_since_best = 0
             self._best = {
                 name: parameter.detach().to("cpu", copy=True)
                 for name, parameter in self._trained.items()
             }
         else:
-            progress.stale += 1
+            progress.evals_since_best += 1
         losses, progress.losses = progress.losses, []
         row = {
             "step": progress.step,
@@ -142,7 +142,7 @@ class Trainer:
         return self._student.finish()
 
     def snapshot(self) -> Snapshot:
-        """All that the next steps depend on."""
+        """The complete training state."""
         moments = {}
         for name, parameter in self._trained.items():
             state = self._optimizer.state[parameter]
@@ -155,7 +155,7 @@ class Trainer:
         return Snapshot(self.progress, weights, moments, self._best, generators)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to where a snapshot was taken."""
+        """Resume from a snapshot."""
         self.progress, self._best = snapshot.progress, snapshot.best
         self._fill(snapshot.weights)
         for name, parameter in self._trained.items():
@@ -172,12 +172,11 @@ class Trainer:
         for name, parameter in self._trained.items():
             parameter.data.copy_(weights[name])
 
-    def _parts(self, rows: torch.Tensor) -> list[torch.Tensor]:
+    def _micro_batches(self, rows: torch.Tensor) -> list[torch.Tensor]:
         parts = rows.split(max(1, self._batch_tokens // rows.shape[1]))
         return [part.to(self._device) for part in parts]
 
     def _teacher_logits(self, ids: torch.Tensor) -> torch.Tensor:
-
         with torch.inference_mode(), self._precision():
             logits: torch.Tensor = self._teacher(input_ids=ids, use_cache=False).logits
         return logits
@@ -188,7 +187,6 @@ class Trainer:
         return logits
 
     def _precision(self) -> AbstractContextManager[object]:
-
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._mixed)
 
     def _check(self, value: float, which: str) -> None:

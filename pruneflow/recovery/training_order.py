@@ -1,4 +1,4 @@
-"""Which sequence is trained on when, and at what rate: pure functions of the seed and the step."""
+"""Order of the training sequences and learning-rate schedule: functions of seed and step."""
 
 import heapq
 import math
@@ -14,15 +14,15 @@ from pruneflow.settings.recovery import RecoverySettings
 def sequence_order(
     sizes: dict[str, int], weights: dict[str, float] | None, seed: int
 ) -> Iterator[tuple[str, int]]:
-    """Yield (domain, row) without end.
+    """Yield (domain, row) endlessly.
 
-    A domain's rows come in epochs, each a permutation of its own: none comes twice before all
-    have come once. Domains are interleaved evenly (Webster's rule), so that every stretch holds
-    each by its share. Where shares are sizes, all domains' epochs end together.
+    Each epoch of a domain is a new permutation of its rows. Domains are interleaved evenly
+    (Webster's method), so that any stretch contains them by their weights. If the weights are the
+    sizes, the epochs of all domains end together.
 
     Args:
-        sizes: sequences of each domain.
-        weights: share of a domain relative to the others, 1 when absent; None for their sizes.
+        sizes: number of sequences of each domain.
+        weights: sampling weight of each domain, default 1; None for the sizes.
         seed: of the permutations.
     """
     streams = [
@@ -48,7 +48,7 @@ def batches(
     weights: dict[str, float] | None,
     settings: RecoverySettings,
 ) -> Iterator[torch.Tensor]:
-    """Yield the token ids of step 0, 1, ... without end, each ``[batch_sequences, T]``."""
+    """Yield the token ids of step 0, 1, ... endlessly, each ``[batch_sequences, T]``."""
     sizes = {name: len(rows) for name, rows in tokens.items()}
     order = sequence_order(sizes, weights, settings.seed)
     for step_rows in zip(*[order] * settings.batch_sequences, strict=False):
@@ -56,11 +56,11 @@ def batches(
 
 
 def learning_rate(step: int, steps: int, settings: RecoverySettings) -> float:
-    """The rate of step `step` of `steps`: a straight rise, then half a cosine to the floor."""
-    rise = round(settings.warmup_share * steps)
-    if step < rise:
-        return settings.learning_rate * (step + 1) / rise
-    done = (step + 1 - rise) / (steps - rise)
+    """Learning rate of step `step` of `steps`: linear warmup, then cosine decay to the floor."""
+    warmup = round(settings.warmup_share * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    done = (step + 1 - warmup) / (steps - warmup)
     share = settings.floor_share
     share += (1 - share) * (1 + math.cos(math.pi * done)) / 2
     return settings.learning_rate * share

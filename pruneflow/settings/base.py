@@ -1,4 +1,4 @@
-"""What every settings class shares: base class, common types, and errors that name the key."""
+"""Base class and common types of all settings, and errors that name the key."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,26 +13,26 @@ SettingsT = TypeVar("SettingsT", bound=BaseModel)
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]*$")]
-# DVC reads `rounds.NAME` as a path of keys, so a dot in it would be taken apart.
+# DVC reads `rounds.NAME` as a path of keys, so a name with a dot would be split.
 RoundName = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]*$")]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, and nothing is changed after reading."""
+    """Base class of all settings: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def check(kind: type[SettingsT], values: Any, where: Path | str) -> SettingsT:
-    """Turn plain values into typed settings.
+    """Validate plain values as typed settings.
 
     Raises:
-        InputError: names the first offending key and what it should be.
+        InputError: names the first invalid key and what it should be.
     """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        # A misspelt key is both unknown and missing: the first of these tells more.
+        # A misspelled key is both unknown and missing: report the former.
         problems = error.errors(include_url=False)
         first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> Any:
             f"{path} is missing: run `pruneflow configure demo` to write one"
         ) from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from None
+        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{path} is not valid YAML: {detail}") from None

@@ -1,4 +1,4 @@
-"""Settings of the calibration data: what becomes a document, and what is drawn from documents."""
+"""Settings of the calibration data: documents, and the token blocks sampled from them."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -8,104 +8,115 @@ from pydantic import Field, model_validator
 from pruneflow.settings.base import Count, Name, Settings, Share
 
 MAX_SHARE_ERROR = 0.02
-"""How far a domain's share of the calibration tokens may be from what was asked for: 2 points."""
+"""Largest difference between a domain's actual and requested share of the calibration tokens."""
 
 
 class DocumentSettings(Settings):
-    """How the table of documents is drawn from the sources in configs/domains.yaml."""
+    """How the table of documents is built from the sources in configs/domains.yaml."""
 
-    domains: list[Name] = Field(min_length=1, description="Which domains of configs/domains.yaml.")
+    domains: list[Name] = Field(min_length=1, description="Domains of configs/domains.yaml to use.")
     min_per_domain: Annotated[int, Field(ge=3)] = Field(
-        20, description="Documents that each domain must have, or validation fails."
+        20, description="Minimum documents per domain; validation fails below it."
     )
-    max_per_domain: Count = Field(800, description="Documents kept of each domain.")
+    max_per_domain: Count = Field(800, description="Maximum documents per domain.")
     min_characters: Count = Field(80, description="Shorter documents are dropped.")
-    max_characters: Count = Field(20_000, description="Longer documents are cut at a line end.")
+    max_characters: Count = Field(
+        20_000, description="Longer documents are truncated at the end of a line."
+    )
     max_record_mb: Count = Field(
-        16, description="A longer line, record or text file (MB) counts as malformed."
+        16, description="Lines, records and text files above this size (MB) are malformed."
     )
     malformed: Literal["error", "skip"] = Field(
         "error",
-        description="What a line, record or file that cannot be read does: end the stage with its "
-        "place, or be dropped and counted.",
+        description="For a line, record or file that cannot be read: `error` fails the stage and "
+        "names it, `skip` drops and counts it.",
     )
     min_compressed_share: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="Documents that zlib makes smaller than this share of their size repeat "
-        "themselves and are dropped; 0 keeps them.",
+        description="Documents that zlib compresses below this share of their size are repetitive "
+        "and are dropped; 0 keeps them.",
     )
     language_confidence: float = Field(
         0.95,
         ge=0.5,
         le=1,
-        description="Documents identified at least so surely as another language than their "
-        "source's are dropped; 1 keeps them.",
+        description="Documents identified with at least this confidence as another language than "
+        "their source's are dropped; 1 keeps them.",
     )
     near_duplicate_similarity: float = Field(
         0.8,
         gt=0.4,
         le=1,
-        description="Documents whose sets of five words in a row are so similar (Jaccard, "
-        "estimated by MinHash) to an earlier one's are dropped; 1 drops equal ones only.",
+        description="Documents at least this similar to an earlier one (Jaccard similarity of word "
+        "5-grams, estimated by MinHash) are dropped; 1 drops exact duplicates only.",
     )
     personal_data: Literal["mask", "drop", "keep"] = Field(
         "mask",
-        description="What happens to e-mail addresses, phone numbers and keys: masked, their "
-        "documents dropped, or left as they are.",
+        description="E-mail addresses, phone numbers and keys: `mask` replaces them, `drop` drops "
+        "their documents, `keep` leaves them unchanged.",
     )
-    validation_share: Share = Field(0.15, description="Documents for health checks of rounds.")
-    test_share: Share = Field(0.25, description="Documents for perplexity; never calibrated on.")
-    seed: int = Field(0, ge=0, description="Which documents are drawn when there are too many.")
+    validation_share: Share = Field(
+        0.15, description="Share of documents for health checks of rounds."
+    )
+    test_share: Share = Field(
+        0.25, description="Share of documents for perplexity; never calibrated on."
+    )
+    seed: int = Field(
+        0, ge=0, description="Seed for sampling documents when a domain has too many."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(set(self.domains)) != len(self.domains):
-            raise ValueError("domains lists a domain twice")
+            raise ValueError("domains lists a domain twice: remove one")
         if self.validation_share + self.test_share > 0.8:
-            raise ValueError("validation_share + test_share leave under 20 % for calibration")
+            raise ValueError(
+                "validation_share + test_share leave less than 20 % for calibration: lower one"
+            )
         if self.max_per_domain < self.min_per_domain:
-            raise ValueError("max_per_domain is below min_per_domain")
+            raise ValueError("max_per_domain is below min_per_domain: raise it")
         if self.max_characters < self.min_characters:
-            raise ValueError("max_characters is below min_characters")
+            raise ValueError("max_characters is below min_characters: raise it")
         return self
 
 
 class CalibrationSettings(Settings):
     """How documents become packed token blocks.
 
-    The mixture is `sequences` divided by `weights`, or `tokens` of each domain.
+    The mixture is given by `sequences` and `weights`, or by `tokens` per domain.
     """
 
     sequence_length: int = Field(128, ge=8, description="Tokens in a calibration sequence.")
     domains: list[Name] = Field(
         default=[],
-        description="Which of documents.domains to calibrate on; all when empty. Perplexity is "
-        "measured on all of them.",
+        description="Domains to calibrate on, all when empty. Perplexity is measured on all "
+        "documents.domains.",
     )
     sequences: Count | None = Field(
-        48, description="Calibration sequences over all domains; null where `tokens` says it."
+        48, description="Calibration sequences over all domains; null when `tokens` is set."
     )
     weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
-        description="Share of every domain calibrated on, together 1; equal shares when empty.",
+        description="Share of each calibration domain, summing to 1; equal shares when empty.",
     )
     tokens: dict[Name, Count] = Field(
         default_factory=dict,
-        description="Or: calibration tokens of every domain (at least one sequence).",
+        description="Or: calibration tokens of each domain (at least one sequence).",
     )
     reserve: float = Field(
         2.0,
         ge=1,
         le=16,
-        description="So many times a domain's sequences are kept, where there are so many, for "
-        "the closed loop (pruning.domain_feedback) to draw more of a domain that suffers.",
+        description="Sequences stored per domain, as a multiple of those used, so that "
+        "pruning.domain_feedback can use more of a domain whose loss rises (fewer where a domain "
+        "has less text).",
     )
-    validation_sequences: Count = Field(4, description="Validation sequences of each domain.")
+    validation_sequences: Count = Field(4, description="Validation sequences per domain.")
     test_sequence_length: int = Field(256, ge=8, description="Tokens in a perplexity window.")
-    test_sequences: Count = Field(12, description="Perplexity windows of each domain.")
-    seed: int = Field(0, ge=0, description="Which sequences are drawn.")
+    test_sequences: Count = Field(12, description="Perplexity windows per domain.")
+    seed: int = Field(0, ge=0, description="Seed for sampling sequences.")
 
     @model_validator(mode="after")
     def _mixture(self) -> Self:
@@ -114,7 +125,7 @@ class CalibrationSettings(Settings):
             raise ValueError(f"weights add up to {total:g}: make them add up to 1")
         if self.tokens and (self.sequences is not None or self.weights):
             raise ValueError(
-                "tokens says how much of each domain: with it set sequences to null and weights to "
+                "tokens sets the size of each domain: with it set sequences to null and weights to "
                 "{}"
             )
         if not self.tokens and self.sequences is None:
@@ -127,36 +138,39 @@ class CalibrationSettings(Settings):
             )
         return self
 
-    def chosen(self, domains: list[str]) -> list[str]:
-        """Those of `domains` that are calibrated on, in their order."""
+    def calibrated(self, domains: list[str]) -> list[str]:
+        """The subset of `domains` to calibrate on, in their order."""
         return [name for name in domains if not self.domains or name in self.domains]
 
     def check_domains(self, domains: list[str]) -> None:
-        """Check that what is calibrated on is of the domains, and weights or tokens of that.
+        """Check that `domains`, `weights` and `tokens` name known domains.
 
         Raises:
             ValueError: names the setting and the domain.
         """
         if len(set(self.domains)) != len(self.domains):
-            raise ValueError("calibration.domains lists a domain twice")
+            raise ValueError("calibration.domains lists a domain twice: remove one")
         outside = [name for name in self.domains if name not in domains]
         if outside:
             raise ValueError(
-                f"calibration.domains names {outside[0]}, which is not in documents.domains"
+                f"calibration.domains names {outside[0]}, which is not in documents.domains: add "
+                "it there, or correct the name"
             )
-        domains = self.chosen(domains)
+        domains = self.calibrated(domains)
         for setting in ("weights", "tokens"):
             given = getattr(self, setting)
             unknown = sorted(set(given) - set(domains))
             if unknown:
                 raise ValueError(
                     f"calibration.{setting} names {unknown[0]}, which is not in "
-                    f"{'calibration' if self.domains else 'documents'}.domains"
+                    f"{'calibration' if self.domains else 'documents'}.domains: remove it, or "
+                    "correct the name"
                 )
             missing = [name for name in domains if given and name not in given]
             if missing:
-                raise ValueError(f"calibration.{setting} says nothing of {missing[0]}: add it")
+                raise ValueError(f"calibration.{setting} has no entry for {missing[0]}: add it")
         if self.sequences is not None and self.sequences < len(domains):
             raise ValueError(
-                "calibration.sequences is below the number of domains: give each at least one"
+                "calibration.sequences is below the number of domains: raise it to at least "
+                f"{len(domains)}"
             )

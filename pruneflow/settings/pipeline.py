@@ -1,7 +1,7 @@
 """Every setting of the pipeline: its type, unit, range and default. Unknown keys are errors.
 
-`configs/pipeline.yaml` is the one source of parameters: `dvc.yaml` reads it, and so does every
-stage. `pruneflow configure PROFILE` writes it whole from a profile and the defaults below.
+`configs/pipeline.yaml` is the one source of parameters: `dvc.yaml` and every stage read it.
+`pruneflow configure PROFILE` writes the complete file from a profile and the defaults below.
 """
 
 from pathlib import Path
@@ -23,19 +23,19 @@ DENSE = "dense"
 
 
 class ModelSettings(Settings):
-    """Which dense model to prune."""
+    """The dense model to prune."""
 
     name: Name = Field("model", description="Name of the model in reports and in the registry.")
     source: str = Field(
         description="A model directory, a hub id, a .gguf file, or package:NAME/FILE for a file "
-        "that an installed Python package carries."
+        "in an installed Python package."
     )
-    revision: str | None = Field(None, description="Commit of a hub id; needed for hub ids.")
+    revision: str | None = Field(None, description="Commit of a hub id; required for hub ids.")
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="sha256 of a .gguf file, checked on reading."
+        None, pattern=r"^[0-9a-f]{64}$", description="sha256 of a .gguf file, verified when read."
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Data type in which weights are stored."
+        "bfloat16", description="Data type that weights are stored in."
     )
 
 
@@ -46,158 +46,165 @@ class ComputeSettings(Settings):
     """How models are run."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="`auto` takes a GPU when torch sees one."
+        "auto", description="`auto` uses a GPU if torch finds one."
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="Type of forward and backward passes; sums are float32 or more. `auto` takes "
-        "bfloat16 for weights stored so, where the processor or GPU computes in it.",
+        description="Data type of forward and backward passes; sums are float32 or wider. `auto` "
+        "uses bfloat16 for weights stored in it, if the CPU or GPU supports bfloat16.",
     )
-    batch_tokens: Count = Field(2048, description="Tokens in one forward pass (a memory bound).")
+    batch_tokens: Count = Field(2048, description="Tokens in one forward pass; limits memory.")
     backward_batch_tokens: Count = Field(
         1024,
-        description="Tokens in one forward and backward pass, which keeps one block's activations.",
+        description="Tokens in one forward and backward pass, which stores one block's "
+        "activations.",
     )
     placement: Placement = Field(
         "auto",
-        description="Where a model's weights are: `whole` on one GPU, `spread` over the GPUs there "
-        "are (one GPU has it whole), or `streamed`: blocks in host memory, brought to the GPU one "
-        "at a time. `auto` takes the first of these that leaves room to work. Without a GPU all "
-        "are the same.",
+        description="Where a model's weights are: `whole` on one GPU, `spread` over all GPUs, or "
+        "`streamed`: blocks in host memory, loaded to the GPU one at a time. `auto` uses the first "
+        "of these that leaves enough free memory. Without a GPU all are the same.",
     )
     processes: Count = Field(
         1,
-        description="Processes that share a round's calibration set and the GPUs; they are started "
-        "by torchrun. `1` starts none.",
+        description="Processes that share a round's calibration set and the GPUs, started by "
+        "torchrun. `1` starts none.",
     )
 
 
 class HealthSettings(Settings):
-    """When a round counts as broken, so that the descent ends at the one before."""
+    """Health limits: a round outside them counts as broken, and pruning stops before it."""
 
     max_perplexity_ratio: float = Field(
-        10.0, gt=1, description="Worst domain's validation perplexity over the dense model's."
+        10.0, gt=1, description="Validation perplexity over the dense model's, worst domain."
     )
     max_kl: float | None = Field(
-        2.0, gt=0, description="Nats a token, dense to pruned, mean over domains; null: no limit."
+        2.0,
+        gt=0,
+        description="KL divergence from the dense model in nats per token, mean over domains; "
+        "null: no limit.",
     )
     min_top1_agreement: Share | None = Field(
-        0.35, description="Share of tokens where both models' likeliest next token is the same."
+        0.35, description="Share of tokens where both models predict the same next token."
     )
     max_repetition_rise: Share | None = Field(
-        0.4, description="Rise of the share of repeated 4-grams in greedy text."
+        0.4, description="Increase of the share of repeated 4-grams in greedy text."
     )
     max_entropy_drift: float | None = Field(
-        1.0, gt=0, description="Nats that the mean entropy of the next token moved."
+        1.0, gt=0, description="Change of the mean next-token entropy, in nats."
     )
     max_norm_drift: float | None = Field(
-        0.25, gt=0, description="Most that a layer's activation norm moved (absolute log ratio)."
+        0.25,
+        gt=0,
+        description="Largest change of a layer's activation norm (absolute log ratio).",
     )
 
 
 class RoundSettings(Target):
-    """One round of the descent: where it starts, and how small the model is when it is done."""
+    """One round of the pruning schedule: its parent, and the size of its model."""
 
-    parent: Name = Field(description="The round this one starts from; `dense` for the first.")
+    parent: Name = Field(description="The previous round; `dense` for the first.")
 
 
 class EvaluationSettings(Settings):
-    """The measure of dense and pruned model."""
+    """Evaluation of the dense and the pruned model."""
 
     tasks: dict[Name, Annotated[int, Field(ge=10)] | None] = Field(
         default={"piqa": 200, "siqa": 200},
         min_length=1,
-        description="Questions asked of each task (null: all). A task is a file of "
-        "configs/lm_eval/, or else a task of lm-eval's own, read from the hub.",
+        description="Number of questions per task (null: all). A task is a file in "
+        "configs/lm_eval/, or a task built into lm-eval, whose data is read from the hub.",
     )
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
-        2000, description="Resamples behind a 95 % interval."
+        2000, description="Bootstrap resamples for 95 % intervals."
     )
-    seed: int = Field(0, ge=0, description="Which questions, and the bootstrap's draws.")
+    seed: int = Field(0, ge=0, description="Seed for sampling questions and for the bootstrap.")
 
 
 class LatencySettings(Settings):
-    """The measure of speed and memory."""
+    """Measurement of speed and memory."""
 
-    prompt_tokens: Count = Field(256, description="Tokens of a prefill.")
-    new_tokens: Count = Field(24, description="Tokens decoded after it.")
+    prompt_tokens: Count = Field(256, description="Prompt tokens in the prefill phase.")
+    new_tokens: Count = Field(24, description="Tokens generated in the decode phase.")
     repeats: Annotated[int, Field(ge=6)] = Field(
-        7, description="Interleaved repeats; fewer than 6 give no 95 % interval of a median."
+        7, description="Interleaved repeats; below 6 a median has no 95 % interval."
     )
     lm_eval_questions: Count = Field(
-        20, description="Questions of the first task that the lm_eval command asks the directory."
+        20, description="Questions of the first task to run with the lm_eval command."
     )
     width_multiple: Count = Field(
-        64, description="Widths that are no multiple of it are named as slow on GPUs."
+        64, description="Widths that are not multiples of this are reported as slow on GPUs."
     )
 
 
 class RegistrySettings(Settings):
-    """Where accepted models go."""
+    """Registry of accepted models."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     name: str = Field(
         "pruneflow",
         pattern=r"^[^/:'.\s][^/:']*$",
-        description="Registered model in MLflow; left out, `configure` names it after the model.",
+        description="Registered model in MLflow; if omitted, `configure` names it after the model.",
     )
     experiment: str = Field("pruneflow", min_length=1, description="MLflow experiment.")
     tracking_uri: str = Field(
-        "sqlite:///mlflow/mlflow.db", description="MLflow's store; a server's URL for teams."
+        "sqlite:///mlflow/mlflow.db",
+        description="MLflow tracking URI; the URL of a server for teams.",
     )
     artifact_location: str = Field(
         "mlflow/artifacts",
-        description="Where a new experiment keeps files (a folder or a URL); with a server, a "
-        "folder of this workspace stands for wherever the server keeps them.",
+        description="Artifact location of a new experiment (a folder or a URL); with a server, a "
+        "local folder means the server's own location.",
     )
     promotion: Literal["auto", "manual"] = Field(
         "auto",
-        description="`auto`: an accepted candidate goes to production by itself; `manual`: by "
-        "`pruneflow promote --approved-by NAME` alone.",
+        description="`auto` promotes an accepted candidate to production; `manual` requires "
+        "`pruneflow promote --approved-by NAME`.",
     )
     push: bool = Field(
-        True, description="`dvc push` to DVC's default remote after each accepted run."
+        True, description="Whether to `dvc push` to the default remote after each accepted run."
     )
 
     @model_validator(mode="after")
     def _no_secret(self) -> Self:
-        """Settings are kept in git and with every MLflow run."""
+        """Settings are committed to git and logged with every MLflow run."""
         if urlparse(self.tracking_uri).password is not None:
             raise ValueError(
-                "registry.tracking_uri holds a password: leave it out, and set "
+                "registry.tracking_uri contains a password: remove it, and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or PGPASSWORD)"
             )
         return self
 
 
 class NotifySettings(Settings):
-    """Who hears how a run ended."""
+    """Notifications about finished runs."""
 
     webhook: str | None = Field(
         None,
-        description="URL that is sent a POST of JSON. Such a URL is a secret: null takes it from "
-        "the environment variable PRUNEFLOW_WEBHOOK, and without that nothing is sent.",
+        description="URL that receives a JSON POST request. The URL is a secret: null reads it "
+        "from the environment variable PRUNEFLOW_WEBHOOK; if neither is set, nothing is sent.",
     )
     events: list[Literal["refused", "failed", "cancelled"]] = Field(
         default=["refused", "failed"],
-        description="`refused` by the gates; `failed`, by bad input or a crash too; `cancelled`.",
+        description="Events to send: `refused` by the gates, `failed` (bad input or a crash), "
+        "`cancelled`.",
     )
     runs: Literal["scheduled", "all"] = Field(
-        "scheduled", description="`scheduled`: runs of a deployment alone, which nobody watches."
+        "scheduled", description="`scheduled`: only runs of a deployment; `all`: every run."
     )
 
     @field_validator("webhook")
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
-        # Not by a pattern: its error would show the value.
+        # Not a pattern: its error would show the value.
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("notify.webhook must start with http:// or https://")
         return value
 
 
 class PipelineSettings(Settings):
-    """The whole of configs/pipeline.yaml."""
+    """The complete configs/pipeline.yaml."""
 
     model: ModelSettings
     compute: ComputeSettings = ComputeSettings()
@@ -207,20 +214,20 @@ class PipelineSettings(Settings):
     recovery: RecoverySettings = RecoverySettings()
     health: HealthSettings = HealthSettings()
     rounds: dict[RoundName, RoundSettings] = Field(min_length=1)
-    final_round: RoundName = Field(description="The last of rounds, whose model is delivered.")
+    final_round: RoundName = Field(description="Name of the last round.")
     evaluation: EvaluationSettings = EvaluationSettings()
     latency: LatencySettings = LatencySettings()
     registry: RegistrySettings = RegistrySettings()
     notify: NotifySettings = NotifySettings()
 
     def digest(self) -> str:
-        """Return a sha256 of what a result depends on: not where it goes, nor who hears of it."""
+        """Return the sha256 of all settings that affect results: not registry, not notify."""
         return sha256_json(self.model_dump(mode="json", exclude={"registry", "notify"}))
 
     @model_validator(mode="before")
     @classmethod
     def _one_registered_model_a_base(cls, values: Any) -> Any:
-        """Each base model has a registered model of its own, unless the settings name another."""
+        """Name the registered model after the base model, unless the settings name it."""
         if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
             return values
         registry, name = values.get("registry", {}), values["model"].get("name")
@@ -242,17 +249,18 @@ class PipelineSettings(Settings):
         parent, above = DENSE, None
         for name, settings in self.rounds.items():
             if name == DENSE:
-                raise ValueError(f"rounds.{name}: this name is the unpruned model's")
+                raise ValueError(f"rounds.{name}: this name is reserved for the unpruned model")
             if settings.parent != parent:
-                raise ValueError(f"rounds.{name}.parent must be {parent}, the round before it")
+                raise ValueError(f"rounds.{name}.parent must be {parent}, the previous round")
             if above is not None and not settings.is_below(above):
                 raise ValueError(
-                    f"rounds.{name} is to reach {settings}, and the round before it {above}: each "
-                    "removes more than the one before it, all by ratio, parameters or bytes"
+                    f"rounds.{name} has the target {settings}, and the previous round {above}: "
+                    "each round must remove more than the previous one, and all must use the same "
+                    "of ratio, parameters and bytes"
                 )
             parent, above = name, settings
         if self.final_round != parent:
-            raise ValueError(f"final_round must be {parent}, the last of rounds")
+            raise ValueError(f"final_round must be {parent}, the last round")
         self.calibration.check_domains(self.documents.domains)
         return self
 
@@ -261,8 +269,8 @@ def load_settings(path: Path = PIPELINE_FILE) -> PipelineSettings:
     """Read and check a pipeline file.
 
     Raises:
-        InputError: the file is missing, is not YAML, or a key is unknown, out of range or left
-            out: DVC reads the same file and knows no defaults.
+        InputError: the file is missing, is not YAML, or a key is unknown, out of range or missing:
+            DVC reads the same file and does not know the defaults.
     """
     values = read_yaml(path)
     settings = parse_settings(values, path)
@@ -270,15 +278,15 @@ def load_settings(path: Path = PIPELINE_FILE) -> PipelineSettings:
     if absent:
         raise InputError(
             f"{path}: {absent} is missing: add it (docs/reference/settings.md has its "
-            "default), or write the whole file with `pruneflow configure`"
+            "default), or write the complete file with `pruneflow configure`"
         )
     return settings
 
 
 def load_notify_settings(path: Path = PIPELINE_FILE) -> NotifySettings:
-    """Read who hears how a run ended, from a file whose other sections may be what it failed of.
+    """Read only the notify section, from a file whose other sections may be invalid.
 
-    A file that cannot be read at all leaves the defaults.
+    A file that cannot be read gives the defaults.
     """
     try:
         values = read_yaml(path)
@@ -300,7 +308,7 @@ def _first_absent(wanted: dict[str, Any], given: dict[str, Any], prefix: str = "
 
 
 def parse_settings(values: Any, where: Path) -> PipelineSettings:
-    """Check the values of a pipeline file; `where` is named in the error."""
+    """Validate the values of a pipeline file; errors name `where`."""
     return check(PipelineSettings, values, where)
 
 

@@ -1,4 +1,4 @@
-"""The settings of pruning: how small, by which score, in which layout, with which refit."""
+"""Settings of pruning: target size, score, layout and refit."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -17,17 +17,17 @@ ScoreName = Literal[
     "magnitude",
     "random",
 ]
-"""Names of the functions in pruneflow/pruning/scores.py, which registers no other."""
+"""Names of the score functions in pruneflow/pruning/scores.py."""
 
 
 class Target(Settings):
-    """How small a model is to become, said in exactly one way."""
+    """Target size of a model, in exactly one of three units."""
 
     ratio: Share | None = Field(
-        None, description="Share of the dense model's block weights that is gone."
+        None, description="Share of the dense model's block weights that is removed."
     )
-    parameters: Count | None = Field(None, description="Parameters left, embeddings included.")
-    bytes: Count | None = Field(None, description="Bytes of weights left, in model.dtype.")
+    parameters: Count | None = Field(None, description="Parameters kept, embeddings included.")
+    bytes: Count | None = Field(None, description="Bytes of weights kept, in model.dtype.")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -44,7 +44,7 @@ class Target(Settings):
         return {key: value for key, value in values.items() if value is not None}
 
     def is_below(self, other: Self) -> bool:
-        """Whether this target leaves less than another one of the same kind."""
+        """Whether this target keeps less than another one in the same unit."""
         (kind, value), (other_kind, other_value) = *self._given().items(), *other._given().items()
         if kind != other_kind:
             return False
@@ -57,49 +57,49 @@ class Target(Settings):
 
 
 class PruningSettings(Settings):
-    """How one round chooses units, removes them and refits what is left."""
+    """How one round selects units, removes them and refits the remaining weights."""
 
     score: ScoreName = Field(
-        "mask_fisher", description="How important a unit is; see pruneflow/pruning/scores.py."
+        "mask_fisher", description="Importance score of a unit; see pruneflow/pruning/scores.py."
     )
     also_score: list[ScoreName] = Field(
         default=["first_order", "wanda_sp", "flap", "magnitude"],
-        description="Scores kept beside it for comparison; these cost no pass of their own.",
+        description="Other scores to record for comparison; these need no extra passes.",
     )
     fisher_labels: Literal["sampled", "text"] = Field(
         "sampled",
-        description="Next tokens whose loss is differentiated: drawn from the model's own "
-        "distribution (the Fisher information) or the text's (the empirical one).",
+        description="Labels of the Fisher information: next tokens `sampled` from the model, or "
+        "those of the `text` (empirical Fisher).",
     )
     fisher_draws: Count = Field(
-        1, description="Draws of next tokens for each sequence, a backward pass each."
+        1, description="Samples of next tokens per sequence; each takes a backward pass."
     )
     layout: Literal["uniform", "per_layer"] = Field(
         "uniform",
-        description="`uniform`: all layers equally wide, loads everywhere. `per_layer`: each as "
-        "wide as it must be, better, needs trust_remote_code.",
+        description="`uniform`: all layers have the same widths; loads everywhere. `per_layer`: "
+        "every layer has its own widths; better quality, requires trust_remote_code.",
     )
     units: list[Unit] = Field(
         default=["neurons", "heads", "kv_groups"],
         min_length=1,
-        description="Kinds of units that may go.",
+        description="Kinds of units to prune.",
     )
     neuron_multiple: Count = Field(
         32, description="MLP widths stay multiples of this (64 or 128 suit GPUs)."
     )
-    min_neuron_share: Share = Field(0.1, description="Share of a layer's neurons always kept.")
+    min_neuron_share: Share = Field(0.1, description="Minimum share of a layer's neurons to keep.")
     protect_layers: list[Annotated[int, Field(ge=0)]] = Field(
-        default=[], description="Layers that are not pruned, from 0; layout per_layer only."
+        default=[], description="Layers to leave unpruned, counted from 0; layout per_layer only."
     )
     refit: Literal["least_squares", "none"] = Field(
-        "least_squares", description="What the kept columns of a consumer become."
+        "least_squares", description="How the remaining weights of a pruned layer are refitted."
     )
     towards_dense: float = Field(
         0.3,
         ge=0,
         le=1,
-        description="How much of the gap to the unpruned model's activations the refit closes; 0 "
-        "keeps to what the pruned layers before give.",
+        description="Target of the refit: 1 is the output of the unpruned model, 0 the output for "
+        "the activations of the preceding pruned layers.",
     )
     ridge: float = Field(
         0.01, gt=0, description="Ridge of the refit, as a share of the mean diagonal of H."
@@ -107,11 +107,11 @@ class PruningSettings(Settings):
     domain_feedback: float = Field(
         0.0,
         ge=0,
-        description="How strongly domains that lost more than the mean weigh in the next round: in "
-        "its score, and in how many of their sequences are drawn from calibration.reserve (eta of "
-        "the closed loop); 0 switches it off.",
+        description="Strength (eta) of the closed loop, which gives domains with above-average "
+        "loss more weight in the next round's score and more sequences from calibration.reserve; "
+        "0 disables it.",
     )
-    seed: int = Field(0, ge=0, description="Of drawn labels and of the random score.")
+    seed: int = Field(0, ge=0, description="Seed for sampled labels and the random score.")
 
     @model_validator(mode="after")
     def _no_idle_setting(self) -> Self:

@@ -1,8 +1,8 @@
-"""Calibration sets: packed token blocks that scores, refits and perplexity are computed on.
+"""Calibration sets: packed token blocks for scores, refits and perplexity.
 
-Of the split `calibration` a set holds more than a round takes, where there is more: a round takes
-the first of each domain, and where the closed loop weighs a domain more (docs/method.md, step 5)
-it takes more of it, without a look at the table of documents.
+The split `calibration` has a reserve: a round uses the first blocks of each domain, and more of a
+domain to which the closed loop gives more weight (docs/method.md, step 5), without reading
+documents again.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 
 from pruneflow.artifacts import sha256_json, staged_directory, verify_manifest, write_manifest
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.models.digests import tensors_digest
+from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.settings.base import check
 from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
 from pruneflow.settings.recovery import RecoverySettings
-from pruneflow.tokens.drawing import Wanted, draw_blocks, wanted_blocks
 from pruneflow.tokens.mixture import Mixture
-from pruneflow.tokens.packing import Drawn, Packer, tokens_of
+from pruneflow.tokens.packing import PackedBlocks, Packer, tokens_of
+from pruneflow.tokens.sampling import BlockRequest, block_requests, sample_blocks
 
 BLOCKS = "blocks.safetensors"
 
@@ -36,8 +36,8 @@ class CalibrationSet:
 
     Attributes:
         blocks: `blocks[split][domain]` is an int64 tensor [blocks, tokens]. The split calibration
-            holds a reserve: `take` gives what a round calibrates on.
-        digest: sha256 over blocks and mixture.
+            includes a reserve: `take` returns the blocks of a round.
+        digest: sha256 of blocks and mixture.
         manifest: counts, mixture, tokenizer and seed.
     """
 
@@ -47,26 +47,26 @@ class CalibrationSet:
 
     @property
     def mixture(self) -> Mixture:
-        """What was asked for of each domain; all that is held where the manifest does not say."""
+        """The mixture in the manifest, or else all stored sequences."""
         facts = self.manifest.get("mixture")
         if facts is None:
-            return Mixture.held({name: len(rows) for name, rows in self._calibration.items()})
+            return Mixture.of_counts({name: len(rows) for name, rows in self._calibration.items()})
         return Mixture(facts["shares"], facts["counts"])
 
     def take(self, weights: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
         """The calibration blocks of one round, by domain: the first of each.
 
         Args:
-            weights: of every domain, only proportions matter; None for the mixture's own. Whatever
-                the weights, there are as many blocks over all domains, at least one of each, and
-                no more of a domain than is held (the log says where that is too few).
+            weights: relative weight of every domain; None for the mixture's own. The total number
+                of blocks does not depend on them; each domain has at least one block and at most
+                those stored (too few are logged).
 
         Raises:
-            InputError: the weights are not of the set's domains.
+            InputError: the weights are for other domains.
         """
-        held = {name: len(rows) for name, rows in self._calibration.items()}
+        available = {name: len(rows) for name, rows in self._calibration.items()}
         mixture = self.mixture
-        counts = mixture.counts if weights is None else mixture.reweighed(weights, held)
+        counts = mixture.counts if weights is None else mixture.reweighed(weights, available)
         return {name: rows[: counts[name]] for name, rows in self._calibration.items()}
 
     @property
@@ -75,24 +75,24 @@ class CalibrationSet:
 
     @classmethod
     def load(cls, directory: Path, tokenizer_digest: str | None = None) -> Self:
-        """Read a folder that `build_blocks` wrote, after checking its manifest.
+        """Read a folder written by `build_blocks`, after verifying its manifest.
 
         Args:
             directory: the folder.
-            tokenizer_digest: of the model that will read the tokens; None to trust the caller.
+            tokenizer_digest: expected digest of the model's tokenizer; None skips the check.
 
         Raises:
-            DamagedArtifactError: a file is missing or not the manifest's.
-            InputError: another tokenizer made the tokens.
+            DamagedArtifactError: a file is missing or does not match the manifest.
+            InputError: the tokens are from another tokenizer.
         """
         manifest = verify_manifest(directory)
         if BLOCKS not in manifest["files"]:
             raise DamagedArtifactError(
-                f"{directory} holds no {BLOCKS}: run the stage calibration again"
+                f"{directory} has no {BLOCKS}: run the stage calibration again"
             )
         if tokenizer_digest is not None and manifest["tokenizer"] != tokenizer_digest:
             raise InputError(
-                f"{directory} was made with another tokenizer than the model's: run the stage "
+                f"{directory} was built with another tokenizer than the model's: run the stage "
                 "calibration again"
             )
         blocks: dict[str, dict[str, torch.Tensor]] = {}
@@ -114,24 +114,24 @@ class CalibrationSet:
         validation_share: float = 0.2,
         seed: int = 0,
     ) -> Self:
-        """Make a set in memory from documents by domain.
+        """Build a set in memory from documents by domain.
 
-        Every document is in one split only: those with the lowest hashes are for validation.
+        Documents with the lowest hashes are for validation, all others for calibration.
 
         Args:
             texts: documents by domain; at least two different ones each.
             tokenizer: a transformers tokenizer with an end-of-text token.
             sequences: calibration sequences over all domains.
             sequence_length: tokens in a sequence.
-            weights: share of every domain, together 1; None for as many sequences of each, at
-                least `sequences` together.
-            reserve: so many times a domain's sequences are held, where there are so many, for the
-                closed loop (`Recipe.domain_feedback`) to take more of a domain that suffers.
-            validation_share: share of a domain's documents, and of as many sequences.
-            seed: which sequences are drawn.
+            weights: share of every domain, summing to 1; None for equal shares, with `sequences`
+                rounded up to a multiple of the number of domains.
+            reserve: sequences stored per domain, as a multiple of those used, so that the closed
+                loop (`Recipe.domain_feedback`) can use more of a domain whose loss rises.
+            validation_share: share of documents and of sequences for validation.
+            seed: for sampling sequences.
 
         Raises:
-            InputError: a domain has too little text, or the shares cannot be.
+            InputError: a domain has too little text, or the shares cannot be reached.
         """
         if not texts:
             raise InputError("a calibration set needs text: give it at least one domain")
@@ -145,21 +145,21 @@ class CalibrationSet:
             )
             held_out = max(1, round(validation_share * len(unique)))
             count = mixture.counts[domain]
-            for split, chosen, least, most in (
+            for split, of_split, least, most in (
                 ("calibration", unique[held_out:], count, math.ceil(reserve * count)),
                 ("validation", unique[:held_out], max(1, round(validation_share * count)), None),
             ):
                 key = f"{split}/{domain}:{seed}"
                 packer = Packer(sequence_length, tokenizer.eos_token_id, most or least, key)
-                packer.add(tokens_of([text for _, text in chosen], tokenizer))
-                drawn = packer.drawn()
-                if drawn.available < least:
+                packer.add(tokens_of([text for _, text in of_split], tokenizer))
+                packed = packer.sampled()
+                if packed.available < least:
                     raise InputError(
-                        f"domain {domain} has {drawn.available} {split} sequences of "
-                        f"{sequence_length} tokens in {len(chosen)} documents, {least} are asked "
-                        "for: give it more text, or lower sequences or sequence_length"
+                        f"domain {domain} has {packed.available} {split} sequences of "
+                        f"{sequence_length} tokens in {len(of_split)} documents, and {least} are "
+                        "needed: give it more text, or lower sequences or sequence_length"
                     )
-                blocks[split][domain] = torch.from_numpy(drawn.blocks).long()
+                blocks[split][domain] = torch.from_numpy(packed.blocks).long()
         facts = {"seed": seed, "sequence_length": sequence_length, "mixture": mixture.facts}
         named = {
             f"{split}/{domain}": rows for split in blocks for domain, rows in blocks[split].items()
@@ -181,59 +181,59 @@ def build_blocks(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Write the calibration set and the held-out set, both or neither.
 
-    The table is read once, in its order, some documents at a time. `settings.seed` decides which
-    calibration, validation and recovery blocks are drawn. Held-out blocks depend on no seed.
+    The table is read once, in batches. `settings.seed` seeds the sampling of calibration,
+    validation and recovery blocks; held-out blocks depend on no seed.
 
     Args:
         settings: lengths, mixture and numbers of sequences.
-        document_settings: the domains, in their order; held-out blocks are of all of them.
+        document_settings: the domains, in order; held-out blocks are sampled from all of them.
         documents_dir: folder of the table of documents.
         tokenizer: a transformers tokenizer with an end-of-text token.
-        tokenizer_digest: identifies it.
-        set_out: folder for the splits calibration and validation, and recovery where asked for.
+        tokenizer_digest: its digest.
+        set_out: folder for the splits calibration, validation and (if enabled) recovery.
         held_out_out: folder for the split test.
-        recovery: its budget and length of sequences; the split recovery holds all that the
-            calibration documents have, as far as the budget can use it.
-        longest: tokens in the longest sequence that the model knows (max_position_embeddings).
+        recovery: its token budget and sequence length; the split recovery has all blocks of the
+            calibration documents, up to the budget.
+        longest: maximum sequence length of the model (max_position_embeddings).
 
     Returns:
-        The manifests of the two folders. `mixture` is what was asked for of the calibration split
-        and what it came to; `domains` counts by domain and split, for calibration what a round
-        without feedback takes, and how many sequences are held.
+        The manifests of the two folders. `mixture` is the requested and the actual mixture of the
+        calibration split; `domains` counts by domain and split; for calibration, the sequences of
+        a round without feedback, and all stored ones (`held`).
 
     Raises:
-        InputError: a domain has too few tokens, its share cannot be, or a sequence is longer than
-            the model knows.
+        InputError: a domain has too few tokens, its share cannot be reached, or a sequence is
+            longer than the model supports.
     """
     if tokenizer.eos_token_id is None:
         raise InputError("the model's tokenizer has no end-of-text token (eos_token): set one")
     domains = document_settings.domains
-    mixture = Mixture.of(settings, settings.chosen(domains))
-    wanted = wanted_blocks(settings, mixture, recovery, domains)
-    for item in wanted:
-        if longest is not None and item.length > longest:
+    mixture = Mixture.of(settings, settings.calibrated(domains))
+    requests = block_requests(settings, mixture, recovery, domains)
+    for request in requests:
+        if longest is not None and request.length > longest:
             raise InputError(
-                f"{item.length_setting} is {item.length}, and the model knows sequences of up to "
-                f"{longest} tokens (max_position_embeddings): lower it"
+                f"{request.length_setting} is {request.length}, and the model supports sequences "
+                f"of up to {longest} tokens (max_position_embeddings): lower it"
             )
     documents = verify_manifest(documents_dir)["digest"]
-    drawn = draw_blocks(wanted, documents_dir, tokenizer, settings.seed)
+    packed = sample_blocks(requests, documents_dir, tokenizer, settings.seed)
     facts = {"tokenizer": tokenizer_digest, "documents": documents}
     set_facts = {
         "seed": settings.seed,
         "sequence_length": settings.sequence_length,
         "mixture": mixture.facts,
     }
-    with staged_directory(set_out) as chosen, staged_directory(held_out_out) as held_out:
+    with staged_directory(set_out) as calibration, staged_directory(held_out_out) as held_out:
         return (
             _write(
-                chosen,
-                {item: found for item, found in drawn.items() if item.split != "test"},
+                calibration,
+                {request: found for request, found in packed.items() if request.split != "test"},
                 {**facts, **set_facts},
             ),
             _write(
                 held_out,
-                {item: found for item, found in drawn.items() if item.split == "test"},
+                {request: found for request, found in packed.items() if request.split == "test"},
                 {**facts, "sequence_length": settings.test_sequence_length},
             ),
         )
@@ -246,7 +246,7 @@ def _mixture_of(
     weights: Mapping[str, float] | None,
     reserve: float,
 ) -> Mixture:
-    """The mixture of a set made in memory, by the rules of the settings."""
+    """The mixture of a set built in memory, validated like the settings."""
     if weights is None:
         sequences = len(domains) * -(-sequences // len(domains))
     values = {
@@ -263,22 +263,25 @@ def _mixture_of(
     return Mixture.of(settings, domains)
 
 
-def _write(folder: Path, drawn: dict[Wanted, Drawn], facts: dict[str, Any]) -> dict[str, Any]:
-
+def _write(
+    folder: Path, packed: dict[BlockRequest, PackedBlocks], facts: dict[str, Any]
+) -> dict[str, Any]:
     domains: dict[str, dict[str, dict[str, int]]] = {}
-    for item, found in drawn.items():
-        # Of the calibration split, a round takes the first; the others are its reserve.
-        count = item.least if item.split == "calibration" else len(found.blocks)
+    for request, found in packed.items():
+        # A round uses the first blocks of the calibration split; the others are the reserve.
+        count = request.least if request.split == "calibration" else len(found.blocks)
         counts = {
             "sequences": count,
-            "tokens": count * item.length,
+            "tokens": count * request.length,
             "documents": len(set().union(*found.documents[:count])),
             "available": found.available,
             "held": len(found.blocks),
         }
-        domains.setdefault(item.domain, {})[item.split] = counts
-    blocks = {f"{item.split}/{item.domain}": found.blocks for item, found in drawn.items()}
-    # In the file as well as in the manifest, so that the digest is of the mixture too.
+        domains.setdefault(request.domain, {})[request.split] = counts
+    blocks = {
+        f"{request.split}/{request.domain}": found.blocks for request, found in packed.items()
+    }
+    # In the file as well as in the manifest, so that the digest covers the mixture.
     mixture = json.dumps(facts.get("mixture"), sort_keys=True)
     save_file(blocks, folder / BLOCKS, metadata={"mixture": mixture})
     return write_manifest(folder, **facts, domains=domains)

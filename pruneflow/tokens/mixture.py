@@ -1,4 +1,4 @@
-"""How much of each domain: shares or tokens asked for, as whole sequences."""
+"""The domain mixture: requested shares or tokens as numbers of sequences."""
 
 import logging
 import math
@@ -14,10 +14,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Mixture:
-    """How the sequences of a round are divided among domains while no feedback moves them.
+    """Sequences of each domain in a round without feedback.
 
     Attributes:
-        shares: what was asked for by domain, together 1.
+        shares: requested share by domain, summing to 1.
         counts: sequences by domain.
     """
 
@@ -26,11 +26,11 @@ class Mixture:
 
     @classmethod
     def of(cls, settings: CalibrationSettings, domains: list[str]) -> Self:
-        """Turn the settings into sequences: `sequences` by `weights`, or `tokens` of each domain.
+        """Convert the settings: `sequences` and `weights`, or `tokens` per domain.
 
         Raises:
-            InputError: a domain is left without a sequence, or its share is off by more than
-                `MAX_SHARE_ERROR`, for sequences are whole.
+            InputError: a domain has no sequence, or rounding changes its share by more than
+                `MAX_SHARE_ERROR`.
         """
         if settings.tokens:
             length = settings.sequence_length
@@ -39,7 +39,7 @@ class Mixture:
             mixture.check("raise calibration.tokens or lower calibration.sequence_length")
             return mixture
         weights = settings.weights or dict.fromkeys(domains, 1.0)
-        assert settings.sequences is not None  # the settings have either
+        assert settings.sequences is not None  # validated: either tokens or sequences is set
         return cls.divided(settings.sequences, {name: weights[name] for name in domains})
 
     @classmethod
@@ -54,74 +54,76 @@ class Mixture:
         return mixture
 
     @classmethod
-    def held(cls, counts: dict[str, int]) -> Self:
-        """The mixture of a set of which every sequence is used."""
+    def of_counts(cls, counts: dict[str, int]) -> Self:
+        """The mixture of a set whose sequences are all used."""
         return cls(_shares(counts), counts)
 
     @property
     def measured(self) -> dict[str, float]:
-        """Share of each domain in the calibration tokens: sequences are of one length."""
+        """Actual share of each domain in the calibration tokens (sequences have one length)."""
         return _shares(self.counts)
 
     @property
     def weights(self) -> dict[str, float]:
-        """The shares as weights whose mean is 1, which is what a round's scores take."""
+        """The shares as weights with mean 1, as the scores of a round expect."""
         mean = math.fsum(self.shares.values()) / len(self.shares)
         return {name: share / mean for name, share in self.shares.items()}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """The mixture as recorded in manifests."""
         return {"shares": self.shares, "counts": self.counts, "measured": self.measured}
 
-    def check(self, way_out: str) -> None:
-        """Check that whole sequences come close to what was asked for.
+    def check(self, fix: str) -> None:
+        """Check that the rounded counts are close to the requested shares.
 
         Raises:
-            InputError: names the domain, and `way_out`.
+            InputError: names the domain, and `fix`.
         """
         measured, total = self.measured, sum(self.counts.values())
-        for name, asked in self.shares.items():
+        for name, requested in self.shares.items():
             if self.counts[name] == 0:
                 raise InputError(
-                    f"domain {name} gets none of the {total} calibration sequences: {way_out}, "
+                    f"domain {name} gets none of the {total} calibration sequences: {fix}, "
                     "or give it a larger share"
                 )
-            if abs(measured[name] - asked) > MAX_SHARE_ERROR:
+            if abs(measured[name] - requested) > MAX_SHARE_ERROR:
                 raise InputError(
                     f"domain {name} would be {measured[name]:.1%} of the {total} calibration "
-                    f"sequences, and {asked:.1%} is asked for: {way_out}"
+                    f"sequences instead of the requested {requested:.1%}: {fix}"
                 )
 
-    def reweighed(self, weights: Mapping[str, float], held: Mapping[str, int]) -> dict[str, int]:
-        """Sequences by domain for other weights, as many over all domains as before.
+    def reweighed(
+        self, weights: Mapping[str, float], available: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Sequences by domain for other weights, with the same total.
 
-        A domain whose weight grew by a factor gets more by that factor, but no more than is held
-        of it; others get what it cannot take. Every domain keeps at least one. The weights of the
-        mixture itself give `counts`.
+        The count of a domain grows by the same factor as its weight, up to the available sequences;
+        the remainder goes to the other domains. Every domain keeps at least one sequence. The
+        mixture's own weights give `counts`.
 
         Args:
-            weights: of every domain; only proportions matter.
-            held: sequences there are of every domain, at least `counts`.
+            weights: relative weight of every domain.
+            available: stored sequences of every domain, at least `counts`.
 
         Raises:
-            InputError: the weights are of other domains.
+            InputError: the weights are for other domains.
         """
         if set(weights) != set(self.counts):
             wrong = sorted(set(weights) ^ set(self.counts))[0]
             raise InputError(
-                f"the weights and the calibration set do not have the same domains ({wrong} is in "
-                "one alone): give a weight for every domain of the set"
+                f"the weights and the calibration set do not have the same domains ({wrong} is "
+                "only in one of them): give a weight for every domain of the set"
             )
         before = self.weights
-        wanted = {name: self.counts[name] * weights[name] / before[name] for name in self.counts}
-        counts = _divide_within(sum(self.counts.values()), wanted, held)
-        unlimited = divide(sum(self.counts.values()), wanted)
+        ideal = {name: self.counts[name] * weights[name] / before[name] for name in self.counts}
+        counts = _divide_within(sum(self.counts.values()), ideal, available)
+        unlimited = divide(sum(self.counts.values()), ideal)
         for name, count in counts.items():
-            if unlimited[name] > held[name]:
+            if unlimited[name] > available[name]:
                 log.warning(
-                    "domain %s should get %d calibration sequences and %d are held: raise "
-                    "calibration.reserve, or add sources to it (others take what is missing)",
+                    "domain %s should get %d calibration sequences and only %d are stored: raise "
+                    "calibration.reserve, or add sources to it (other domains get more instead)",
                     name,
                     unlimited[name],
                     count,
@@ -130,10 +132,10 @@ class Mixture:
 
 
 def divide(total: int, weights: Mapping[str, float]) -> dict[str, int]:
-    """Divide `total` in proportion to `weights`: largest remainders, the first name on a tie."""
-    whole = math.fsum(weights.values())
-    # Nine digits: what rounding errors make of equal remainders decides nothing.
-    exact = {name: round(total * weight / whole, 9) for name, weight in weights.items()}
+    """Divide `total` in proportion to `weights`, by largest remainders; ties go by name."""
+    weight_sum = math.fsum(weights.values())
+    # Rounded to nine digits, so that floating-point errors do not break ties.
+    exact = {name: round(total * weight / weight_sum, 9) for name, weight in weights.items()}
     counts = {name: int(share) for name, share in exact.items()}
     by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
     for name in by_remainder[: total - sum(counts.values())]:
@@ -144,19 +146,19 @@ def divide(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 def _divide_within(
     total: int, weights: Mapping[str, float], most: Mapping[str, int]
 ) -> dict[str, int]:
-    """Divide `total` by `weights`, each at least 1 and at most what `most` says."""
+    """Divide `total` by `weights`, each part at least 1 and at most that of `most`."""
     full: dict[str, int] = {}
     while free := {name: weight for name, weight in weights.items() if name not in full}:
-        counts = _divide_to_all(total - sum(full.values()), free)
-        beyond = {name: most[name] for name, count in counts.items() if count > most[name]}
-        if not beyond:
+        counts = _divide_at_least_one(total - sum(full.values()), free)
+        above = {name: most[name] for name, count in counts.items() if count > most[name]}
+        if not above:
             return {name: {**counts, **full}[name] for name in weights}
-        full |= beyond
+        full |= above
     return full
 
 
-def _divide_to_all(total: int, weights: Mapping[str, float]) -> dict[str, int]:
-    """Divide `total`, at least as many as there are weights, so that each gets at least 1."""
+def _divide_at_least_one(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Divide `total`, which is at least the number of weights, into parts of at least 1."""
     least: dict[str, int] = {}
     while True:
         free = {name: weight for name, weight in weights.items() if name not in least}
@@ -168,5 +170,5 @@ def _divide_to_all(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def _shares(amounts: Mapping[str, float]) -> dict[str, float]:
-    whole = math.fsum(amounts.values())
-    return {name: amount / whole for name, amount in amounts.items()}
+    total = math.fsum(amounts.values())
+    return {name: amount / total for name, amount in amounts.items()}

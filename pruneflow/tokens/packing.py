@@ -1,9 +1,9 @@
-"""Documents joined into a stream of tokens, cut into blocks, and some of the blocks drawn.
+"""Packing of documents into token blocks, and sampling of the blocks.
 
-The documents of one domain and split form one stream with the end-of-text token between
-documents; the stream is cut into blocks of equal length and what is left over at its end is not
-used, so no block holds padding. Blocks are drawn from the whole stream: one long document does
-not fill the set. All in one pass, which keeps the drawn blocks alone.
+The documents of a domain and split are concatenated with the end-of-text token between them, and
+cut into blocks of equal length without padding; the remainder is dropped. Blocks are sampled from
+the complete stream, so one long document cannot fill the set, in a single pass that stores only
+the sampled blocks.
 """
 
 import heapq
@@ -17,14 +17,13 @@ import numpy
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Blocks in the order in which they were drawn.
+class PackedBlocks:
+    """Sampled blocks, in sampling order.
 
     Attributes:
         blocks: token ids, ``[blocks, length]``, int32.
-        documents: for each block, which documents of the stream (counted from 0) have tokens in
-            it.
-        available: how many blocks the stream had.
+        documents: for each block, the documents of the stream (from 0) that have tokens in it.
+        available: number of blocks in the stream.
     """
 
     blocks: numpy.ndarray
@@ -33,16 +32,16 @@ class Drawn:
 
 
 class Packer:
-    """A stream of documents of which some blocks are kept.
+    """Packs a stream of documents and samples blocks from it.
 
-    Each block gets a random number and those with the lowest are kept, lowest first: fewer blocks
-    of the same stream are the first of more.
+    Each block gets a random number and the blocks with the lowest are kept, lowest first: a smaller
+    sample of the same stream is a prefix of a larger one.
 
     Args:
         length: tokens in a block.
         separator: the token id between two documents.
-        most: blocks to keep.
-        key: seeds the random numbers.
+        most: maximum number of blocks.
+        key: seed of the random numbers.
     """
 
     def __init__(self, length: int, separator: int, most: int, key: str) -> None:
@@ -55,7 +54,7 @@ class Packer:
         self._rest: list[int] = []
 
     def add(self, documents: list[list[int]]) -> None:
-        """Go on with the token ids of more documents."""
+        """Add the token ids of more documents."""
         pieces = [self._rest]
         for tokens in documents:
             if self._starts:
@@ -65,37 +64,37 @@ class Packer:
             pieces.append(tokens)
             self._tokens += len(tokens)
         stream = numpy.fromiter(chain.from_iterable(pieces), dtype=numpy.int32)
-        whole = len(stream) // self._length * self._length
-        for block in stream[:whole].reshape(-1, self._length):
-            # Negative, for the heap's first is its lowest, and the highest number goes first.
+        end = len(stream) // self._length * self._length
+        for block in stream[:end].reshape(-1, self._length):
+            # Negated, because heapq is a min-heap and the highest number must be replaced first.
             item = (-self._random.random(), -self._blocks, block)
             self._blocks += 1
             if len(self._kept) < self._most:
                 heapq.heappush(self._kept, (*item[:2], block.copy()))
             elif item > self._kept[0]:
                 heapq.heapreplace(self._kept, (*item[:2], block.copy()))
-        self._rest = stream[whole:].tolist()
+        self._rest = stream[end:].tolist()
 
-    def drawn(self) -> Drawn:
-        """The blocks kept of what was added."""
+    def sampled(self) -> PackedBlocks:
+        """The blocks sampled so far."""
         kept = sorted(self._kept, key=lambda item: item[:2], reverse=True)
         blocks = numpy.empty((len(kept), self._length), dtype=numpy.int32)
         for row, (_, _, block) in enumerate(kept):
             blocks[row] = block
         first = numpy.array([-index * self._length for _, index, _ in kept], dtype=numpy.int64)
         starts = numpy.asarray(self._starts, dtype=numpy.int64)
-        # A separator is the end of the document before it.
+        # A separator belongs to the document before it.
         opening = numpy.searchsorted(starts, first, side="right") - 1
         closing = numpy.searchsorted(starts, first + self._length - 1, side="right")
         documents = [range(*span) for span in zip(opening.tolist(), closing.tolist(), strict=True)]
-        return Drawn(blocks, documents, self._blocks)
+        return PackedBlocks(blocks, documents, self._blocks)
 
 
 def tokens_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
     """The token ids of each text, without special tokens."""
     if not texts:
         return []
-    # verbose=False: a document longer than the model's context is expected here, and cut.
+    # verbose=False: no warning for documents longer than the model's context, which are cut later.
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
     ids: list[list[int]] = encoded["input_ids"]
     return ids

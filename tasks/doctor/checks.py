@@ -1,7 +1,7 @@
-"""Whether this machine and this workspace can run the pipeline, one small check for each thing.
+"""Check whether this machine and this workspace can run the pipeline.
 
-A check yields what it finds. What it calls may raise an error that says how to mend it: that is a
-problem. To add a check, write it and name it in CHECKS.
+A check yields its findings; an error that it raises is a problem. To add a check, write it and
+register it in CHECKS.
 """
 
 import os
@@ -19,51 +19,51 @@ Status = Literal["ok", "warning", "problem"]
 OK: Status = "ok"
 WARNING: Status = "warning"
 PROBLEM: Status = "problem"
-Said = tuple[Status, str]
+Result = tuple[Status, str]
 
-_NVIDIA = Path("/proc/driver/nvidia/version")  # there, where the driver is loaded
+_NVIDIA = Path("/proc/driver/nvidia/version")  # exists where the driver is loaded
 
-# Packages whose versions are told in any case.
-TOLD = ("torch", "transformers", "prefect", "mlflow", "dvc", "lm-eval", "great-expectations")
+# Packages whose versions are always shown.
+SHOWN = ("torch", "transformers", "prefect", "mlflow", "dvc", "lm-eval", "great-expectations")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The finding of one check.
 
     Attributes:
         check: its name.
-        status: a ``problem`` must be mended before a run, a ``warning`` need not.
-        says: what is so, and how to mend it.
+        status: a ``problem`` must be fixed before a run, a ``warning`` need not.
+        message: the state, and how to fix it.
     """
 
     check: str
     status: Status
-    says: str
+    message: str
 
 
 def examine() -> Iterator[Finding]:
     """Yield the findings of every check, in the order of CHECKS."""
     known: set[str] = set()
-    for name, look in CHECKS.items():
+    for name, check in CHECKS.items():
         try:
-            for status, says in look():
-                yield Finding(name, status, says)
+            for status, message in check():
+                yield Finding(name, status, message)
         except PruneflowError as error:
             if str(error) in known:
-                yield Finding(name, WARNING, "not looked at: mend the problem above first")
+                yield Finding(name, WARNING, "not checked: fix the problem above first")
             else:
                 known.add(str(error))
                 yield Finding(name, PROBLEM, str(error))
 
 
-def _python() -> Iterator[Said]:
+def _python() -> Iterator[Result]:
     from tasks.doctor.installed_versions import check_python
 
     yield OK, check_python()
 
 
-def _packages() -> Iterator[Said]:
+def _packages() -> Iterator[Result]:
     from tasks.doctor.installed_versions import compare_packages
 
     found = compare_packages()
@@ -71,41 +71,41 @@ def _packages() -> Iterator[Said]:
         yield PROBLEM, f"{wrong}: run `make setup`"
     for other in found.unlocked:
         yield WARNING, f"{other}: run `make setup`"
-    yield OK, ", ".join(f"{name} {found.installed.get(name, 'missing')}" for name in TOLD)
+    yield OK, ", ".join(f"{name} {found.installed.get(name, 'missing')}" for name in SHOWN)
 
 
-def _folder() -> Iterator[Said]:
+def _folder() -> Iterator[Result]:
     from pruneflow.workspace import check_writable, run_lock
 
     check_writable(Path("data"))
     try:
         with run_lock():
-            yield OK, f"{Path.cwd()} can be written, and nobody is at work there"
+            yield OK, f"{Path.cwd()} can be written, and no run is using it"
     except WorkspaceBusyError as error:
         yield WARNING, str(error)
 
 
-def _settings() -> Iterator[Said]:
+def _settings() -> Iterator[Result]:
     settings = load_settings()
     final = settings.rounds[settings.final_round]
     yield OK, f"{PIPELINE_FILE}: {settings.model.name}, {len(settings.rounds)} rounds to {final}"
 
 
-def _gates() -> Iterator[Said]:
+def _gates() -> Iterator[Result]:
     from pruneflow.judge.gates import load_gates
 
     gates = load_gates(GATES_FILE)
     yield OK, f"{GATES_FILE}: {len(gates.gates)} gates, {gates.run_mode}"
 
 
-def _domains() -> Iterator[Said]:
+def _domains() -> Iterator[Result]:
     from pruneflow.data.sources import known_domains
 
     used = known_domains(load_settings().documents.domains, DOMAINS_FILE)
     yield OK, f"{DOMAINS_FILE}: {len(used)} domains in use"
 
 
-def _sweep() -> Iterator[Said]:
+def _sweep() -> Iterator[Result]:
     from pruneflow.sweep_recipes import load_recipes
 
     settings = load_settings()
@@ -115,7 +115,7 @@ def _sweep() -> Iterator[Said]:
         yield WARNING, f"{error} (only `pruneflow sweep` needs it)"
 
 
-def _model() -> Iterator[Said]:
+def _model() -> Iterator[Result]:
     from pruneflow.models.source import check_source
 
     model = load_settings().model
@@ -123,8 +123,8 @@ def _model() -> Iterator[Said]:
     yield OK, model.source
 
 
-def _sources() -> Iterator[Said]:
-    """Compare what is pinned with what is installed, of the domains in use and the questions."""
+def _sources() -> Iterator[Result]:
+    """Compare the pinned sources, of questions and domains in use, with the installed ones."""
     from pruneflow.data.sources import compare_lock, known_domains
 
     used = known_domains(load_settings().documents.domains, DOMAINS_FILE)
@@ -133,35 +133,35 @@ def _sources() -> Iterator[Said]:
         change.changed.remove(*python)
         yield (
             WARNING,
-            f"{SOURCES_LOCK} was made with another Python, whose own text may differ: "
+            f"{SOURCES_LOCK} was made with another Python, whose documentation may differ: "
             "`pruneflow data refresh` accepts this one's",
         )
     differ = [*change.added, *change.changed]
     if differ:
         yield (
             PROBLEM,
-            f"{len(differ)} files are not those of {SOURCES_LOCK} ({differ[0]} is the first): look "
-            "at what changed, then run `pruneflow data refresh`",
+            f"{len(differ)} files differ from {SOURCES_LOCK} ({differ[0]} is the first): check "
+            "what changed, then run `pruneflow data refresh`",
         )
-    named = {getattr(source, "dataset", None) for group in used.values() for source in group}
-    if missing := sorted(named & set(change.unresolved)):
+    names = {getattr(source, "dataset", "") for group in used.values() for source in group}
+    if missing := sorted(names & set(change.unresolved)):
         yield (
             PROBLEM,
-            f"{', '.join(missing)} of the hub is not pinned: run `pruneflow data refresh` where "
-            "there is a network",
+            f"hub dataset {', '.join(missing)} is not pinned: run `pruneflow data refresh` with a "
+            "network",
         )
     if not differ and not missing:
-        yield OK, f"{SOURCES_LOCK} fits {DOMAINS_FILE} and what is installed"
+        yield OK, f"{SOURCES_LOCK} matches {DOMAINS_FILE} and the installed files"
 
 
-def _stages() -> Iterator[Said]:
+def _stages() -> Iterator[Result]:
     from tasks.dvc.repro import stage_order
 
     yield OK, f"dvc.yaml: {len(stage_order())} stages"
 
 
-def _remote() -> Iterator[Said]:
-    """See whether an accepted run could be pushed."""
+def _remote() -> Iterator[Result]:
+    """Check whether an accepted run can be pushed."""
     from tasks.dvc.remote import probe_remote
 
     problem, place = probe_remote()
@@ -173,27 +173,28 @@ def _remote() -> Iterator[Said]:
         yield OK, f"not in use, registry.push is false ({problem})"
 
 
-def _store() -> Iterator[Said]:
-    from tasks.tracking.store import connect, has_store, is_server, store_errors
+def _store() -> Iterator[Result]:
+    from tasks.tracking.location import has_store, is_server
+    from tasks.tracking.store import connect, store_errors
 
     settings = load_settings().registry
-    said = f"MLflow's store {settings.tracking_uri}"
+    store = f"MLflow's store {settings.tracking_uri}"
     if not has_store(settings):
-        yield OK, f"{said} is made by the first run"
+        yield OK, f"{store} is made by the first run"
         return
-    connect(settings)  # it refuses tables that are of another MLflow
+    connect(settings)  # refuses tables of another MLflow version
     if is_server(settings):
-        yield OK, f"{said} answers"
+        yield OK, f"{store} answers"
         return
     import mlflow
     from sqlalchemy import create_engine, text
 
     with store_errors(settings), create_engine(mlflow.get_tracking_uri()).connect() as tables:
         schema = tables.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    yield OK, f"{said} answers, schema {schema}"
+    yield OK, f"{store} answers, schema {schema}"
 
 
-def _prefect() -> Iterator[Said]:
+def _prefect() -> Iterator[Result]:
     from prefect.settings import get_current_settings
 
     from tasks.registry.lock import check_server
@@ -201,25 +202,25 @@ def _prefect() -> Iterator[Said]:
     url = get_current_settings().api.url
     check_server()
     if url is None:
-        yield OK, "PREFECT_API_URL is not set: each run has a Prefect server of its own"
+        yield OK, "PREFECT_API_URL is not set: each run starts its own Prefect server"
     else:
         yield OK, f"the Prefect server at {url} answers"
 
 
-def _schedules() -> Iterator[Said]:
+def _schedules() -> Iterator[Result]:
     from tasks.prefect.schedules import PREFECT_FILE, check_crons
 
     yield OK, f"{PREFECT_FILE}: {check_crons()} schedules"
 
 
-def _processor() -> Iterator[Said]:
+def _processor() -> Iterator[Result]:
     import torch
 
-    from pruneflow.models.loading import computes_bfloat16, resolve_device
+    from pruneflow.models.loading import resolve_device, supports_bfloat16
 
     compute = load_settings().compute
     device = resolve_device(compute)
-    native = computes_bfloat16(device)
+    native = supports_bfloat16(device)
     what = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores"
     yield OK, f"{what}, {'computes' if native else 'does not compute'} in bfloat16"
     if compute.dtype == "bfloat16" and not native:
@@ -231,82 +232,85 @@ def _processor() -> Iterator[Said]:
     if _NVIDIA.exists() and not torch.cuda.is_available():
         yield (
             WARNING,
-            f"there is an NVIDIA driver, and torch {torch.__version__} sees no GPU: docs/how-to/"
-            "gpu.md says which torch to install",
+            f"there is an NVIDIA driver, but torch {torch.__version__} sees no GPU: docs/how-to/"
+            "gpu.md names the torch to install",
         )
     if device == "cpu" and torch.cuda.is_available():
-        yield WARNING, "there is a GPU, and compute.device is cpu: set it to auto"
+        yield WARNING, "there is a GPU, but compute.device is cpu: set it to auto"
 
 
-def _memory() -> Iterator[Said]:
+def _memory() -> Iterator[Result]:
     import psutil
     import torch
 
     from pruneflow.footprint import footprint
-    from pruneflow.models.loading import computes_bfloat16, resolve_device
+    from pruneflow.models.loading import resolve_device, supports_bfloat16
 
     settings = load_settings()
     device = resolve_device(settings.compute)
-    native = settings.compute.dtype == "auto" and computes_bfloat16(device)
+    native = settings.compute.dtype == "auto" and supports_bfloat16(device)
     dtype = "bfloat16" if native or settings.compute.dtype == "bfloat16" else "float32"
     needed = footprint(settings, dtype)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     kind = "GPU memory" if device == "cuda" else "memory"
     if needed is None:
-        yield OK, f"{_gigabytes(free)} of {kind} free; the model's size is known once it is fetched"
+        yield OK, f"{_gigabytes(free)} of {kind} free; the model's size is known after its download"
         return
-    said = f"{_gigabytes(free)} of {kind} free, a run needs some {_gigabytes(needed.memory)}"
+    message = f"{_gigabytes(free)} of {kind} free, a run needs about {_gigabytes(needed.memory)}"
     if free >= needed.memory:
-        yield OK, said
+        yield OK, message
     elif device == "cpu":
-        yield WARNING, f"{said}: end other programs, or lower compute.batch_tokens"
+        yield WARNING, f"{message}: end other programs, or lower compute.batch_tokens"
     elif settings.compute.placement == "whole":
-        yield WARNING, f"{said}: end other programs, or set compute.placement to auto"
+        yield WARNING, f"{message}: end other programs, or set compute.placement to auto"
     else:
-        yield OK, f"{said} where models are whole; they are spread or streamed (docs/how-to/gpu.md)"
+        yield (
+            OK,
+            f"{message} on one device: models are spread or streamed (docs/how-to/gpu.md)",
+        )
 
 
-def _disk() -> Iterator[Said]:
+def _disk() -> Iterator[Result]:
     from pruneflow.footprint import footprint, present
 
     needed = footprint(load_settings(), "float32")
     free = shutil.disk_usage(Path.cwd()).free
     if needed is None:
-        yield OK, f"{_gigabytes(free)} free; the model's size is known once it is fetched"
+        yield OK, f"{_gigabytes(free)} free; the model's size is known after its download"
         return
     room = free + present()
-    said = (
+    message = (
         f"{_gigabytes(free)} free, a run from the beginning takes {_gigabytes(needed.disk_least)} "
         f"to {_gigabytes(needed.disk_most)}"
     )
     if room < needed.disk_least:
-        yield PROBLEM, f"{said}: free some, `pruneflow gc` shows what nothing needs"
+        yield PROBLEM, f"{message}: free some, `pruneflow gc` shows what is not needed"
     elif room < needed.disk_most:
-        yield WARNING, f"{said}: free some, `pruneflow gc` shows what nothing needs"
+        yield WARNING, f"{message}: free some, `pruneflow gc` shows what is not needed"
     else:
-        yield OK, said
+        yield OK, message
 
 
-def _git() -> Iterator[Said]:
-    from tasks.tracking.runs import git_state
+def _git() -> Iterator[Result]:
+    from tasks.tracking.git_state import git_state
 
     commit, changed = git_state()
     if commit == "unknown":
         yield (
             WARNING,
-            "no commit: versions will not say which code made them; run `git init` and commit",
+            "no commit: versions will not record their code; run `git init` and commit",
         )
     elif changed == "true":
         yield (
             WARNING,
-            f"commit {commit[:12]} with changes: commit them, or what a run makes of them can only "
-            "be promoted by the run itself",
+            f"commit {commit[:12]} with changes: commit them, or only the run itself can promote "
+            "its model",
         )
     else:
         yield OK, f"commit {commit[:12]}, nothing changed"
 
 
-CHECKS: dict[str, Callable[[], Iterator[Said]]] = {
+CHECKS: dict[str, Callable[[], Iterator[Result]]] = {
     "python": _python,
     "packages": _packages,
     "folder": _folder,

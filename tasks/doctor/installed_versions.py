@@ -1,4 +1,4 @@
-"""What is installed, compared with what the project asks for and with what the lock pins."""
+"""Compare installed versions with those of pyproject.toml and the lock."""
 
 import platform
 import tomllib
@@ -17,12 +17,12 @@ LOCK = Path("requirements.lock")
 
 
 class Versions(NamedTuple):
-    """Packages that the project names itself.
+    """The direct dependencies of the project.
 
     Attributes:
         installed: version by package.
-        wrong: one line for each that is missing or out of the project's bounds.
-        unlocked: one line for each that is within them, and is not the lock's.
+        wrong: one line for each that is missing or out of bounds.
+        unlocked: one line for each that is within bounds but differs from the lock.
     """
 
     installed: dict[str, str]
@@ -34,7 +34,7 @@ def check_python() -> str:
     """Return the version of this Python.
 
     Raises:
-        InputError: the project cannot be run by it.
+        InputError: the project does not support it.
     """
     here, wanted = platform.python_version(), _project()["requires-python"]
     if here not in SpecifierSet(wanted):
@@ -60,18 +60,18 @@ def compare_packages() -> Versions:
         except metadata.PackageNotFoundError:
             found.wrong.append(f"{name} is not installed")
             continue
-        said = f"{name} is {found.installed[name]}"
-        # A local build, such as torch's +cpu, is of the version that it is built from.
+        installed = f"{name} is {found.installed[name]}"
+        # A local build, such as torch's +cpu, counts as its public version.
         version = found.installed[name].partition("+")[0]
         if version not in requirement.specifier:
-            found.wrong.append(f"{said}, and the project needs {requirement.specifier}")
+            found.wrong.append(f"{installed}, and the project needs {requirement.specifier}")
         elif name in pins and version not in pins[name]:
-            found.unlocked.append(f"{said}, and {LOCK} has {pins[name]}")
+            found.unlocked.append(f"{installed}, and {LOCK} has {pins[name]}")
     return found
 
 
 def _pins() -> dict[str, SpecifierSet]:
-    """Return what the lock pins for this Python and system, by package."""
+    """Return the versions that the lock pins for this Python and system, by package."""
     try:
         lines = LOCK.read_text(encoding="utf-8").splitlines()
         pinned = [Requirement(line.rstrip("\\ ")) for line in lines if line[:1].isalnum()]

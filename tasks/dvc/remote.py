@@ -13,12 +13,16 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from tasks.dvc.repro import last_words, run_child
+from tasks.dvc.status import note_push
 
 
 def push(log: Callable[[str], Any]) -> str | None:
     """Push what dvc.lock names to DVC's default remote; returns why it failed, or None."""
     code, said = run_child([sys.executable, "-m", "dvc", "push", "--quiet"], log, {})
-    return None if code == 0 else last_words(code, said)
+    if code != 0:
+        return last_words(code, said)
+    note_push()
+    return None
 
 
 def probe_remote() -> tuple[str | None, str]:

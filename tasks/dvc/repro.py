@@ -1,7 +1,8 @@
 """Run one DVC stage as a child process, from a Prefect task.
 
 `dvc repro -s NAME` decides by itself whether the stage has anything to do. It runs in a session of
-its own, so that ending the flow ends DVC, the stage and whatever the stage started.
+its own, so that ending the flow ends DVC, the stage and whatever the stage started. DVC removes the
+outs of a stage before it runs it: when the stage fails, they are restored from DVC's cache.
 """
 
 import codecs
@@ -24,18 +25,18 @@ from typing import Any
 import networkx
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from prefect import get_run_logger, task
+from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging.loggers import task_run_logger
 from prefect.states import Completed, Failed
 
-from pruneflow.errors import InputError, PruneflowError
+from pruneflow.errors import InputError, PruneflowError, StoreBusyError
 from pruneflow.workspace import clear_error, read_error
 
 BAD_INPUT = "BadInput"
 GRACE_SECONDS = 10.0
-RETRIES = 3
-RETRY_SECONDS = 5.0
+DVC = (sys.executable, "-m", "dvc")
 
 # What DVC says to people who type its commands; everything else it says is shown.
 _CHATTER = (
@@ -54,8 +55,8 @@ _CHATTER = (
 )
 # A line of a stage or of DVC that repeats what `last_error.json` says in one line.
 _ERROR = ("ERROR: ", "error: ")
-# What can pass by itself: another command holds DVC's lock for a moment, a disk or network fails.
-_PASSING = (
+# What may pass by itself: another command holds DVC's lock for a moment, a disk or network fails.
+_TRANSIENT = (
     "is busy",
     "Unable to acquire lock",
     "Resource temporarily unavailable",
@@ -79,17 +80,37 @@ class StageError(PruneflowError):
     """A stage that failed for another reason than bad input."""
 
 
+class TransientStageError(StageError):
+    """A stage that failed for a reason that may pass by itself."""
+
+
+def _may_pass(task: Task[..., Any], run: TaskRun, state: State) -> bool:
+    """Whether the error that a task returned may pass, so that Prefect runs the task again."""
+    if not isinstance(state.data, (StoreBusyError, TransientStageError)):
+        return False
+    task_run_logger(run, task).info(f"{run.name}: {state.message}; it is run again")
+    return True
+
+
+# What a task is decorated with for Prefect to run it again when its error may pass.
+RETRIED: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": 5,
+    "retry_condition_fn": _may_pass,
+}
+
+
 def failed(error: PruneflowError, name: str | None = None) -> State:
-    """Return the state that says an error in one line.
+    """Return the state that reports an error in one line.
 
     Returned and not raised, because Prefect logs a traceback for what is raised, which tells a
     user nothing. Bad input has a name of its own: running again cannot help.
     """
     named = name or (BAD_INPUT if error.exit_code == InputError.exit_code else "Failed")
-    return Failed(name=named, message=str(error))
+    return Failed(name=named, message=str(error), data=error)
 
 
-@task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE)
+@task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, **RETRIED)
 def run_stage(name: str, position: str = "", environment: dict[str, str] | None = None) -> State:
     """Run the DVC stage `name`, unless nothing it depends on has changed.
 
@@ -115,32 +136,29 @@ def run_stage(name: str, position: str = "", environment: dict[str, str] | None 
 
 
 def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str]) -> StageOutcome:
-    """Run `dvc repro -s NAME`, again when it failed of what can pass, and wait for it to end.
+    """Run `dvc repro -s NAME` and wait for it to end; when it fails, the earlier outs are restored.
 
     Raises:
         InputError: the stage named what is wrong with its input.
+        TransientStageError: it failed for a reason that may pass.
         StageError: the stage failed in another way.
     """
     started = time.monotonic()
-    for attempt in range(RETRIES + 1):
-        clear_error()
-        code, said = run_child([sys.executable, "-m", "dvc", "repro", "-s", name], log, environment)
-        if code == 0:
-            unchanged = any("didn't change, skipping" in line for line in said)
-            return StageOutcome(name, unchanged, time.monotonic() - started)
-        recorded = read_error()
-        if recorded is not None and recorded.exit_code == InputError.exit_code:
-            raise InputError(recorded.message)
-        words = [recorded.message] if recorded is not None else said
-        passing = next((word for word in _PASSING if any(word in line for line in words)), None)
-        if attempt < RETRIES and passing is not None:
-            log(f"{name}: {passing}, trying again in {RETRY_SECONDS:.0f} s")
-            time.sleep(RETRY_SECONDS)
-            continue
-        if recorded is not None:
-            raise StageError(recorded.message)
-        break
-    raise StageError(f"stage {name} failed: {last_words(code, said)}")
+    clear_error()
+    code, output = run_child([*DVC, "repro", "-s", name], log, environment)
+    if code == 0:
+        unchanged = any("didn't change, skipping" in line for line in output)
+        return StageOutcome(name, unchanged, time.monotonic() - started)
+    # What was never made has nothing in the cache: DVC's complaint about it is no news.
+    run_child([*DVC, "checkout", "--quiet", "--force", name], lambda line: None, {})
+    recorded = read_error()
+    if recorded is not None and recorded.exit_code == InputError.exit_code:
+        raise InputError(recorded.message)
+    message = recorded.message if recorded is not None else last_words(code, output)
+    lines = output if recorded is None else [message]
+    transient = any(reason in line for reason in _TRANSIENT for line in lines)
+    error = TransientStageError if transient else StageError
+    raise error(message if recorded is not None else f"stage {name} failed: {message}")
 
 
 def last_words(code: int, said: list[str]) -> str:

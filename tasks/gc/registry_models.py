@@ -1,13 +1,16 @@
-"""What MLflow's store keeps and nothing points at: versions, logged models, deleted runs.
+"""Unreferenced items of MLflow's store: versions, logged models, files of deleted runs.
 
-Rows of runs stay, and so do the reports of every run that is not deleted: they are small, and they
-say what became of a model. A logged model is removed in an order that a kill cannot make worse: the
-version that names it, its files, its row. Without its version it is found again by itself.
+Rows of runs stay, and so do the reports of every run that is not deleted: they are small and
+document a model. A logged model is removed in an order that survives a kill: the version that names
+it, its files, its row. A logged model without a version is found again.
+
+`mlflow gc` is not used for deleted runs: it needs the database behind a server, does not spare the
+runs that registered versions refer to, and does not report sizes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
@@ -17,15 +20,16 @@ from pruneflow.settings.pipeline import RegistrySettings
 from tasks.gc.removable import Kind, Removable
 from tasks.registry import promotion
 from tasks.registry.versions import DECISION_RUN
-from tasks.tracking.store import connect, has_store, store_errors
+from tasks.tracking.location import has_store
+from tasks.tracking.store import connect, store_errors
 
 
 def unreferenced(settings: RegistrySettings, keep_versions: int = 0) -> list[Removable]:
-    """Find what no alias needs in the experiment and the registered model of the settings.
+    """Find what no alias needs in the experiment and registered model of the settings.
 
     Args:
         settings: the registry.
-        keep_versions: how many of the versions without an alias to keep, the newest.
+        keep_versions: number of versions without an alias to keep, the newest.
     """
     if not has_store(settings):
         return []
@@ -35,22 +39,22 @@ def unreferenced(settings: RegistrySettings, keep_versions: int = 0) -> list[Rem
 
 
 class _Store:
-    """MLflow's store, and what points at what in it."""
+    """MLflow's store and the references in it."""
 
     def __init__(self, client: MlflowClient, settings: RegistrySettings) -> None:
         self._client, self._settings = client, settings
-        self._versions: list[ModelVersion] = list(_pages(client.search_model_versions))
+        self._versions = mlflow.search_model_versions()
 
     def unreferenced(self, keep_versions: int) -> Iterator[Removable]:
-        going = self._without_alias()[keep_versions:]
-        numbers = {str(version.version) for version in going}
+        unused = self._without_alias()[keep_versions:]
+        numbers = {str(version.version) for version in unused}
         staying = [
             version
             for version in self._versions
             if version.name != self._settings.name or str(version.version) not in numbers
         ]
         models = {_logged_model(version) for version in staying}
-        for version in going:
+        for version in unused:
             yield self._version(version, models)
         experiment = self._client.get_experiment_by_name(self._settings.experiment)
         if experiment is None:
@@ -62,10 +66,10 @@ class _Store:
         yield from self._deleted_runs(experiment.experiment_id, runs)
 
     def _without_alias(self) -> list[ModelVersion]:
-        """The versions that nothing needs, the newest first.
+        """The versions that nothing refers to, newest first.
 
-        One that somebody took out of production stays: a run that makes the same model again would
-        not know it, and put it back.
+        A version that was rolled back stays: without it, a run that makes the same model again
+        would promote it.
         """
         ours = [version for version in self._versions if version.name == self._settings.name]
         if not ours:
@@ -95,37 +99,33 @@ class _Store:
         return self._removable("version", f"{name} version {number}", size, remove)
 
     def _logged_models(self, experiment: str, named: set[str | None]) -> Iterator[Removable]:
-        """Models that a run logged and no version names: it was killed, or the version deleted."""
-        for model in _pages(self._client.search_logged_models, experiment_ids=[experiment]):
+        """Models that no version names: their run was killed, or the version was deleted."""
+        for model in mlflow.search_logged_models([experiment], output_format="list"):
             if model.model_id not in named and self._is_ours(model.source_run_id):
                 size, remove = self._model_files(model.model_id)
                 yield self._removable("logged model", model.model_id, size, remove)
 
     def _is_ours(self, run_id: str | None) -> bool:
-        """Whether the pipeline logged it; others may use the experiment, too."""
+        """Whether the pipeline logged it; others may use the experiment as well."""
         return bool(run_id) and "decision" in self._client.get_run(str(run_id)).data.tags
 
     def _model_files(self, model: str) -> tuple[int, Callable[[], None]]:
         place = self._client.get_logged_model(model).artifact_location
 
         def remove() -> None:
-            _repository(place).delete_artifacts()
+            get_artifact_repository(place).delete_artifacts()
             self._client.delete_logged_model(model)
 
         return _stored(place), remove
 
     def _deleted_runs(self, experiment: str, needed: set[str]) -> Iterator[Removable]:
-        """Files of runs that somebody deleted in MLflow, which keeps them."""
-        deleted = _pages(
-            self._client.search_runs,
-            experiment_ids=[experiment],
-            run_view_type=ViewType.DELETED_ONLY,
-        )
-        for run in deleted:
+        """Files of runs that were deleted in MLflow, which keeps the files."""
+        deleted = ViewType.DELETED_ONLY
+        for run in mlflow.search_runs([experiment], run_view_type=deleted, output_format="list"):
             place = run.info.artifact_uri
             size = _stored(place)
             if size and run.info.run_id not in needed:
-                remove = _repository(place).delete_artifacts
+                remove = get_artifact_repository(place).delete_artifacts
                 yield self._removable("deleted run", run.info.run_id, size, remove)
 
     def _removable(self, kind: Kind, name: str, size: int, remove: Callable[[], None]) -> Removable:
@@ -145,24 +145,10 @@ def _logged_model(version: ModelVersion) -> str | None:
     return source.removeprefix("models:/") if source.startswith(prefix) else None
 
 
-def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        page: Iterable[Any] = search(page_token=token, **arguments)
-        yield from page
-        token = page.token  # type: ignore[attr-defined]
-        if not token:
-            return
-
-
-def _repository(place: str) -> Any:
-
-    return get_artifact_repository(place)
-
-
 def _stored(place: str) -> int:
-    """Bytes of all files below a place of artifacts, wherever that is."""
-    repository, size, folders = _repository(place), 0, [None]
+    """Bytes of all files below an artifact location, local or remote."""
+    repository, size = get_artifact_repository(place), 0
+    folders: list[str | None] = [None]
     while folders:
         for entry in repository.list_artifacts(folders.pop()):
             if entry.is_dir:

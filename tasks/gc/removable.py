@@ -1,4 +1,4 @@
-"""What `pruneflow gc` may remove, and how much that is."""
+"""Things that `pruneflow gc` can remove, with their sizes."""
 
 import shutil
 from collections.abc import Callable
@@ -6,20 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-Kind = Literal[
-    "version", "logged model", "deleted run", "round", "leftover", "run cache", "cache entry"
-]
+Kind = Literal["version", "logged model", "deleted run", "round", "leftover", "cache entry"]
 
 
 @dataclass(frozen=True)
 class Removable:
-    """Something that nothing needs; two are equal when they are the same thing in the same state.
+    """Something that is not needed; equal to another if it is the same thing in the same state.
 
     Attributes:
         kind: what it is.
-        name: which one of its kind.
+        name: identifies it within its kind.
         size: bytes.
-        remove: takes it away; what a kill leaves of it is found, and removed, the next time.
+        remove: removes it; if it is killed, the next gc finds and removes the rest.
     """
 
     kind: Kind
@@ -34,12 +32,12 @@ class Removable:
 
     @classmethod
     def of_folder(cls, kind: Kind, path: Path) -> Self:
-        """A folder whose name others look for: a kill must not leave half of it there."""
+        """A folder that others look for: it is renamed first, so that a kill leaves no half."""
 
         def remove() -> None:
-            gone = path.with_name(f".{path.name}.old")
-            remove_path(gone)
-            remove_path(path.rename(gone))
+            old = path.with_name(f".{path.name}.old")
+            remove_path(old)
+            remove_path(path.rename(old))
 
         return cls(kind, path.as_posix(), size_of(path), remove)
 
@@ -52,7 +50,7 @@ def size_of(path: Path) -> int:
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file, a link or a whole folder; nothing happens when it is gone already."""
+    """Remove a file, link or folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

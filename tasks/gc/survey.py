@@ -1,8 +1,7 @@
 """Find what no alias, lock or run needs any more, and remove it.
 
-A run is never beside it: it holds the workspace and the registry, as a run and a promotion do. What
-it removes is independent of what stays, and each thing goes in an order that a kill cannot make
-worse; whatever a kill leaves is found the next time.
+It holds the workspace and the registry, so that no run and no promotion happens at the same time.
+Everything it removes is independent of what stays; if it is killed, the next gc finds the rest.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from pruneflow.paths import (
 )
 from pruneflow.recovery_stage import recovery_checkpoint
 from pruneflow.settings.pipeline import PIPELINE_FILE, PipelineSettings
-from pruneflow.workspace import STATE, run_lock, wait_for_stage_left_behind
+from pruneflow.workspace import STATE, run_lock, wait_for_leftover_stage
 from tasks.gc.dvc_cache import CacheUncertainError, known_paths, repository, unused_entries
 from tasks.gc.registry_models import unreferenced
 from tasks.gc.removable import Removable
@@ -31,7 +30,7 @@ from tasks.registry import promotion
 
 @dataclass(frozen=True)
 class Survey:
-    """What can go, in the order in which it goes, and what was left alone and why."""
+    """What can be removed, in this order, and notes on what was skipped."""
 
     found: list[Removable]
     notes: list[str]
@@ -39,18 +38,18 @@ class Survey:
 
 @contextmanager
 def survey(settings: PipelineSettings, keep_versions: int = 0) -> Iterator[Survey]:
-    """Hold workspace and registry, and look at all of them; removing is safe until it ends.
+    """Hold workspace and registry and survey them; removing is safe until the block ends.
 
     Args:
         settings: the pipeline's.
-        keep_versions: how many of the versions without an alias to keep, the newest.
+        keep_versions: number of versions without an alias to keep, the newest.
 
     Raises:
-        WorkspaceBusyError: a run or a stage is at work.
+        WorkspaceBusyError: a run or a stage is running.
         InputError: dvc.yaml or MLflow's store cannot be read.
     """
     with run_lock(), promotion.held(settings.registry):
-        wait_for_stage_left_behind()
+        wait_for_leftover_stage()
         with repository() as repo:
             outs, deps = known_paths(repo)
             found = [
@@ -63,7 +62,7 @@ def survey(settings: PipelineSettings, keep_versions: int = 0) -> Iterator[Surve
             try:
                 found += unused_entries(repo)
             except CacheUncertainError as error:
-                notes.append(f"{error}: it is left alone")
+                notes.append(f"{error}: nothing of it is removed")
             yield Survey(found, notes)
 
 
@@ -71,7 +70,7 @@ def remove(things: Iterable[Removable]) -> None:
     """Remove what a survey found, while it holds.
 
     Raises:
-        InputError: the system refuses to remove something; what went before it is gone.
+        InputError: something cannot be removed; everything before it is.
     """
     for thing in things:
         try:
@@ -84,7 +83,7 @@ def remove(things: Iterable[Removable]) -> None:
 
 
 def _rounds(known: set[Path]) -> Iterator[Removable]:
-    """Folders of a longer plan: no stage writes or reads them, or anything in or above them."""
+    """Folders of a longer plan: no stage writes or reads them, nor anything in or above them."""
     for folder in sorted(CHECKPOINTS.glob("[!.]*")):
         place = folder.absolute()
         if folder.is_symlink() or not folder.is_dir():
@@ -94,7 +93,7 @@ def _rounds(known: set[Path]) -> Iterator[Removable]:
 
 
 def _leftovers(outs: set[Path]) -> Iterator[Removable]:
-    """What killed processes left beside what they wrote."""
+    """Temporary files of killed processes."""
     here = Path.cwd()
     written = {out.relative_to(here) for out in outs if out.is_relative_to(here)}
     written |= {DECISION, IN_PRODUCTION, PIPELINE_FILE, SOURCES_LOCK}
@@ -108,13 +107,13 @@ def _leftovers(outs: set[Path]) -> Iterator[Removable]:
 
 
 def _recoveries(settings: PipelineSettings) -> Iterator[Removable]:
-    """Checkpoints of recoveries that the present settings, rounds and text do not go on with."""
+    """Recovery checkpoints that a run of the current settings, rounds and text does not resume."""
     if RECOVERY_DONE.exists():
         yield Removable.of_path("leftover", RECOVERY_DONE)
     try:
         current = recovery_checkpoint(settings)
     except DamagedArtifactError:
-        return  # rounds to come: which of these they go on with is not known yet
+        return  # a round is missing: which of these its recovery resumes is not known yet
     needed = {current} if current is not None else set()
     places = set(RECOVERY.iterdir()) if RECOVERY.is_dir() else set()
     if current is not None and current not in places:

@@ -1,1 +1,1 @@
-"""Prefect: the server, flow runs, schedules."""
+"""Prefect: flow runs, schedules, notifications."""

@@ -1,7 +1,8 @@
-"""Which flow run is at work on this workspace, so that a killed one does not stay Running."""
+"""Mark a flow run of this workspace that was killed as Crashed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -12,33 +13,30 @@ from prefect.states import Crashed
 
 from pruneflow.artifacts import read_json, write_json
 from pruneflow.errors import DamagedArtifactError
-from pruneflow.workspace import STATE
+from pruneflow.workspace import FLOW_RUN
 
-_CURRENT = STATE / "flow_run.json"
-
-
-# Called with the name of its flow, a run that was killed, and its new state.
-Told = Callable[[str, FlowRun, State], None]
+# Called with the name of the flow, the run that was killed, and its new state.
+OnKilled = Callable[[str, FlowRun, State], None]
 
 
 @contextmanager
-def only_run(told: Told) -> Iterator[None]:
-    """Note the caller, who holds the workspace, and mark a run left behind as Crashed.
+def only_run(on_killed: OnKilled) -> Iterator[None]:
+    """Record the calling run, which holds the workspace, and mark a killed one as Crashed.
 
-    A run that ends, however it fails, takes its note away; one that was killed cannot, and tells
-    nobody: when no worker has seen it end, `told` is called here.
+    A run removes its record however it fails. A record that is still there belongs to a run that
+    was killed, whose hooks never ran: unless a worker saw it end, `on_killed` is called.
     """
-    _close_what_was_killed(told)
-    write_json(_CURRENT, {"id": str(flow_run.get_id())})
+    _mark_killed(on_killed)
+    write_json(FLOW_RUN, {"id": str(flow_run.get_id())})
     try:
         yield
     finally:
-        _CURRENT.unlink(missing_ok=True)
+        FLOW_RUN.unlink(missing_ok=True)
 
 
-def _close_what_was_killed(told: Told) -> None:
+def _mark_killed(on_killed: OnKilled) -> None:
     try:
-        killed = UUID(read_json(_CURRENT)["id"])
+        killed = UUID(read_json(FLOW_RUN)["id"])
     except (DamagedArtifactError, KeyError, TypeError, ValueError):
         return
     with get_client(sync_client=True) as client:
@@ -46,8 +44,8 @@ def _close_what_was_killed(told: Told) -> None:
             run = client.read_flow_run(killed)
             if run.state is None or run.state.is_final():
                 return
-            said = Crashed(message="its process was killed; a later run found it out")
-            client.set_flow_run_state(killed, said, force=True)
-            told(client.read_flow(run.flow_id).name, run, said)
+            state: State[Any] = Crashed(message="its process was killed; a later run noticed it")
+            client.set_flow_run_state(killed, state, force=True)
+            on_killed(client.read_flow(run.flow_id).name, run, state)
         except ObjectNotFound:
             pass  # of another Prefect server

@@ -1,7 +1,7 @@
-"""The schedules of prefect.yaml: checked before they are deployed, and left switched as they are.
+"""The schedules of prefect.yaml: checked before deployment, and kept active or paused.
 
-`prefect deploy` makes a deployment's schedules anew, switched as prefect.yaml says. Who switched
-one on or off meant it to stay so.
+`prefect deploy` replaces a deployment's schedules and resets each to the `active` of prefect.yaml.
+A schedule that a user resumed or paused must stay so.
 """
 
 from pathlib import Path
@@ -17,12 +17,12 @@ from pruneflow.settings.base import read_yaml
 
 PREFECT_FILE = Path("prefect.yaml")
 
-# By the name of a deployment and what each of its schedules says: whether it is on.
-Switches = dict[str, dict[str, bool]]
+# Whether each schedule is active, by deployment and by the schedule's repr.
+Active = dict[str, dict[str, bool]]
 
 
 def check_crons(path: Path = PREFECT_FILE) -> int:
-    """Make sure that every cron of prefect.yaml can be understood; returns how many there are.
+    """Check that every cron of prefect.yaml is valid; returns how many there are.
 
     Raises:
         InputError: the file is missing or is not YAML, or a cron or its time zone is wrong.
@@ -40,25 +40,25 @@ def check_crons(path: Path = PREFECT_FILE) -> int:
             wrong = error.errors()[0]
             given = repr(zone) if wrong["loc"] == ("timezone",) else repr(cron)
             raise InputError(
-                f"{path}, deployment {deployment}: the schedule {given} cannot be understood: "
+                f"{path}, deployment {deployment}: the schedule {given} is not valid: "
                 'write a cron of five fields, e.g. "0 3 * * 1", and a time zone, e.g. UTC'
             ) from None
         found += 1
     return found
 
 
-def switches() -> Switches:
-    """Ask the Prefect server which schedules of which deployments are on."""
+def active_schedules() -> Active:
+    """Return which schedules are active on the Prefect server."""
     return {
         deployment.name: {repr(each.schedule): bool(each.active) for each in deployment.schedules}
         for deployment in _deployments()
     }
 
 
-def switch_as_before(before: Switches) -> None:
-    """Switch every schedule that was there before as it was then.
+def restore_active(before: Active) -> None:
+    """Set every schedule active or paused as it was before.
 
-    The only one of a deployment is the one it had, even if its hour was changed.
+    A deployment's only schedule keeps its state even if its cron was changed.
     """
     with get_client(sync_client=True) as client:
         for deployment in _deployments():
@@ -71,13 +71,12 @@ def switch_as_before(before: Switches) -> None:
 
 
 def _deployments() -> list[DeploymentResponse]:
-
     with get_client(sync_client=True) as client:
         return list(client.read_deployments())
 
 
 def _schedules(values: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Return every schedule with the name of its deployment; what is no mapping is Prefect's."""
+    """Return every schedule with the name of its deployment; Prefect reports malformed ones."""
     deployments = values.get("deployments") if isinstance(values, dict) else None
     return [
         (str(deployment.get("name")), schedule)

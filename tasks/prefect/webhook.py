@@ -1,56 +1,54 @@
-"""Tell a webhook how a run ended."""
+"""Send a message to a webhook with Prefect's Webhook block, whose URL is a secret."""
 
 import logging
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from httpx2 import HTTPError, InvalidURL
-from httpx2 import post as post_json
+from httpx import HTTPError, InvalidURL, Response
+from prefect.blocks.webhook import Webhook
+from prefect.utilities.asyncutils import run_coro_as_sync
 
 from pruneflow.settings.pipeline import NotifySettings
 
 VARIABLE = "PRUNEFLOW_WEBHOOK"
 ATTEMPTS = 3
-TIMEOUT = 5.0  # seconds an attempt
 PAUSE = 1.0  # seconds between attempts
 
 
-def webhook(settings: NotifySettings) -> str | None:
-    """Return the URL that hears of runs: the setting's, or else the environment's; None without."""
+def webhook_url(settings: NotifySettings) -> str | None:
+    """Return the webhook's URL, from the settings or else the environment; None without one."""
     return settings.webhook or os.environ.get(VARIABLE) or None
 
 
 def mask(url: str) -> str:
-    """Name a webhook without what is secret about it: user, password, path and query."""
+    """Return a webhook's URL without its secrets: user, password, path and query."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # what is between the brackets of a host is no address
+    except ValueError:  # e.g. an invalid IPv6 address
         return "the webhook"
     return f"{parts.scheme}://{parts.hostname}/..."
 
 
-def post(url: str, message: Mapping[str, Any]) -> str | None:
-    """Send a message as JSON; returns why it could not be sent, or None.
+def send(url: str, message: dict[str, Any]) -> str | None:
+    """Post a message as JSON; returns the error, or None.
 
-    A webhook that refuses it is not asked again, one that does not answer or is out of order is.
+    Connection errors and statuses from 500 are retried, which neither the block nor httpx does.
     """
-    # It would log every URL it asks, and a webhook's URL is its password.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    problem = None
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs every URL
+    error = None
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE)
         try:
-            status = post_json(url, json=dict(message), timeout=TIMEOUT).status_code
-        except (HTTPError, InvalidURL) as error:
-            problem = f"{mask(url)} does not answer ({type(error).__name__})"
+            response: Response = run_coro_as_sync(Webhook(url=url).call(message))
+        except (HTTPError, InvalidURL) as failure:
+            error = f"{mask(url)} does not answer ({type(failure).__name__})"
             continue
-        if status < 300:
+        if response.is_success:
             return None
-        problem = f"{mask(url)} answered with status {status}"
-        if status < 500:
+        error = f"{mask(url)} answered with status {response.status_code}"
+        if response.status_code < 500:
             break
-    return problem
+    return error

@@ -1,4 +1,4 @@
-"""One at a time: on a host by a file lock, over many by a limit of their Prefect server."""
+"""The registry's locks: a file on one host, a concurrency limit of Prefect across hosts."""
 
 import logging
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ from prefect.settings import get_current_settings
 from pruneflow.errors import InputError, WorkspaceBusyError
 from pruneflow.settings.pipeline import RegistrySettings
 from pruneflow.workspace import registry_lock
-from tasks.tracking.store import store_file
+from tasks.tracking.location import store_file
 
 REGISTRY_LIMIT = "pruneflow-registry"
 WAIT_SECONDS = 600.0
-LEASE_SECONDS = 60.0  # the least that Prefect's servers grant
+LEASE_SECONDS = 60.0  # Prefect's minimum
 
 
 @contextmanager
 def registry_held(settings: RegistrySettings) -> Iterator[None]:
-    """Hold the registry: nobody else registers a version or moves an alias meanwhile.
+    """Hold the registry: nobody else registers a version or moves an alias until the block ends.
 
-    All who use a file as MLflow's store take turns by a lock beside it. Workspaces that share a
-    Prefect server (PREFECT_API_URL) take turns by its global concurrency limit
-    `pruneflow-registry`, made on first use. Its lease runs out soon after the holder is killed.
+    All users of an SQLite store share a lock file next to it. Workspaces that share a Prefect
+    server (PREFECT_API_URL) also share its global concurrency limit `pruneflow-registry`, created
+    on first use. Its lease expires soon after the holder is killed.
 
     Raises:
-        WorkspaceBusyError: somebody else holds it for longer than WAIT_SECONDS.
+        WorkspaceBusyError: it stays held for longer than WAIT_SECONDS.
         InputError: no Prefect server answers at PREFECT_API_URL, or it refuses.
     """
     url = get_current_settings().api.url
@@ -40,10 +40,10 @@ def registry_held(settings: RegistrySettings) -> Iterator[None]:
 
 
 def check_server() -> None:
-    """Ask the Prefect server at PREFECT_API_URL, if it is set, whether it is there and lets us in.
+    """Check that the Prefect server at PREFECT_API_URL, if set, is up and accepts our login.
 
     Raises:
-        InputError: it is not, or it does not.
+        InputError: it is not, or does not.
     """
     url = get_current_settings().api.url
     if url is not None:
@@ -52,8 +52,7 @@ def check_server() -> None:
 
 
 def _take_turn(url: str, stack: ExitStack) -> None:
-
-    # It counts, at the end of a process, the events about this limit that are still on their way.
+    # When a process ends, it logs how many events about this limit are still pending.
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
     turn = concurrency(
         REGISTRY_LIMIT, strict=True, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS
@@ -64,14 +63,13 @@ def _take_turn(url: str, stack: ExitStack) -> None:
             stack.enter_context(turn)
     except TimeoutError:
         raise WorkspaceBusyError(
-            f"another workspace is at work on the registry (global concurrency limit "
+            f"another workspace is using the registry (global concurrency limit "
             f"{REGISTRY_LIMIT} of {url}): wait for it"
         ) from None
 
 
 @contextmanager
 def _server_errors(url: str) -> Iterator[None]:
-
     try:
         yield
     except PrefectHTTPStatusError as error:
@@ -87,9 +85,8 @@ def _server_errors(url: str) -> Iterator[None]:
 
 
 def _make_limit() -> None:
-
     try:
         with get_client(sync_client=True) as client:
             client.upsert_global_concurrency_limit_by_name(REGISTRY_LIMIT, limit=1)
     except ObjectAlreadyExists:
-        pass  # somebody else made it a moment ago
+        pass  # another workspace created it first

@@ -1,7 +1,7 @@
-"""What is known about a model that somebody names: a registered version, or one of the workspace.
+"""Collect what `pruneflow compare` shows of a registered version or a model of the workspace.
 
-A version is known by what its MLflow run keeps. A round, the dense and the delivered model are
-known by their records, and by those reports that are about the same digest.
+For a version it comes from its MLflow run; for a round, the dense and the delivered model from
+their records, and from the reports about the same digest.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ DELIVERED = "model"
 
 
 def find_side(name: str, settings: PipelineSettings) -> Side:
-    """Return what is known about a model.
+    """Return one side of a comparison.
 
     Args:
         name: a version's number or alias, a round, ``dense`` or ``model``, the delivered one.
@@ -88,8 +88,8 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
     record = read_round_record(directory)
     if record.status == "skipped":
         raise InputError(
-            f"round {name} was skipped, because an earlier round ended the pruning: compare "
-            f"{record.delivered}, which is delivered"
+            f"round {name} was skipped, because an earlier round ended the schedule: compare "
+            f"{record.delivered} instead"
         )
     digest, summary = str(record.digest), _report(Summary, SUMMARY)
     complete = (

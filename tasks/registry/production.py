@@ -1,4 +1,4 @@
-"""The model that is in production, measured on the candidate's own text and questions."""
+"""Compare with the model in production, measured on the candidate's text and questions."""
 
 from collections.abc import Iterator, Mapping
 
@@ -29,9 +29,9 @@ def compare_with_production(settings: PipelineSettings, candidate: Evaluation) -
 
     Returns:
         None when nothing is in production. A version that cannot be measured or compared has a
-        ``problem`` and no comparison; the candidate itself has neither.
+        ``problem`` instead of a comparison; the candidate itself has neither.
     """
-    promotion.make_whole(settings.registry)
+    promotion.undo_killed_move(settings.registry)
     version = versions.status(settings.registry)[versions.PRODUCTION]
     if version is None:
         return None

@@ -1,11 +1,9 @@
-"""Moves of the alias ``production``: promotion, rollback, restoring; each checked and written down.
+"""Moves of the alias ``production``: promotion, rollback, restoring; each tested and recorded.
 
 A move takes two alias writes and two smoke tests. It is noted in a tag of the registered model
-before the first write, together with the aliases as they were, and becomes an entry of the model's
-history when it is done. Whoever finds such a note later finds the rest of a move that was killed,
-and undoes it: nobody saw its model pass the second smoke test. Moves are made one at a time: a file
-lock in this workspace and, where many share a Prefect server (PREFECT_API_URL), one of its global
-concurrency limits (`limits.py`).
+before the first write, together with the previous aliases, and becomes an entry of the model's
+history when it is done. A note that is found later belongs to a move that was killed before its
+model passed the second smoke test; that move is undone. Moves are made one at a time (`lock.py`).
 """
 
 import getpass
@@ -28,25 +26,31 @@ from pruneflow.records import parse_record
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import versions
 from tasks.registry.lock import registry_held
+from tasks.registry.registered_model import (
+    HISTORY,
+    PENDING,
+    PREVIOUS,
+    PRODUCTION,
+    history_of,
+    rolled_back_in,
+)
 from tasks.registry.smoke_test import SmokeError, smoke_tests
-from tasks.registry.versions import DECISION_ARTIFACT, PREVIOUS, PRODUCTION
-from tasks.tracking.store import connect, has_store, store_errors
+from tasks.registry.versions import DECISION_ARTIFACT
+from tasks.tracking.location import has_store
+from tasks.tracking.store import connect, store_errors
 
 Kind = Literal["promotion", "rollback", "restore"]
-
-_PENDING = "pending_move"
-_HISTORY = "move."
 
 
 @dataclass(frozen=True)
 class Approval:
-    """Who wants a move, and why; without a name it is whoever is logged in."""
+    """Who approves a move, and why; the user who is logged in by default."""
 
     by: str | None = None
     why: str | None = None
 
     def facts(self) -> dict[str, str]:
-        """What the history keeps of it."""
+        """Return what the history records."""
         return {"by": self.by or getpass.getuser(), "why": self.why or ""}
 
 
@@ -56,14 +60,14 @@ GATES = Approval("pruneflow run", "accepted by the gates")
 
 @dataclass(frozen=True)
 class Move:
-    """What a promotion, rollback or restoring did to the aliases."""
+    """The effect of a promotion, rollback or restoring on the aliases."""
 
     version: str
     former: str | None
     changed: bool
 
     def sentence(self, name: str) -> str:
-        """Say it in one line."""
+        """Describe it in one line."""
         if not self.changed:
             return f"version {self.version} of {name} is in production already"
         former = f"; version {self.former} is kept as previous" if self.former else ""
@@ -78,10 +82,10 @@ def promote(
     Args:
         settings: the registry and the registered model's name.
         version: which one; the candidate when None.
-        approval: who wants it and why.
+        approval: who approves it, and why.
 
     Raises:
-        InputError: nobody approves where ``registry.promotion`` is manual, there is no such
+        InputError: ``registry.promotion`` is manual and approval is missing, there is no such
             version, its gates did not accept it or compared it with another version than the one
             in production, its files are not those that were registered, its code was not
             committed, or it fails the smoke test.
@@ -106,10 +110,10 @@ def promote(
 
 
 def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
-    """Put the version that a run has just made into production, whether its code is committed.
+    """Put the version that a run has just made into production, even if its code is not committed.
 
     Returns:
-        None when somebody took it out of production before: only a person puts it back.
+        None when the version was rolled back before: then only a user promotes it again.
 
     Raises:
         InputError: as `promote`.
@@ -117,16 +121,14 @@ def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
     with _moving(settings) as moves:
         if moves.production == version:
             return moves.none()
-        if _was_rolled_back(moves.history(), version):
+        if rolled_back_in(moves.history(), version):
             return None
         check_accepted(moves.version(version), moves.production)
         return moves.make("promotion", version, GATES)
 
 
 def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
-    """Put ``previous`` back into production and keep the other as ``previous``.
-
-    A second rollback therefore undoes the first.
+    """Swap ``production`` and ``previous``; a second rollback therefore undoes the first.
 
     Raises:
         InputError: nothing was in production before, or it is damaged or fails the smoke test.
@@ -142,7 +144,7 @@ def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
 def restore(settings: RegistrySettings, version: str, approval: Approval = NOBODY) -> Move:
     """Put a version back into production that was there before, however long ago.
 
-    It was accepted then, so that its gates are not asked again.
+    It was accepted then, so its gates are not checked again.
 
     Raises:
         InputError: there is no such version, it never was in production, or it is damaged or fails
@@ -161,37 +163,28 @@ def restore(settings: RegistrySettings, version: str, approval: Approval = NOBOD
 
 
 def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
-    """Whether somebody took this version out of production: only a person puts it back."""
-    return _was_rolled_back(history(settings), version)
-
-
-def _was_rolled_back(moves: list[dict[str, Any]], version: str) -> bool:
-    for entry in reversed(moves):
-        if entry["version"] == version:
-            return False
-        if entry["former"] == version:
-            return bool(entry["kind"] != "promotion")
-    return False
+    """Whether this version was rolled back: then only a user promotes it again."""
+    return rolled_back_in(history(settings), version)
 
 
 def history(settings: RegistrySettings) -> list[dict[str, Any]]:
-    """Every move that was made, the oldest first.
+    """Return every move that was made, oldest first.
 
     Returns:
         For each its ``kind``, ``version``, the ``former`` version, ``by``, ``why`` and ``at``.
     """
     client = connect(settings)
     with store_errors(settings):
-        return _history(_tags(client, settings.name))
+        return history_of(_tags(client, settings.name))
 
 
-def make_whole(settings: RegistrySettings) -> None:
-    """Undo the rest of a move that was killed, if there is one."""
+def undo_killed_move(settings: RegistrySettings) -> None:
+    """Undo a move that was killed, if there is one."""
     if not has_store(settings):
         return
     client = connect(settings)
     with store_errors(settings):
-        if _PENDING not in _tags(client, settings.name):
+        if PENDING not in _tags(client, settings.name):
             return
     with _moving(settings):
         pass
@@ -199,7 +192,7 @@ def make_whole(settings: RegistrySettings) -> None:
 
 @contextmanager
 def held(settings: RegistrySettings) -> Iterator[None]:
-    """Hold the registry with its aliases where they belong: no move is half done."""
+    """Hold the registry, with no move half done."""
     with registry_held(settings):
         if has_store(settings):
             client = connect(settings)
@@ -209,7 +202,7 @@ def held(settings: RegistrySettings) -> Iterator[None]:
 
 
 def check_accepted(version: ModelVersion, in_production: str | None) -> None:
-    """Check the decision that the version's own run keeps; the tag says which bytes it had.
+    """Check the decision that the version's run logged against the digest in the version's tag.
 
     Raises:
         InputError: there is none, it is a refusal, it is about another model, or it compared the
@@ -238,8 +231,8 @@ def check_accepted(version: ModelVersion, in_production: str | None) -> None:
         compared = decision.production.version if decision.production else None
         if compared != in_production:
             raise InputError(
-                f"version {number} was judged against {_named(compared)}, and "
-                f"{_named(in_production)} is in production now: `pruneflow run` evaluates it again"
+                f"version {number} was compared with {_named(compared)}, and "
+                f"{_named(in_production)} is in production now: `pruneflow run` compares it again"
             )
 
 
@@ -260,15 +253,15 @@ class _Moves:
         return versions.chosen_version(self._client, self._name, number)
 
     def history(self) -> list[dict[str, Any]]:
-        return _history(_tags(self._client, self._name))
+        return history_of(_tags(self._client, self._name))
 
     def none(self) -> Move:
-        """What is asked for is in production already."""
+        """The requested version is in production already."""
         assert self.production is not None
         return Move(self.production, self.previous, changed=False)
 
     def make(self, kind: Kind, number: str, approval: Approval) -> Move:
-        """Move production to a version, once it is seen to work, and back if it does not."""
+        """Smoke-test a version, move production to it, and back if the second test fails."""
         chosen = self.version(number)
         versions.check_files(self._client, self._name, chosen)
         with smoke_tests(mlflow.get_tracking_uri()) as test:
@@ -287,7 +280,7 @@ class _Moves:
         }
         undo = {PRODUCTION: self.production, PREVIOUS: self.previous}
         note = json.dumps({"entry": entry, "undo": undo}, sort_keys=True)
-        self._client.set_registered_model_tag(self._name, _PENDING, note)
+        self._client.set_registered_model_tag(self._name, PENDING, note)
         aliases = {PRODUCTION: number}
         if self.production is not None:
             aliases[PREVIOUS] = self.production
@@ -295,31 +288,31 @@ class _Moves:
             self._client.set_registered_model_alias(self._name, alias, target)
         try:
             _smoke(test, f"models:/{self._name}@{PRODUCTION}", "the aliases were moved back")
-        except BaseException:  # Ctrl-C among them: nobody saw it pass
+        except BaseException:  # Ctrl-C as well: it has not passed
             self._undo_what_was_killed()
             raise
-        if _tags(self._client, self._name).get(_PENDING) != note:
+        if _tags(self._client, self._name).get(PENDING) != note:
             raise InputError(
-                f"another workspace undid this move of {self._name} meanwhile: workspaces that "
-                "share MLflow's server take turns only by one PREFECT_API_URL (mlflow/README.md)"
+                f"another workspace undid this move of {self._name}: workspaces that share an "
+                "MLflow server need the same PREFECT_API_URL to take turns (mlflow/README.md)"
             )
-        place = f"{_HISTORY}{len(self.history()) + 1:06d}"
+        place = f"{HISTORY}{len(self.history()) + 1:06d}"
         self._client.set_registered_model_tag(self._name, place, json.dumps(entry, sort_keys=True))
-        self._client.delete_registered_model_tag(self._name, _PENDING)
+        self._client.delete_registered_model_tag(self._name, PENDING)
         return Move(number, self.production, changed=True)
 
     def _undo_what_was_killed(self) -> None:
         tags = _tags(self._client, self._name)
-        if _PENDING not in tags:
+        if PENDING not in tags:
             return
-        note = json.loads(tags[_PENDING])
-        done = note["entry"] in _history(tags)  # killed between its last two writes
+        note = json.loads(tags[PENDING])
+        done = note["entry"] in history_of(tags)  # killed between its last two writes
         for alias, version in () if done else note["undo"].items():
             if version is not None:
                 self._client.set_registered_model_alias(self._name, alias, version)
             elif versions.version_of_alias(self._client, self._name, alias) is not None:
                 self._client.delete_registered_model_alias(self._name, alias)
-        self._client.delete_registered_model_tag(self._name, _PENDING)
+        self._client.delete_registered_model_tag(self._name, PENDING)
 
 
 def _smoke(test: Callable[[str], object], uri: str, state: str) -> None:
@@ -337,14 +330,9 @@ def _moving(settings: RegistrySettings) -> Iterator[_Moves]:
 
 
 def _tags(client: MlflowClient, name: str) -> dict[str, str]:
-
     try:
         return dict(client.get_registered_model(name).tags)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return {}
         raise
-
-
-def _history(tags: dict[str, str]) -> list[dict[str, Any]]:
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_HISTORY)]

@@ -1,4 +1,4 @@
-"""Serve the version in production with MLflow's own server."""
+"""Serve the version in production with MLflow's server."""
 
 import os
 import sys
@@ -11,15 +11,14 @@ from tasks.registry import promotion, versions
 
 
 def serve(settings: RegistrySettings, port: int) -> None:
-    """Become MLflow's server of the version in production, on 127.0.0.1.
+    """Replace this process by MLflow's server of the version in production, on 127.0.0.1.
 
-    The process is replaced, so that whoever ends it ends the server. It serves that version until
-    it ends: the alias is looked up when it starts.
+    The alias is resolved when the server starts; a later promotion takes effect after a restart.
 
     Raises:
         InputError: nothing is in production, or its files are damaged.
     """
-    promotion.make_whole(settings)
+    promotion.undo_killed_move(settings)
     version = versions.status(settings)[versions.PRODUCTION]
     if version is None:
         raise InputError(
@@ -27,8 +26,7 @@ def serve(settings: RegistrySettings, port: int) -> None:
             "puts one there"
         )
     with versions.checkpoint(settings, version["version"]):
-        pass  # its files are sound
-
+        pass  # verifies its files
     environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     print(
         f"version {version['version']} of {settings.name} on http://127.0.0.1:{port} "

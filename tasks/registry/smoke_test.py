@@ -1,9 +1,9 @@
-"""Load a registered model as a server would, and let it generate, in a process of its own.
+"""Load a registered model as a server would, and let it generate, in a separate process.
 
-``python -m tasks.registry.smoke_test STORE`` reads one model URI a line and prints as JSON what
-each model generates. It is a process of its own because a broken model may take its process down,
-and because a model that loads inside this project may not load alone. One process serves both tests
-of a promotion, since the imports take longer than loading.
+``python -m tasks.registry.smoke_test STORE`` reads one model URI a line and prints the generated
+texts as JSON. The process is separate because a broken model may crash it, and because a model that
+loads inside this project may not load alone. Both tests of a promotion share one process, since
+imports take longer than loading.
 """
 
 import json
@@ -25,7 +25,7 @@ TIMEOUT = 1800  # seconds; loading a large model from a slow disk takes minutes
 
 
 class SmokeError(InputError):
-    """A registered model that cannot be loaded, or that writes nothing."""
+    """A registered model cannot be loaded, or generates nothing."""
 
 
 @contextmanager
@@ -33,17 +33,17 @@ def smoke_tests(store: str) -> Iterator[Callable[[str], list[str]]]:
     """Yield a test: load a model through MLflow, continue two prompts, return the continuations.
 
     The test takes ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, and raises SmokeError when
-    the model cannot be loaded, its figures are not finite (the served model checks that when it is
-    loaded), or it writes nothing.
+    the model cannot be loaded, has weights that are not finite (the served model checks them on
+    load), or generates nothing.
 
     Args:
         store: MLflow's store, absolute.
     """
-    # MLflow leaves what it fetches from a server in the temporary folder.
+    # MLflow leaves downloads from a server in the temporary folder.
     with tempfile.TemporaryDirectory(prefix="pruneflow-smoke-") as scratch:
-        said = Path(scratch, "errors")
+        log = Path(scratch, "errors")
         with (
-            said.open("w") as errors,
+            log.open("w") as errors,
             subprocess.Popen(
                 [sys.executable, "-m", "tasks.registry.smoke_test", store],
                 stdin=subprocess.PIPE,
@@ -54,12 +54,12 @@ def smoke_tests(store: str) -> Iterator[Callable[[str], list[str]]]:
             ) as process,
         ):
             try:
-                yield lambda uri: _ask(process, uri, said)
+                yield lambda uri: _ask(process, uri, log)
             finally:
                 process.kill()
 
 
-def _ask(process: subprocess.Popen[str], uri: str, said: Path) -> list[str]:
+def _ask(process: subprocess.Popen[str], uri: str, log: Path) -> list[str]:
     assert process.stdin is not None and process.stdout is not None
     late = threading.Timer(TIMEOUT, process.kill)
     late.start()
@@ -78,26 +78,25 @@ def _ask(process: subprocess.Popen[str], uri: str, said: Path) -> list[str]:
         if not waiting:
             raise SmokeError(f"{uri} did not answer within {TIMEOUT} s")
         process.wait()
-        reason = next(_reasons(said.read_text(errors="replace")), "no reason given")
+        reason = next(_reasons(log.read_text(errors="replace")), "no reason given")
         raise SmokeError(f"{uri} cannot be used: {reason}")
     texts: list[str] = json.loads(answer)
     if not all(text.strip() for text in texts):
-        raise SmokeError(f"{uri} was loaded, but it writes nothing")
+        raise SmokeError(f"{uri} was loaded, but generates nothing")
     return texts
 
 
 def _reasons(errors: str) -> Iterator[str]:
-    """The lines of a traceback that say something, the last first."""
+    """The lines of a log that may name the reason, best first."""
     lines = [line.strip() for line in errors.splitlines() if line and not line.startswith(" ")]
     yield from (line for line in reversed(lines) if ": " in line)
     yield from reversed(lines)
 
 
 def _main(store: str) -> None:
-
     mlflow.set_tracking_uri(store)
     mlflow.set_registry_uri(store)
-    # What libraries print must not be taken for an answer.
+    # Output of libraries must not be taken for an answer.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         model = mlflow.pyfunc.load_model(line.strip())

@@ -1,4 +1,4 @@
-"""The model registry: versions of one registered model, what they came from, and their files.
+"""The model registry: versions of one registered model, their lineage and their files.
 
 Three aliases: ``candidate`` is the newest accepted version, ``production`` is in use, ``previous``
 was in use before. `tasks/registry/promotion.py` moves the last two.
@@ -26,13 +26,17 @@ from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.records import Record, RecordT, parse_record
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry.lock import registry_held
-from tasks.tracking.store import FOLDER_SCHEMES, connect, has_store, store_errors
+from tasks.registry.registered_model import (
+    ALIASES,
+    CANDIDATE,
+    DECISION_RUN,
+    PRODUCTION,
+)
+from tasks.tracking.location import has_store
+from tasks.tracking.store import FOLDER_SCHEMES, connect, store_errors
 
-CANDIDATE, PRODUCTION, PREVIOUS = "candidate", "production", "previous"
-ALIASES = (PRODUCTION, CANDIDATE, PREVIOUS)
 SERVED_MODEL = Path("mlflow/served_model.py")
 DECISION_ARTIFACT = "reports/decision.json"
-DECISION_RUN = "decision_run"  # tag of a version: the MLflow run that its gates were decided in
 
 _FILES = "files_digest"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes
@@ -77,14 +81,14 @@ def register(
         settings: the registry and the registered model's name.
         checkpoint: the model directory.
         run_id: the MLflow run that carries the gates' decision.
-        lineage: what the model came from.
+        lineage: of the model.
         needs: pip requirements of the served model.
     """
     client = connect(settings)
     with registry_held(settings), store_errors(settings):
         known = _by_digest(client, settings.name, lineage.model_digest)
         found = known or _new_version(client, settings, checkpoint, run_id, lineage, needs)
-        # A known model that is accepted again stands on its newest decision and code.
+        # A known model that is accepted again refers to its newest decision and code.
         for key, value in {**lineage.tags(), DECISION_RUN: run_id}.items():
             client.set_model_version_tag(settings.name, found, key, value)
         client.set_registered_model_alias(settings.name, CANDIDATE, found)
@@ -93,7 +97,7 @@ def register(
 
 
 def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
-    """Return, for each alias, the version it stands for and the version's tags; None if unset."""
+    """Return, for each alias, its version and the version's tags; None if unset."""
     empty: dict[str, dict[str, str] | None] = dict.fromkeys(ALIASES)
     if not has_store(settings):
         return empty
@@ -112,7 +116,7 @@ def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
 def checkpoint(settings: RegistrySettings, version: str) -> Iterator[Path]:
     """Yield the directory of a version's model, verified against the digest it was stored with.
 
-    It is gone afterwards where it had to be fetched from a server.
+    A copy that had to be downloaded is deleted afterwards.
 
     Raises:
         InputError: there is no such version, or its files are damaged.
@@ -121,7 +125,7 @@ def checkpoint(settings: RegistrySettings, version: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="pruneflow-model-") as scratch:
         with store_errors(settings):
             chosen = chosen_version(client, settings.name, version)
-            directory = _sound_files(client, settings.name, chosen, scratch)
+            directory = _verified_files(client, settings.name, chosen, scratch)
         yield directory
 
 
@@ -130,7 +134,7 @@ def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: 
 
     Args:
         settings: the registry.
-        version: what `status` says of it.
+        version: from `status`.
         path: below the run's artifacts, e.g. ``reports/evaluation.json``.
 
     Raises:
@@ -196,9 +200,8 @@ def _new_version(
     lineage: Lineage,
     needs: list[str],
 ) -> str:
-
-    # Its advice is recorded, not shown: it wants type hints and an input example, and
-    # mlflow/served_model.py says why there are none. A filter would not do, MLflow sets its own.
+    # MLflow advises type hints and an input example; mlflow/served_model.py explains why there are
+    # none. The warnings are recorded, because MLflow overrides filters.
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings(record=True):
         logged = mlflow.pyfunc.log_model(
             name="model",
@@ -259,7 +262,6 @@ def chosen_version(client: MlflowClient, name: str, version: str | None) -> Mode
 
 
 def _artifact(run_id: str, path: str) -> Any:
-
     try:
         return json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"))
     except (MlflowException, OSError, ValueError):
@@ -273,13 +275,13 @@ def check_files(client: MlflowClient, name: str, version: ModelVersion) -> None:
         InputError: they differ.
     """
     with tempfile.TemporaryDirectory(prefix="pruneflow-model-") as scratch:
-        _sound_files(client, name, version, scratch)
+        _verified_files(client, name, version, scratch)
 
 
-def _sound_files(client: MlflowClient, name: str, version: ModelVersion, scratch: str) -> Path:
-    """Return where the stored model is: in `scratch`, when it is not on this host already.
+def _verified_files(client: MlflowClient, name: str, version: ModelVersion, scratch: str) -> Path:
+    """Return the verified directory of the stored model, in `scratch` if it has to be downloaded.
 
-    Left to itself, MLflow would leave a copy in the temporary folder each time.
+    By default MLflow would leave a copy in the temporary folder each time.
     """
     place = client.get_model_version_download_uri(name, version.version)
     try:

@@ -13,15 +13,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from pruneflow.environment import STAGE
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.workspace import STATE, clear_error, read_error
 from tasks.dvc.repair import mend_dvc
 from tasks.dvc.repro import StageError, end_session, failed, last_words, run_child
 
-LOG = Path("repro.log")  # in the recipe's workspace: all that DVC and the stages said
+LOG = Path("repro.log")  # in the recipe's workspace: the output of DVC and the stages
 
-_SESSION = STATE / "session"
-_STOP = STATE / "stop"
+_SESSION = STATE / "session"  # of the child that was started last
+_STOP = STATE / "stop"  # present: start no child
 _RUNNING = re.compile(r"Running stage '(.+)':")
 
 
@@ -33,13 +34,13 @@ class RecipeStopped(StageError):
 def run_recipe(
     name: str, folder: Path, part: str, targets: list[str], environment: dict[str, str]
 ) -> State:
-    """Run stages of a recipe, as far as anything they depend on has changed.
+    """Run stages of a recipe and those before them, where anything they depend on has changed.
 
     Args:
         name: of the recipe.
         folder: its workspace.
-        part: what these stages are of it, for people.
-        targets: the stages, as DVC addresses them; those before them are run, too.
+        part: a name for these stages, shown to the user.
+        targets: the stages, as DVC addresses them; all stages when empty.
         environment: added to the child's environment.
 
     Returns:
@@ -47,12 +48,10 @@ def run_recipe(
     """
     logger = get_run_logger()
     started = time.monotonic()
-
-    def announce(stage: str) -> None:
-        logger.info(f"{name}: {stage}")
-
     try:
-        executed = reproduce_recipe(folder, targets, announce, environment)
+        executed = _reproduce(
+            folder, targets, environment, lambda stage: logger.info(f"{name}: {stage}")
+        )
     except RecipeStopped as error:
         return failed(error)
     except PruneflowError as error:
@@ -63,19 +62,16 @@ def run_recipe(
     return Completed(message=done)
 
 
-def reproduce_recipe(
-    folder: Path, targets: list[str], announce: Callable[[str], Any], environment: dict[str, str]
+def _reproduce(
+    folder: Path,
+    targets: list[str],
+    environment: dict[str, str],
+    announce: Callable[[str], Any],
 ) -> int:
     """Run `dvc repro TARGETS` in a recipe's workspace; returns how many stages were executed.
 
-    Args:
-        folder: the workspace.
-        targets: the stages.
-        announce: is told the name of each stage that starts.
-        environment: added to the child's environment.
-
     Raises:
-        InputError: a stage named what is wrong with its input.
+        InputError: a stage reported bad input.
         RecipeStopped: the sweep was interrupted.
         StageError: a stage failed in another way.
     """
@@ -83,22 +79,22 @@ def reproduce_recipe(
     executed = 0
     with (folder / LOG).open("a", encoding="utf-8") as log:
 
-        def hear(line: str) -> None:
+        def on_line(line: str) -> None:
             nonlocal executed
             print(line, file=log, flush=True)
-            if running := _RUNNING.match(line):
+            if (running := _RUNNING.match(line)) and running[1] != STAGE:
                 executed += 1
                 announce(running[1])
 
-        def started(session: int) -> None:
+        def on_start(session: int) -> None:
             (folder / STATE).mkdir(exist_ok=True)
             (folder / _SESSION).write_text(str(session))
-            # In this order: either we see the word to stop, or who gave it sees the session.
+            # In this order: either we see the stop file, or `stop_recipes` sees the session.
             if (folder / _STOP).exists():
                 raise RecipeStopped("the sweep was interrupted")
 
         command = [sys.executable, "-m", "dvc", "repro", *targets]
-        code, said = run_child(command, hear, environment, folder, started)
+        code, output = run_child(command, on_line, environment, folder, on_start)
     (folder / _SESSION).unlink()
     if code == 0:
         return executed
@@ -106,13 +102,13 @@ def reproduce_recipe(
         raise RecipeStopped("the sweep was interrupted")
     recorded = read_error(folder)
     if recorded is None:
-        raise StageError(f"{last_words(code, said)} (see {folder / LOG})")
+        raise StageError(f"{last_words(code, output)} (see {folder / LOG})")
     kind = InputError if recorded.exit_code == InputError.exit_code else StageError
     raise kind(recorded.message)
 
 
 def clear_recipes(folders: Iterable[Path]) -> None:
-    """Make workspaces ready to run in: what a killed sweep has left behind there is ended."""
+    """Prepare workspaces for a run: end the processes that a killed sweep left running there."""
     for folder in folders:
         (folder / _STOP).unlink(missing_ok=True)
         _end(folder)
@@ -120,7 +116,7 @@ def clear_recipes(folders: Iterable[Path]) -> None:
 
 
 def stop_recipes(folders: Sequence[Path]) -> None:
-    """End what is at work in the workspaces, and let no more begin: tasks may still wait."""
+    """End what is running in the workspaces, and keep tasks that still wait from starting."""
     for folder in folders:
         (folder / STATE).mkdir(exist_ok=True)
         (folder / _STOP).touch()
@@ -129,10 +125,10 @@ def stop_recipes(folders: Sequence[Path]) -> None:
 
 
 def _end(folder: Path) -> None:
-    """End the session that was started last in a workspace, if it is still there."""
+    """End the session that was started last in a workspace, if it is still running."""
     try:
         session = int((folder / _SESSION).read_text())
-        # After a kill the id may be another process's by now.
+        # After a kill the id may belong to another process.
         ours = Path(f"/proc/{session}/cwd").samefile(folder)
     except (OSError, ValueError):
         return
@@ -140,10 +136,10 @@ def _end(folder: Path) -> None:
         end_session(session)
 
 
-def beside(others: int) -> dict[str, str]:
+def shared_environment(others: int) -> dict[str, str]:
     """Return the environment of a stage that shares the machine with `others`.
 
-    Threads that wait for others of their process sleep, so that they take nothing from the other
-    processes. Their number stays as it is: sums in another order would be another model.
+    Threads that wait for others of their process sleep instead of spinning. Their number stays the
+    same: sums in another order would give another model.
     """
     return {} if not others or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}

@@ -1,13 +1,8 @@
 """A workspace for each recipe of a sweep: `.pruneflow/sweep/NAME`.
 
-It has its own configs/pipeline.yaml, outputs and locks; what stages only read are links into the
-project folder, and DVC's cache is the project's. So what a recipe has in common with the last run
-or with another recipe is checked out instead of made again, by two rules of DVC's:
-
-- A stage whose inputs are those in dvc.lock is checked out where its outs are missing. The
-  project's dvc.lock is therefore what a recipe starts from.
-- Any other stage is looked up in the run cache, which never holds a stage with persisted outs. A
-  recipe's dvc.yaml is therefore the project's without `persist`.
+It has its own configs/pipeline.yaml, dvc.lock, outputs and locks. Everything else is a link into
+the project folder, and DVC's cache is the project's: the run cache checks out what a recipe has in
+common with the last run, another recipe or an earlier sweep.
 """
 
 from collections import Counter
@@ -17,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx
-import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -26,11 +20,8 @@ from dvc.stage import Stage
 from pruneflow.artifacts import sha256_json, staged_file
 from pruneflow.errors import InputError
 from pruneflow.paths import DVC_LOCK, SWEEP
-from pruneflow.settings.base import read_yaml
 from pruneflow.settings.pipeline import PIPELINE_FILE, PipelineSettings, write_settings
-from pruneflow.workspace import STATE
 
-DVC_FILE = Path("dvc.yaml")
 TIMED = "latency"
 """The stage that needs the machine for itself; it and what follows it are run one by one."""
 
@@ -50,8 +41,8 @@ class RecipeWorkspace:
     Attributes:
         name: of the recipe.
         folder: its workspace.
-        untimed: the stages that may run beside others, in their order, and for each what it is
-            made of: equal values give equal outs.
+        untimed: the stages that may run next to other recipes, in their order, each with a
+            fingerprint: equal fingerprints give equal outs.
     """
 
     name: str
@@ -60,7 +51,7 @@ class RecipeWorkspace:
 
 
 def prepare(recipes: Mapping[str, PipelineSettings]) -> list[RecipeWorkspace]:
-    """Make or renew the workspaces of recipes; what was made in them stays.
+    """Create or update the workspaces of recipes; their outputs stay.
 
     Raises:
         InputError: dvc.yaml cannot be used, or the model is at a relative path outside.
@@ -77,13 +68,13 @@ def prepare(recipes: Mapping[str, PipelineSettings]) -> list[RecipeWorkspace]:
 
 
 def to_share(workspaces: Iterable[RecipeWorkspace]) -> dict[str, list[str]]:
-    """Return by recipe the stages that it is to make before all others start: theirs, too."""
+    """Return by recipe the stages that it runs before all others start, who have them as well."""
     workspaces = list(workspaces)
-    wanted = Counter(made_of for each in workspaces for made_of in each.untimed.values())
-    shared = {made_of for made_of, times in wanted.items() if times > 1}
+    times = Counter(fingerprint for each in workspaces for fingerprint in each.untimed.values())
+    shared = {fingerprint for fingerprint, count in times.items() if count > 1}
     chosen: dict[str, list[str]] = {}
     for each in workspaces:
-        names = [name for name, made_of in each.untimed.items() if made_of in shared]
+        names = [name for name, fingerprint in each.untimed.items() if fingerprint in shared]
         if names:
             chosen[each.name] = names
         shared -= set(each.untimed.values())
@@ -91,50 +82,28 @@ def to_share(workspaces: Iterable[RecipeWorkspace]) -> dict[str, list[str]]:
 
 
 def _prepare(name: str, settings: PipelineSettings, config: str) -> RecipeWorkspace:
-
     folder = SWEEP / name
     _write(folder / ".dvc/config", config)
-    stages = _without_persist(read_yaml(DVC_FILE))
-    _write(folder / DVC_FILE, yaml.safe_dump(stages, sort_keys=False))
     write_settings(settings, folder / PIPELINE_FILE)
-    _start_from_last_run(folder)
+    _link(Path("dvc.yaml"), folder)
+    if DVC_LOCK.is_file() and not (folder / DVC_LOCK).exists():
+        # `dvc pull` brings what it names, but no run cache.
+        _write(folder / DVC_LOCK, DVC_LOCK.read_text(encoding="utf-8"))
     with Repo(str(folder)) as repo:
         _link_inputs(repo, folder, settings.model.source)
         return RecipeWorkspace(name, folder, _untimed(repo))
 
 
 def _write(path: Path, text: str) -> None:
-    """Write what is not there yet: DVC reads anew what has a new date."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
     with staged_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _without_persist(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _without_persist(value) for key, value in node.items() if key != "persist"}
-    return [_without_persist(value) for value in node] if isinstance(node, list) else node
-
-
-def _start_from_last_run(folder: Path) -> None:
-    """Copy the project's dvc.lock, once for each state of it.
-
-    What the recipe's own dvc.lock said is in the run cache.
-    """
-    if not DVC_LOCK.is_file():
-        return
-    text, seen = DVC_LOCK.read_text(encoding="utf-8"), folder / STATE / "last_run.lock"
-    if not seen.is_file() or seen.read_text(encoding="utf-8") != text:
-        _write(folder / DVC_LOCK, text)
-        _write(seen, text)
-
-
 def _link_inputs(repo: Repo, folder: Path, model: str) -> None:
-    """Link what the stages read and none of them makes, and the code that they run."""
+    """Link what the stages read and none of them writes, and the code that they run."""
     root = Path(repo.root_dir)
-    made = {_relative(out.fs_path, root) for out in repo.index.outs}
-    read = {_relative(dep.fs_path, root) for dep in repo.index.deps}
+    written = {_relative(out.fs_path, root) for out in repo.index.outs}
+    read = {_relative(dep.fs_path, root) for dep in repo.index.deps} - {PIPELINE_FILE}
     source = Path(model)
     if source.exists() and not source.is_absolute():
         if ".." in source.parts:
@@ -143,30 +112,33 @@ def _link_inputs(repo: Repo, folder: Path, model: str) -> None:
                 "an absolute path"
             )
         read.add(source)
-    # In these the recipe has files of its own; all others are linked whole.
-    own = {path.parts[0] for path in (*made, PIPELINE_FILE)} | {str(DVC_FILE), str(DVC_LOCK)}
-    entries = {Path(path.name) for path in Path().iterdir() if not path.name.startswith(".")}
-    links = {path for path in entries if path.parts[0] not in own} | {Path(".dvcignore")}
+    # In these the recipe has files of its own; all others are linked entirely.
+    own = {path.parts[0] for path in (*written, PIPELINE_FILE, DVC_LOCK)}
+    top = {Path(path.name) for path in Path().iterdir() if path.name not in own}
+    links = {path for path in top if path.name == ".dvcignore" or path.name[0] != "."}
     links |= {
         path
-        for path in read - {PIPELINE_FILE}
-        if path.parts[0] in own and not ({path, *path.parents} & made)
+        for path in read
+        if path.parts[0] in own and path.exists() and not {path, *path.parents} & written
     }
-    links = {path for path in links if path.exists() and not set(path.parents) & links}
+    links = {path for path in links if not set(path.parents) & links}
     for place in {folder, *((folder / path).parent for path in links)}:
         place.mkdir(parents=True, exist_ok=True)
         for entry in place.iterdir():
-            path = entry.relative_to(folder)
-            if entry.is_symlink() and path not in links | made:
-                entry.unlink()
+            if entry.is_symlink() and entry.relative_to(folder) not in links | written:
+                entry.unlink()  # the project no longer has it, or no stage reads it
     for path in links:
-        link, target = folder / path, path.absolute()
-        if link.is_symlink() and link.readlink() == target:
-            continue
-        if link.exists() and not link.is_symlink():
-            raise InputError(f"{link} is in the way of a link to {path}: delete {folder}")
-        link.unlink(missing_ok=True)
+        _link(path, folder)
+
+
+def _link(path: Path, folder: Path) -> None:
+    link, target = folder / path, path.absolute()
+    if link.is_symlink() and link.readlink() == target:
+        return
+    try:
         link.symlink_to(target)
+    except FileExistsError:
+        raise InputError(f"{link} is in the way of a link to {path}: delete {folder}") from None
 
 
 def _relative(path: str, root: Path) -> Path:
@@ -174,19 +146,18 @@ def _relative(path: str, root: Path) -> Path:
 
 
 def _untimed(repo: Repo) -> dict[str, str]:
-    """Say of each stage that does not depend on the timed one what it is made of."""
+    """Return a fingerprint of each stage that does not depend on the timed one."""
     graph = repo.index.graph  # its edges point from a stage to its dependencies
     untimed: dict[str, str] = {}
     for stage in reversed(list(networkx.topological_sort(graph))):
         before = [each.name for each in graph.successors(stage)]
         if stage.name != TIMED and all(name in untimed for name in before):
-            made_of = [_own_part(stage), sorted(untimed[name] for name in before)]
-            untimed[stage.name] = sha256_json(made_of)
+            inputs = [_own_part(stage), sorted(untimed[name] for name in before)]
+            untimed[stage.name] = sha256_json(inputs)
     return untimed
 
 
 def _own_part(stage: Stage) -> list[Any]:
-
     params = [dep.read_params() for dep in stage.deps if isinstance(dep, ParamsDependency)]
     paths = [[each.def_path for each in each_kind] for each_kind in (stage.deps, stage.outs)]
     return [stage.cmd, params, *paths]

@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import mlflow
 from mlflow import ActiveRun, MlflowClient
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
 from pruneflow.artifacts import read_json
 from pruneflow.judge.gates import Decision
@@ -27,7 +26,7 @@ from tasks.tracking.store import connect, experiment, store_errors
 
 _BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
-_WORKSPACE = "workspace"  # tag of a run: whose it is
+_WORKSPACE = "workspace"  # tag of a run: host and folder
 _SWEEP_LINES = "sweep/table.json"
 
 
@@ -46,7 +45,6 @@ def log_run(
         tags: digests and versions that the result was made from.
     """
     client = connect(settings.registry)
-
     parameters = flatten(settings.model_dump(mode="json", exclude={"notify"}))
     metrics = numbers(_values(summary))
     with (
@@ -77,18 +75,14 @@ def log_sweep(
     """Write one MLflow run about a sweep, with a nested run for each recipe; returns its id.
 
     Args:
-        settings: where to.
+        settings: of the store.
         rows: of the sweep's table.
         recipes: the settings of each recipe.
-        summaries: of those that finished.
+        summaries: of the recipes that finished.
     """
     client = connect(settings)
-
     lines = sweep_rows(rows)
-    with (
-        store_errors(settings),
-        _run(client, settings, "sweep") as parent,
-    ):
+    with store_errors(settings), _run(client, settings, "sweep") as parent:
         failures = sum(row["error"] is not None for row in rows)
         mlflow.log_metrics({"recipes": len(rows), "recipes_failed": failures})
         mlflow.log_table({key: [line[key] for line in lines] for key in lines[0]}, _SWEEP_LINES)
@@ -111,21 +105,6 @@ def log_sweep(
             finally:
                 mlflow.end_run("FAILED" if row["error"] else "FINISHED")
         return str(parent.info.run_id)
-
-
-def git_state() -> tuple[str, str]:
-    """Return the commit of the code, and whether tracked files differ from it.
-
-    ``dvc.lock`` is left out: it changes with every run, and every run keeps it as a file.
-
-    Returns:
-        (commit, ``true`` or ``false``), both ``unknown`` outside a git repository.
-    """
-    commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    if commit is None or changed is None:
-        return "unknown", "unknown"
-    return commit, "true" if changed else "false"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -155,11 +134,11 @@ def _values(record: Record) -> dict[str, Any]:
 
 
 def _run(client: MlflowClient, settings: RegistrySettings, name: str) -> ActiveRun:
-    """Start a run of this workspace; one that still counts as running was killed."""
+    """Start a run; another one of this workspace that is still RUNNING was killed."""
     place = experiment(client, settings)
-    for left in client.search_runs([place], "attributes.status = 'RUNNING'"):
-        if left.data.tags.get(_WORKSPACE) == _here()[_WORKSPACE]:
-            client.set_terminated(left.info.run_id, "KILLED")
+    for other in client.search_runs([place], "attributes.status = 'RUNNING'"):
+        if other.data.tags.get(_WORKSPACE) == _here()[_WORKSPACE]:
+            client.set_terminated(other.info.run_id, "KILLED")
     return mlflow.start_run(experiment_id=place, run_name=name, tags=_here())
 
 
@@ -179,14 +158,6 @@ def _steps(settings: PipelineSettings, summary: Summary) -> Iterator[dict[str, A
         "validation": {"pruned": first.dense if first else {}},
     }
     yield from map(_values, rounds)
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _run_name(settings: PipelineSettings) -> str:
@@ -209,9 +180,8 @@ def _recipe_tags(row: Row) -> dict[str, str]:
 
 
 def _log_calibration_set() -> None:
-
     digest = str(read_json(CALIBRATION_SET / "manifest.json")["digest"])
-    dataset = MetaDataset(
+    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow leaves `profile` to it by mistake
         LocalArtifactDatasetSource(str(CALIBRATION_SET)),
         name="calibration",
         digest=digest[:_DIGEST_CHARACTERS],
@@ -221,7 +191,7 @@ def _log_calibration_set() -> None:
 
 
 def _log_files(settings: PipelineSettings) -> None:
-    """Keep everything small that documents how the model was made."""
+    """Log every small file that documents how the model was made."""
     for path in sorted(REPORTS.iterdir()):
         # The sweep's table is about other models.
         if path.is_file() and not path.name.startswith(".") and path != SWEEP_TABLE:
@@ -239,7 +209,7 @@ def _log_files(settings: PipelineSettings) -> None:
 
 
 def _log_configs(settings: NotifySettings) -> None:
-    """Keep configs/ as it is, but for the webhook's URL, which is a secret."""
+    """Log configs/ with the webhook's URL masked, which is a secret."""
     with tempfile.TemporaryDirectory(prefix="pruneflow-configs-") as place:
         copy = Path(shutil.copytree("configs", Path(place) / "configs"))
         for path in copy.rglob("*"):
@@ -250,7 +220,7 @@ def _log_configs(settings: NotifySettings) -> None:
 
 
 def _metric_name(key: str) -> str:
-    """Keep what MLflow allows in names; dots part the levels, as slashes do in its page."""
+    """Replace what MLflow does not allow, and dots by slashes, which its page groups by."""
     allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
     return allowed.replace(".", "/")
 

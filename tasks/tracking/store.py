@@ -1,4 +1,4 @@
-"""MLflow's store: opened, asked whether it is there, and its errors told in one line."""
+"""Open MLflow's store, and report its errors in one line."""
 
 import os
 import sqlite3
@@ -17,8 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pruneflow.errors import InputError, StoreBusyError
 from pruneflow.settings.pipeline import RegistrySettings
+from tasks.tracking.location import is_server, store_file
 
-# What MLflow's server with users says no to, by its code, and what helps.
+# MLflow's error codes of a server with users, and the remedies.
 _REFUSALS = {
     "UNAUTHENTICATED": "does not know you: set MLFLOW_TRACKING_USERNAME and "
     "MLFLOW_TRACKING_PASSWORD",
@@ -26,11 +27,11 @@ _REFUSALS = {
 }
 _SERVER_SECONDS = 10  # within which a server that is up answers
 FOLDER_SCHEMES = ("", "file")
-_LOCKED = "database is locked"  # SQLite's words
+_LOCKED = "database is locked"  # SQLite's message
 
 
 def connect(settings: RegistrySettings) -> MlflowClient:
-    """Open MLflow's store, made on first use; relative places are relative to the workspace.
+    """Open MLflow's store, created on first use; relative paths are relative to the workspace.
 
     Raises:
         InputError: the store cannot be opened.
@@ -44,7 +45,7 @@ def connect(settings: RegistrySettings) -> MlflowClient:
     if file is not None:
         _check_file(file)
 
-    # Absolute, because MLflow keeps stores it has opened under their URI, wherever one is now.
+    # Absolute, because MLflow caches open stores by URI, whatever the current folder.
     uri = settings.tracking_uri if file is None else f"sqlite:///{file.absolute()}"
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -61,7 +62,7 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
     """Turn MLflow's failures to reach its store, and its refusals, into one line.
 
     Raises:
-        StoreBusyError: it is locked for the moment.
+        StoreBusyError: it is locked by another program.
         InputError: it cannot be used, or refuses.
     """
     try:
@@ -70,7 +71,7 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
         code = getattr(error, "error_code", None)
         if code in _REFUSALS:
             raise InputError(
-                f"MLflow at {settings.tracking_uri} {_REFUSALS[code]}: mlflow/README.md says how"
+                f"MLflow at {settings.tracking_uri} {_REFUSALS[code]}: see mlflow/README.md"
             ) from None
         detail = str(error).strip().splitlines()[0]
         if _LOCKED in detail:
@@ -81,39 +82,21 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
         ) from None
 
 
-def is_server(settings: RegistrySettings) -> bool:
-    """Whether the store is a server, which also knows where its files go."""
-    return urlparse(settings.tracking_uri).scheme in ("http", "https")
-
-
-def store_file(settings: RegistrySettings) -> Path | None:
-    """Return the SQLite file of the store; None when the store is something else."""
-    prefix = "sqlite:///"
-    if not settings.tracking_uri.startswith(prefix):
-        return None
-    return Path(settings.tracking_uri.removeprefix(prefix))
-
-
-def has_store(settings: RegistrySettings) -> bool:
-    """Whether there is a store to ask: a file is made by the first run, a server is just there."""
-    file = store_file(settings)
-    return file is None or file.exists()
-
-
 def experiment(client: MlflowClient, settings: RegistrySettings) -> str:
-    """Return the id of the experiment, made on first use.
+    """Return the id of the experiment, created on first use.
 
-    Its files go to `registry.artifact_location`. A server puts them where it puts everybody's when
-    that is a folder of this workspace, which others cannot reach.
+    Its files go to `registry.artifact_location`; on a server to the server's default location when
+    that setting is a relative folder, which other hosts cannot reach.
     """
     found = client.get_experiment_by_name(settings.experiment)
     if found is not None:
         return str(found.experiment_id)
     location: str | None = settings.artifact_location
-    if is_server(settings) and not (urlparse(location).scheme or Path(location).is_absolute()):
+    place = urlparse(settings.artifact_location)
+    if is_server(settings) and not (place.scheme or Path(settings.artifact_location).is_absolute()):
         location = None
-    elif urlparse(location).scheme in FOLDER_SCHEMES:
-        folder = Path(unquote(urlparse(location).path))
+    elif place.scheme in FOLDER_SCHEMES:
+        folder = Path(unquote(place.path))
         folder.mkdir(parents=True, exist_ok=True)
         location = folder.absolute().as_uri()
     try:
@@ -122,7 +105,7 @@ def experiment(client: MlflowClient, settings: RegistrySettings) -> str:
         made = client.get_experiment_by_name(settings.experiment)
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:
             raise
-        return str(made.experiment_id)  # somebody else made it a moment ago
+        return str(made.experiment_id)  # another process created it first
 
 
 def _busy(store: str) -> StoreBusyError:
@@ -132,7 +115,7 @@ def _busy(store: str) -> StoreBusyError:
 
 
 def _check_file(file: Path) -> None:
-    """Open the SQLite file once: MLflow itself would try for minutes before it gives up."""
+    """Open the SQLite file once: MLflow itself would retry for minutes."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file)) as connection:
@@ -147,7 +130,7 @@ def _check_file(file: Path) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """Ask the server once whether it is there: MLflow itself would try for minutes."""
+    """Ask the server once whether it is up: MLflow itself would retry for minutes."""
     http_request(
         get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=_SERVER_SECONDS
     )

@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pruneflow.artifacts import write_json, write_manifest
 from pruneflow.data.documents import build_documents
+from pruneflow.data.validation import validate_documents
 from pruneflow.settings.calibration import DocumentSettings
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
@@ -36,7 +38,11 @@ class Workspace:
         self.lock_file = root / "data/sources.lock"
         self.benchmarks = root / "data/questions"
         self.out = root / "data/calibration/documents"
+        self.validation = root / "data/calibration/validation.json"
         self.settings = DocumentSettings(domains=["notes", "letters"])
+
+    def make(self) -> None:
+        """Write the texts and the question."""
         write_json(self.lock_file, {"files": {}})
         self.benchmarks.mkdir(parents=True)
         question = {"id": "t-1", "question": QUESTION, "choices": ["wait", "dig"], "label": 0}
@@ -51,9 +57,9 @@ class Workspace:
             "empty: []\n"
         )
         self.write_notes([sentence(number) for number in range(60)])
-        (root / "data/text/letters").mkdir()
+        (self.root / "data/text/letters").mkdir()
         for number in range(30):
-            path = root / f"data/text/letters/{number:02}.txt"
+            path = self.root / f"data/text/letters/{number:02}.txt"
             path.write_text(phrase(1000 + number))
 
     def write_notes(self, texts: list[str]) -> None:
@@ -74,10 +80,31 @@ class Workspace:
             settings, self.domains_file, self.lock_file, self.benchmarks, self.out, self.root
         )
 
+    def validate(self) -> dict:
+        return validate_documents(self.out, self.benchmarks, self.settings, self.validation)
+
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path)
+    workspace = Workspace(tmp_path)
+    workspace.make()
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose documents are built and validated, to be copied."""
+    workspace = Workspace(tmp_path_factory.mktemp("validated"))
+    workspace.make()
+    workspace.build()
+    workspace.validate()
+    return workspace.root
+
+
+@pytest.fixture
+def built(validated: Path, tmp_path: Path) -> Workspace:
+    """A workspace whose documents are built and validated."""
+    return Workspace(shutil.copytree(validated, tmp_path / "built"))
 
 
 @pytest.fixture

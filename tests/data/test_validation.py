@@ -7,18 +7,14 @@ import pytest
 from pruneflow.artifacts import read_json, write_manifest
 from pruneflow.data import expectations
 from pruneflow.data.documents import TABLE, read_documents
-from pruneflow.data.validation import validate_documents
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.settings.calibration import DocumentSettings
+
+GERMAN = "Der Gärtner wartete den ganzen Winter, denn der Boden war noch viel zu hart dafür. "
 
 
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def validate(workspace):
-    out = workspace.root / "data/calibration/validation.json"
-    return validate_documents(workspace.out, workspace.benchmarks, workspace.settings, out)
 
 
 def rewrite(workspace, table, recount=True) -> None:
@@ -32,51 +28,40 @@ def rewrite(workspace, table, recount=True) -> None:
     write_manifest(workspace.out, **facts)
 
 
-def test_a_good_table_passes_and_the_result_is_the_same_twice(workspace):
-    digest = workspace.build()["digest"]
-    result = validate(workspace)
-    path = workspace.root / "data/calibration/validation.json"
-    before = path.read_bytes()
+def test_a_good_table_passes_and_the_result_is_the_same_twice(built):
+    before = built.validation.read_bytes()
+    result = read_json(built.validation)
     assert result["success"] is True
-    assert result["documents"] == digest
+    assert result["documents"] == read_json(built.out / "manifest.json")["digest"]
     assert {item["expectation"] for item in result["expectations"]} >= {
         "expect_table_columns_to_match_ordered_list",
         "expect_column_values_to_not_be_null",
         "expect_column_values_to_be_unique",
     }
     assert all(item["success"] for item in result["expectations"] + result["checks"])
-    assert validate(workspace) == result == read_json(path)
-    assert path.read_bytes() == before
+    assert built.validate() == result
+    assert built.validation.read_bytes() == before
 
 
-def _null_text(table, question):
-    table.loc[3, "text"] = None
-    return table
+def _cell(column, value):
+    """Put a value into row 3."""
+
+    def poison(table, question):
+        table.loc[3, column] = value
+        return table
+
+    return poison
 
 
-def _missing_licence(table, question):
-    table.loc[3, "licence"] = " "
-    return table
+def _text(write):
+    """Put a text into row 3, with its own sha256."""
 
+    def poison(table, question):
+        text = write(table.loc[3, "text"], question)
+        table.loc[3, ["text", "sha256"]] = [text, sha256(text)]
+        return table
 
-def _odd_language(table, question):
-    table.loc[3, "language"] = "Klingon!"
-    return table
-
-
-def _language_of_another_source(table, question):
-    table.loc[3, "language"] = "nl"
-    return table
-
-
-def _licence_of_another_source(table, question):
-    table.loc[3, "licence"] = "Apache-2.0"
-    return table
-
-
-def _unknown_licence(table, question):
-    table.loc[3, "licence"] = "Free as in beer"
-    return table
+    return poison
 
 
 def _group_in_two_splits(table, question):
@@ -103,16 +88,6 @@ def _document_too_few(table, question):
     return table.drop(index=table.index[table.split == "calibration"][0])
 
 
-def _unknown_split(table, question):
-    table.loc[3, "split"] = "train"
-    return table
-
-
-def _short_text(table, question):
-    table.loc[3, "text"] = "short"
-    return table
-
-
 def _same_row_twice(table, question):
     table.loc[4] = table.loc[3]
     return table
@@ -132,24 +107,6 @@ def _duplicate_in_another_split(table, question):
     return table
 
 
-def _overlap(table, question):
-    text = "A short introduction comes first in this row. " + question
-    table.loc[3, ["text", "sha256"]] = [text, sha256(text)]
-    return table
-
-
-def _german_text(table, question):
-    text = "Der Gärtner wartete den ganzen Winter, denn der Boden war noch viel zu hart dafür. " * 3
-    table.loc[3, ["text", "sha256"]] = [text, sha256(text)]
-    return table
-
-
-def _address(table, question):
-    text = table.loc[3, "text"] + " Write to max@firma.example for more."
-    table.loc[3, ["text", "sha256"]] = [text, sha256(text)]
-    return table
-
-
 def _missing_domain(table, question):
     return table[table.domain == "letters"]
 
@@ -165,16 +122,16 @@ def _missing_column(table, question):
 @pytest.mark.parametrize(
     ("poison", "row", "words"),
     [
-        (_null_text, 3, "expect_column_values_to_not_be_null on text"),
-        (_missing_licence, 3, "expect_column_values_to_be_in_set on licence"),
-        (_unknown_licence, 3, "expect_column_values_to_be_in_set on licence"),
+        (_cell("text", None), 3, "expect_column_values_to_not_be_null on text"),
+        (_cell("licence", " "), 3, "expect_column_values_to_be_in_set on licence"),
+        (_cell("licence", "Free as in beer"), 3, "expect_column_values_to_be_in_set on licence"),
         (
-            _licence_of_another_source,
+            _cell("licence", "Apache-2.0"),
             3,
             "expect_column_values_to_be_in_set on licence of the source",
         ),
         (
-            _language_of_another_source,
+            _cell("language", "nl"),
             3,
             "expect_column_values_to_be_in_set on language of the source",
         ),
@@ -182,29 +139,34 @@ def _missing_column(table, question):
         (_document_too_few, None, "expect_column_pair_values_to_be_equal on documents and drawn"),
         (_group_in_two_splits, "group", "no_group_in_two_splits"),
         (_near_duplicate, 4, "no_near_duplicates"),
-        (_odd_language, 3, "expect_column_values_to_match_regex on language"),
-        (_unknown_split, 3, "expect_column_values_to_be_in_set on split"),
-        (_short_text, 3, "expect_column_value_lengths_to_be_between on text"),
+        (_cell("language", "Klingon!"), 3, "expect_column_values_to_match_regex on language"),
+        (_cell("split", "train"), 3, "expect_column_values_to_be_in_set on split"),
+        (_cell("text", "short"), 3, "expect_column_value_lengths_to_be_between on text"),
         (_same_row_twice, 3, "expect_column_values_to_be_unique on sha256"),
         (_changed_text, 3, "sha256_is_of_the_text"),
         (_duplicate_in_another_split, 4, "no_text_in_two_rows"),
-        (_overlap, 3, "no_overlap_with_evaluation_questions"),
-        (_german_text, 3, "text_is_in_its_language"),
-        (_address, 3, "no_personal_data"),
+        (
+            _text(lambda text, question: f"A short introduction comes first here. {question}"),
+            3,
+            "no_overlap_with_evaluation_questions",
+        ),
+        (_text(lambda text, question: GERMAN * 3), 3, "text_is_in_its_language"),
+        (
+            _text(lambda text, question: f"{text} Write to max@firma.example."),
+            3,
+            "no_personal_data",
+        ),
         (_missing_domain, None, "expect_column_distinct_values_to_equal_set on domain"),
         (_missing_split, None, "domain notes has no document for validation"),
         (_missing_column, None, "expect_table_columns_to_match_ordered_list"),
     ],
 )
-def test_a_poisoned_table_is_refused_by_name_and_row(workspace, question, poison, row, words):
-    workspace.build()
-    validate(workspace)
-    out = workspace.root / "data/calibration/validation.json"
-    before = out.read_bytes()
-    table = poison(read_documents(workspace.out), question)
-    rewrite(workspace, table, recount=poison is not _document_too_few)
+def test_a_poisoned_table_is_refused_by_name_and_row(built, question, poison, row, words):
+    before = built.validation.read_bytes()
+    table = poison(read_documents(built.out), question)
+    rewrite(built, table, recount=poison is not _document_too_few)
     with pytest.raises(InputError) as error:
-        validate(workspace)
+        built.validate()
     message = str(error.value)
     assert words in message
     assert "\n" not in message
@@ -214,27 +176,26 @@ def test_a_poisoned_table_is_refused_by_name_and_row(workspace, question, poison
         values = table.loc[row]
         assert f"domain {values['domain']}, source {values['source']}" in message
         assert f"sha256 {values['sha256'][:12]}" in message
-    assert out.read_bytes() == before
+    assert built.validation.read_bytes() == before
 
 
-def test_rows_at_fault_in_any_part_of_a_long_table_are_found(workspace, monkeypatch):
-    workspace.build()
-    whole = validate(workspace)
-    monkeypatch.setattr(expectations, "PART_BYTES", 2000)
-    assert validate(workspace) == whole, "parts must add up to the whole"
-    table = read_documents(workspace.out)
+def test_rows_at_fault_in_any_part_of_a_long_table_are_found(built, monkeypatch):
+    whole = read_json(built.validation)
+    monkeypatch.setattr(expectations, "PART_BYTES", 10_000)  # two parts
+    assert built.validate() == whole, "parts must add up to the whole"
+    table = read_documents(built.out)
     for row in (7, 21, 60, 80):
         table.loc[row, "licence"] = "Free as in beer"
     table.loc[50] = table.loc[20]
-    rewrite(workspace, table)
+    rewrite(built, table)
     with pytest.raises(InputError) as error:
-        validate(workspace)
+        built.validate()
     message = str(error.value)
     assert "expect_column_values_to_be_unique on sha256 fails (2 rows" in message
     table.loc[50, "sha256"] = sha256("another")
-    rewrite(workspace, table)
+    rewrite(built, table)
     with pytest.raises(InputError) as error:
-        validate(workspace)
+        built.validate()
     message = str(error.value)
     assert "expect_column_values_to_be_in_set on licence fails (4 rows" in message
     shown = [message.index(f"sha256 {table.loc[row, 'sha256'][:12]}") for row in (7, 21, 60)]
@@ -245,13 +206,12 @@ def test_rows_at_fault_in_any_part_of_a_long_table_are_found(workspace, monkeypa
 def test_a_folder_without_a_table_is_refused(workspace):
     workspace.out.mkdir(parents=True)
     write_manifest(workspace.out)
-    with pytest.raises(DamagedArtifactError, match="is no table of documents"):
-        validate(workspace)
+    with pytest.raises(DamagedArtifactError, match="is not a table of documents"):
+        workspace.validate()
 
 
-def test_near_duplicates_pass_where_the_settings_drop_equal_texts_only(workspace, question):
-    workspace.build()
-    rewrite(workspace, _near_duplicate(read_documents(workspace.out), question))
-    values = {**workspace.settings.model_dump(), "near_duplicate_similarity": 1}
-    workspace.settings = DocumentSettings(**values)
-    assert validate(workspace)["success"]
+def test_near_duplicates_pass_where_the_settings_drop_equal_texts_only(built, question):
+    rewrite(built, _near_duplicate(read_documents(built.out), question))
+    values = {**built.settings.model_dump(), "near_duplicate_similarity": 1}
+    built.settings = DocumentSettings(**values)
+    assert built.validate()["success"]

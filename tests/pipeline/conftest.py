@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from prefect.testing.utilities import prefect_test_harness
 
-from pruneflow.plan import descent
+from pruneflow.plan import plan_rounds
 from pruneflow.settings.pipeline import parse_settings, write_settings
 from pruneflow.settings.pruning import Target
 from tests.pipeline.commands import repro
@@ -48,7 +48,7 @@ def tiny_pipeline(
             **copy.deepcopy(SMALL),
             "model": {"source": str(tiny_model_directory), "dtype": "float32"},
             "documents": {"domains": ["code", "technical"], "max_per_domain": 40},
-            "rounds": descent(Target(ratio=0.1 * rounds), rounds, "linear"),
+            "rounds": plan_rounds(Target(ratio=0.1 * rounds), rounds, "linear"),
             "final_round": f"r{rounds}",
             **changes,
         }

@@ -78,7 +78,7 @@ ELSEWHERE = {
     ),
     "pruneflow data refresh": (
         "unit/test_cli.py::test_refresh_pins_every_source_and_says_what_changed",
-        '"data", "refresh"',
+        '"data refresh"',
     ),
     "pruneflow data diff HEAD": (
         "pipeline/test_data_versioning.py::"

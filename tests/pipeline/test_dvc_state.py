@@ -30,6 +30,7 @@ def test_a_dvc_lock_that_was_cut_short_is_what_it_was_when_the_last_stage_began(
     workspace: Workspace, rest: str
 ) -> None:
     reproduce("calibration", print, {})
+    reproduce("environment", print, {})
     before = LOCK.read_text()
     reproduce("round@r1", print, {})
     LOCK.write_text(rest)

@@ -1,18 +1,19 @@
 """The pipeline flow on a real Prefect server, and what a user sees of it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-import flows.pipeline
 from flows.pipeline import pipeline, step
 from flows.promotion import promotion, roll_back
 from pruneflow.artifacts import read_json, sha256_json, write_json
 from pruneflow.errors import InputError, StoreBusyError
 from pruneflow.paths import DECISION
 from pruneflow.settings.pipeline import load_settings
+from tasks.dvc.repro import run_stage
 from tasks.registry import versions
 from tasks.registry.promotion import history
 from tasks.tracking.store import connect, experiment
@@ -155,29 +156,40 @@ def test_a_failing_stage_ends_the_flow_with_its_line_and_is_a_refusal(
     assert "was told to fail" in decision["reasons"][0]
 
 
-def test_a_step_that_finds_the_store_busy_is_tried_again_and_bad_input_is_not(
-    server: None, monkeypatch: pytest.MonkeyPatch
+def test_a_task_whose_error_may_pass_is_run_again_and_bad_input_is_not(
+    workspace: Workspace, server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.pipeline, "RETRY_SECONDS", 0)
-    errors: list[Exception] = [StoreBusyError("busy"), StoreBusyError("busy")]
+    for each in (step, run_stage):
+        monkeypatch.setattr(each, "retry_delay_seconds", 0)
+    errors: list[Exception] = []
 
     def action() -> str:
         if errors:
             raise errors.pop()
         return "done"
 
-    states: list[State] = []
+    def run(task: Any, *arguments: Any) -> State:
+        states: list[State] = []
 
-    @flow
-    def one_step() -> None:
-        states.append(step("a step", action, return_state=True))
+        @flow
+        def one_task() -> None:
+            states.append(task(*arguments, return_state=True))
 
-    one_step()
-    assert states.pop().result() == "done"
+        one_task()
+        return states[0]
+
+    errors[:] = [StoreBusyError("busy"), StoreBusyError("busy")]
+    assert run(step, "a step", action).result() == "done"
+    errors[:] = [StoreBusyError("busy")] * 9
+    state = run(step, "a step", action)
+    assert (state.name, state.message, len(errors)) == ("BadInput", "busy", 5)
     errors[:] = [StoreBusyError("never reached"), InputError("wrong")]
-    one_step()
-    assert (states[0].name, states[0].message) == ("BadInput", "wrong")
-    assert len(errors) == 1
+    state = run(step, "a step", action)
+    assert (state.name, state.message, len(errors)) == ("BadInput", "wrong", 1)
+
+    Path("flaky-calibration").touch()
+    assert run(run_stage, "calibration").is_completed()
+    assert workspace.executed() == ["calibration"] * 2
 
 
 def test_an_unknown_metric_ends_the_flow_before_any_stage(
@@ -200,7 +212,7 @@ def test_the_command_line_shows_one_line_and_exit_code_2_for_bad_input(
     assert done.stderr.splitlines()[-1].startswith("error: the toy stage r1 was told to fail")
     for noise in ("Traceback", "NoneType", "Finished in state", "httpx"):
         assert noise not in done.stderr + done.stdout
-    assert "[2/5] round@r1" in done.stderr
+    assert "[3/6] round@r1" in done.stderr
 
 
 def test_the_command_line_lists_the_reasons_and_exits_1_when_refused(

@@ -57,7 +57,7 @@ def _spoil_family(values):
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
     values["model"]["source"] = str(other)
-    return "models of type mamba are not supported; supported are gemma2, gemma3_text"
+    return "models of type mamba are not supported: use one of gemma2, gemma3_text"
 
 
 def _spoil_domain(values):

@@ -28,7 +28,7 @@ def look(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[checks.Finding]:
 
 def test_the_doctor_makes_no_store(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = look(monkeypatch, "mlflow")
-    assert finding.status == OK and "made by the first run" in finding.says
+    assert finding.status == OK and "made by the first run" in finding.message
     assert not Path("mlflow/mlflow.db").exists()
 
 
@@ -38,7 +38,7 @@ def test_the_doctor_tells_the_schema_of_the_store_and_refuses_another(
     with closing(sqlite3.connect("mlflow/mlflow.db")) as tables:
         ((schema,),) = tables.execute("SELECT version_num FROM alembic_version")
     (finding,) = look(monkeypatch, "mlflow")
-    assert finding.status == OK and schema in finding.says
+    assert finding.status == OK and schema in finding.message
 
     Path("other").mkdir()
     shutil.copy("mlflow/mlflow.db", "other/mlflow.db")
@@ -47,7 +47,7 @@ def test_the_doctor_tells_the_schema_of_the_store_and_refuses_another(
         tables.commit()
     workspace.set(registry={"tracking_uri": "sqlite:///other/mlflow.db"})
     (finding,) = look(monkeypatch, "mlflow")
-    assert finding.status == PROBLEM and "0123456789ab" in finding.says
+    assert finding.status == PROBLEM and "0123456789ab" in finding.message
 
 
 def test_the_doctor_reads_the_graph_and_asks_the_prefect_server(
@@ -57,7 +57,7 @@ def test_the_doctor_reads_the_graph_and_asks_the_prefect_server(
     assert stages.status == prefect.status == OK
     Path("dvc.yaml").write_text("stages: {a: {deps: [b]}}\n")
     (stages,) = look(monkeypatch, "stages")
-    assert stages.status == PROBLEM and "dvc.yaml" in stages.says
+    assert stages.status == PROBLEM and "dvc.yaml" in stages.message
 
 
 def compare(*names: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who hears how a run ended: a real webhook, real flow runs, and a webhook that is out of order."""
+"""Notifications about runs: a real webhook, real flow runs, and a webhook that fails."""
 
 import logging
 import socket
@@ -15,8 +15,7 @@ from prefect.states import Cancelling, Completed, Crashed, Failed
 from flows.pipeline import pipeline
 from flows.run_notification import notify
 from pruneflow.settings.pipeline import NotifySettings, load_settings
-from tasks.prefect.webhook import VARIABLE, mask, post
-from tasks.prefect.webhook import webhook as configured_webhook
+from tasks.prefect.webhook import VARIABLE, mask, send, webhook_url
 from tests.pipeline.toy import Workspace
 from tests.servers import Webhook
 
@@ -52,7 +51,7 @@ def run_of_a_deployment() -> Any:
 
 
 @pytest.mark.slow
-def test_refused_and_failed_runs_of_a_schedule_are_told_and_others_are_not(
+def test_scheduled_runs_that_are_refused_or_fail_are_reported_and_others_are_not(
     workspace: Workspace, server: None, webhook: Webhook
 ) -> None:
     workspace.set(notify={"webhook": webhook.url})
@@ -63,14 +62,14 @@ def test_refused_and_failed_runs_of_a_schedule_are_told_and_others_are_not(
 
     refused = run_of_a_deployment()
     assert refused.name == "Refused"
-    (told,) = webhook.heard
+    (sent,) = webhook.heard
     outcome = refused.result()
-    assert told["flow"] == "pipeline" and told["state"] == "Refused"
-    assert told["reasons"] == outcome.reasons and outcome.reasons[0] in told["text"]
-    assert told["mlflow_run"] == outcome.run_id
-    assert told["production"] == "1"
-    assert told["report"] == str(Path("data/reports/report.html").absolute())
-    assert told["time"].endswith("+00:00") and told["path"] == "/services/secret"
+    assert sent["flow"] == "pipeline" and sent["state"] == "Refused"
+    assert sent["reasons"] == outcome.reasons and outcome.reasons[0] in sent["text"]
+    assert sent["mlflow_run"] == outcome.run_id
+    assert sent["production"] == "1"
+    assert sent["report"] == str(Path("data/reports/report.html").absolute())
+    assert sent["time"].endswith("+00:00") and sent["path"] == "/services/secret"
 
     workspace.set(
         notify={"webhook": webhook.url},
@@ -78,14 +77,14 @@ def test_refused_and_failed_runs_of_a_schedule_are_told_and_others_are_not(
     )
     Path("fail-r2").touch()
     assert run_of_a_deployment().name == "BadInput"
-    told = webhook.heard[1]
-    assert told["state"] == "BadInput" and told["mlflow_run"] is None
-    assert told["reasons"] == ["the toy stage r2 was told to fail: delete fail-r2"]
-    assert told["production"] == "1" and len(webhook.heard) == 2
+    sent = webhook.heard[1]
+    assert sent["state"] == "BadInput" and sent["mlflow_run"] is None
+    assert sent["reasons"] == ["the toy stage r2 was told to fail: delete fail-r2"]
+    assert sent["production"] == "1" and len(webhook.heard) == 2
 
 
 @pytest.mark.slow
-def test_a_run_that_crashes_is_told(
+def test_a_run_that_crashes_is_reported(
     workspace: Workspace, server: None, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted() -> None:
@@ -95,7 +94,7 @@ def test_a_run_that_crashes_is_told(
     monkeypatch.setattr("flows.pipeline.check_workspace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_of_a_deployment()
-    assert [told["state"] for told in webhook.heard] == ["Crashed"]
+    assert [sent["state"] for sent in webhook.heard] == ["Crashed"]
 
 
 @pytest.mark.slow
@@ -107,7 +106,7 @@ def test_a_dead_webhook_is_a_warning_without_its_secret_and_changes_no_outcome(
     done = workspace.pruneflow("run")
     assert done.returncode == 1, done.stderr
     assert "block_ratio is 0.2, below the limit 0.9" in done.stdout
-    assert "nobody was told how this run ended: http://127.0.0.1/... does not answer" in done.stderr
+    assert "no notification was sent: http://127.0.0.1/... does not answer" in done.stderr
     kept = [path.read_bytes() for path in Path("mlflow").rglob("*") if path.is_file()]
     said = done.stdout + done.stderr
     for secret in ("password", "services/secret", "token=abc"):
@@ -117,20 +116,20 @@ def test_a_dead_webhook_is_a_warning_without_its_secret_and_changes_no_outcome(
     assert nobody in Path("configs/pipeline.yaml").read_text()
 
 
-def test_only_scheduled_runs_are_told_unless_all_are_asked_for(
+def test_only_scheduled_runs_are_reported_unless_the_settings_ask_for_all(
     workspace: Workspace, webhook: Webhook
 ) -> None:
     workspace.set(notify={"webhook": webhook.url})
     ended(Failed(message="no"), scheduled=False)
     assert webhook.heard == []
     ended(Failed(message="no"))
-    assert [told["reasons"] for told in webhook.heard] == [["no"]]
+    assert [sent["reasons"] for sent in webhook.heard] == [["no"]]
     workspace.set(notify={"webhook": webhook.url, **ALL})
     ended(Failed(message="no"), scheduled=False)
     assert len(webhook.heard) == 2
 
 
-def test_the_settings_say_which_ends_are_told(workspace: Workspace, webhook: Webhook) -> None:
+def test_the_settings_select_the_events(workspace: Workspace, webhook: Webhook) -> None:
     ends = [Crashed(message="oom"), Cancelling(), Failed(message="no"), Completed(name="LetPass")]
     for events, states in (
         (["failed"], ["Crashed", "Failed"]),
@@ -141,13 +140,13 @@ def test_the_settings_say_which_ends_are_told(workspace: Workspace, webhook: Web
         workspace.set(notify={"webhook": webhook.url, "events": events})
         for state in ends:
             ended(state)
-        assert [told["state"] for told in webhook.heard] == states
+        assert [sent["state"] for sent in webhook.heard] == states
 
 
-def test_the_url_may_come_from_the_environment_and_the_setting_goes_before_it(
+def test_the_url_may_come_from_the_environment_and_the_setting_takes_precedence(
     workspace: Workspace, webhook: Webhook, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended(Failed(message="nobody hears this"))
+    ended(Failed(message="not sent"))
     monkeypatch.setenv(VARIABLE, webhook.url)
     ended(Failed(message="no"))
     assert len(webhook.heard) == 1
@@ -157,7 +156,7 @@ def test_the_url_may_come_from_the_environment_and_the_setting_goes_before_it(
     assert len(webhook.heard) == 2
 
 
-def test_a_run_that_failed_of_its_settings_is_told_too(
+def test_a_run_that_failed_because_of_its_settings_is_reported(
     workspace: Workspace, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace.set(notify={"webhook": webhook.url})
@@ -172,20 +171,20 @@ def test_a_run_that_failed_of_its_settings_is_told_too(
     assert webhook.heard[1]["reasons"] == ["no YAML"]
 
 
-def test_a_webhook_out_of_order_is_asked_again_and_one_that_refuses_is_not(
+def test_server_errors_are_retried_and_refusals_are_not(
     webhook: Webhook, nobody: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     webhook.answers = [503, 500]
-    assert post(webhook.url, {"a": 1}) is None
+    assert send(webhook.url, {"a": 1}) is None
     assert len(webhook.heard) == 3
     webhook.answers = [404]
-    assert post(webhook.url, {}) == "http://127.0.0.1/... answered with status 404"
+    assert send(webhook.url, {}) == "http://127.0.0.1/... answered with status 404"
     webhook.answers = [502] * 3
-    assert post(webhook.url, {}) == "http://127.0.0.1/... answered with status 502"
+    assert send(webhook.url, {}) == "http://127.0.0.1/... answered with status 502"
     assert len(webhook.heard) == 7
-    assert post(nobody, {}) == "http://127.0.0.1/... does not answer (ConnectError)"
-    assert post("ftp://example.org/secret", {}) == (
+    assert send(nobody, {}) == "http://127.0.0.1/... does not answer (ConnectError)"
+    assert send("ftp://example.org/secret", {}) == (
         "ftp://example.org/... does not answer (UnsupportedProtocol)"
     )
     assert "secret" not in caplog.text
@@ -198,8 +197,8 @@ def test_a_masked_url_has_nothing_secret() -> None:
     assert mask("https://[secret") == "the webhook"
 
 
-def test_by_default_nobody_is_told_and_the_settings_are_written_whole(workspace: Workspace) -> None:
+def test_by_default_nothing_is_sent_and_all_settings_are_written(workspace: Workspace) -> None:
     assert load_settings().notify == NotifySettings(
         webhook=None, events=["refused", "failed"], runs="scheduled"
     )
-    assert configured_webhook(load_settings().notify) is None
+    assert webhook_url(load_settings().notify) is None

@@ -133,10 +133,10 @@ def test_a_version_judged_against_another_than_the_one_in_use_is_judged_anew(
     store.register("c", **against, production={"version": "1", "model": "a"})
     promotion.promote(SETTINGS, "2")
     with pytest.raises(
-        InputError, match="version 3 was judged against version 1, and version 2 is in production"
+        InputError, match="version 3 was compared with version 1, and version 2 is in production"
     ):
         promotion.promote(SETTINGS, "3")
-    promotion.restore(SETTINGS, "1")  # was judged against nothing, and needs no gates
+    promotion.restore(SETTINGS, "1")  # was compared with nothing, and needs no gates
     assert store.aliases()["production"] == "1"
 
 
@@ -197,7 +197,7 @@ def test_a_move_that_was_killed_is_undone_or_done_and_never_half(
                 move(SETTINGS)
         else:
             move(SETTINGS)  # has five writes
-    promotion.make_whole(SETTINGS)
+    promotion.undo_killed_move(SETTINGS)
     whole = promotion.history(SETTINGS)
     if len(whole) == len(told):
         assert store.aliases() == before
@@ -218,7 +218,7 @@ def test_the_smoke_test_loads_the_model_in_a_process_of_its_own(workspace: Works
     settings = {"name": SETTINGS.name}
     workspace.set(registry=settings)
     store.register("a")
-    for fault, said in (("broken", "the weights are unusable"), ("silent", "it writes nothing")):
+    for fault, said in (("broken", "the weights are unusable"), ("silent", "generates nothing")):
         Path(fault).touch()
         done = workspace.pruneflow("promote")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

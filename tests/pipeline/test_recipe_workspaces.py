@@ -40,9 +40,7 @@ def test_a_workspace_has_its_own_settings_and_links_to_what_it_reads(workspace: 
     assert load_settings(made.folder / "configs/pipeline.yaml").rounds["r2"].ratio == 0.4
     assert (made.folder / "summary.json").readlink() == Path("summary.json").absolute()
     assert not (made.folder / "data").is_symlink() and not (made.folder / "configs").is_symlink()
-    stages = yaml.safe_load((made.folder / "dvc.yaml").read_text())["stages"]
-    assert stages["calibration"]["outs"] == [{"data/calibration/set": {}}]
-    assert Path("dvc.yaml").read_text().count("persist") == 2
+    assert (made.folder / "dvc.yaml").readlink() == Path("dvc.yaml").absolute()
 
 
 def test_links_follow_the_project_and_what_is_read_from_data_is_linked(
@@ -72,7 +70,7 @@ def test_a_model_at_a_relative_path_outside_is_refused(workspace: Workspace) -> 
 def test_what_recipes_have_in_common_is_made_once_before_them(workspace: Workspace) -> None:
     made = prepare({"deep": settings(rounds=DEEP), "long": settings(rounds=LONG)})
     shared = {name: set(stages) for name, stages in to_share(made).items()}
-    assert shared == {"deep": {"calibration", "round@r1", "round@r2"}}
+    assert shared == {"deep": {"environment", "calibration", "round@r1", "round@r2"}}
     assert to_share(made[:1]) == {}
     both = prepare({"one": settings(), "same": settings(), "deep": settings(rounds=DEEP)})
     assert to_share(both) == {"one": list(both[0].untimed)}

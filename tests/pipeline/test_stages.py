@@ -13,9 +13,15 @@ import psutil
 import pytest
 
 from pruneflow.errors import InputError, WorkspaceBusyError
+from pruneflow.settings.pipeline import load_settings
 from pruneflow.workspace import TOKEN, run_lock
-from tasks.dvc import repro
-from tasks.dvc.repro import StageError, reproduce, run_child, stage_order
+from tasks.dvc.repro import (
+    StageError,
+    TransientStageError,
+    reproduce,
+    run_child,
+    stage_order,
+)
 from tests.pipeline.toy import Workspace
 from tests.servers import wait_until
 
@@ -33,7 +39,8 @@ def alive(pid: int) -> bool:
 def test_the_order_is_that_of_the_graph_whatever_the_order_in_the_file(
     workspace: Workspace,
 ) -> None:
-    assert stage_order() == ["calibration", "round@r1", "round@r2", "select", "report"]
+    rounds = ["round@r1", "round@r2"]
+    assert stage_order() == ["environment", "calibration", *rounds, "select", "report"]
 
 
 def test_ten_rounds_keep_their_order(workspace: Workspace) -> None:
@@ -80,19 +87,42 @@ def test_bad_input_of_a_stage_arrives_as_its_own_line(workspace: Workspace) -> N
     assert lines == []
 
 
-def test_what_can_pass_is_tried_again_and_bad_input_is_not(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(repro, "RETRY_SECONDS", 0)
-    said: list[str] = []
+def test_a_failure_that_may_pass_is_told_from_bad_input(workspace: Workspace) -> None:
     Path("flaky-calibration").touch()
-    assert not reproduce("calibration", said.append, {}).unchanged
-    assert workspace.executed() == ["calibration"] * 2
-    assert "calibration: Input/output error, trying again in 0 s" in said
+    with pytest.raises(TransientStageError, match="Input/output error"):
+        reproduce("calibration", print, {})
+    assert not reproduce("calibration", print, {}).unchanged
+
+
+def test_the_earlier_result_survives_a_stage_that_fails(workspace: Workspace) -> None:
+    model = Path("data/checkpoints/r1/config.json")
+    for name in ("environment", "calibration", "round@r1"):
+        reproduce(name, print, {})
+    before = model.read_text()
+    rounds = {name: each.model_dump() for name, each in load_settings().rounds.items()}
+    workspace.set(rounds={**rounds, "r1": {"parent": "dense", "ratio": 0.15}})
     Path("fail-r1").touch()
     with pytest.raises(InputError, match="was told to fail"):
-        reproduce("round@r1", said.append, {})
-    assert workspace.executed() == ["r1"]
+        reproduce("round@r1", print, {})
+    assert model.read_text() == before
+    Path("fail-r1").unlink()
+    assert not reproduce("round@r1", print, {}).unchanged
+    assert model.read_text() != before
+
+
+def test_an_upgrade_is_noticed_and_nothing_runs_again_without_one(workspace: Workspace) -> None:
+    def run() -> list[str]:
+        done = workspace.do("-m", "dvc", "repro", "round@r1")
+        assert done.returncode == 0, done.stderr
+        return workspace.executed()
+
+    assert run() == ["calibration", "r1"]
+    assert run() == []
+    (workspace.folder / "torch-9.9+cu.dist-info").mkdir()
+    metadata = workspace.folder / "torch-9.9+cu.dist-info/METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9+cu\n")
+    assert run() == ["r1"]
+    assert run() == []
 
 
 def test_a_stage_without_its_dependency_says_what_is_missing(workspace: Workspace) -> None:
@@ -160,7 +190,8 @@ def test_ending_the_runner_ends_dvc_the_stage_and_its_children(
 @pytest.mark.slow
 def test_a_stage_whose_starter_was_killed_still_holds_the_workspace(workspace: Workspace) -> None:
     Path("slow-r1").touch()
-    reproduce("calibration", print, {})
+    for name in ("environment", "calibration"):
+        reproduce(name, print, {})
     runner = workspace.start("-c", RUN_STAGE)
     assert wait_until(lambda: Path("pids.json").exists())
     pids = json.loads(Path("pids.json").read_text())
@@ -212,7 +243,7 @@ def test_after_kill_9_the_next_run_waits_for_the_stage_left_behind_and_completes
                 stderr=log,
             )
         said = Path("next.log")
-        assert wait_until(lambda: "waits for a stage left behind" in said.read_text(), 120)
+        assert wait_until(lambda: "an earlier run left running" in said.read_text(), 120)
         assert following.poll() is None
         os.kill(stage, signal.SIGKILL)
         assert following.wait(timeout=300) == 0, said.read_text()

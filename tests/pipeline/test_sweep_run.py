@@ -96,7 +96,7 @@ def toy(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     stages["latency"] = {
         "cmd": "python toy.py latency",
         "deps": ["data/model"],
-        "outs": [{"data/timing.json": {"persist": True}}],
+        "outs": ["data/timing.json"],
     }
     stages["report"]["deps"].append("data/timing.json")
     Path("dvc.yaml").write_text(yaml.safe_dump(graph))

@@ -9,7 +9,7 @@ import pytest
 
 from pruneflow.errors import InputError
 from tasks.registry import promotion, versions
-from tests.pipeline.test_housekeeping import collect, found, names
+from tests.pipeline.garbage import collect, found, names
 from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
 from tests.pipeline.toy import Workspace
 

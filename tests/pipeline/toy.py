@@ -18,6 +18,11 @@ DVC = """
 vars:
   - configs/pipeline.yaml
 stages:
+  environment:
+    cmd: python -m pruneflow stage environment
+    always_changed: true
+    outs:
+      - data/environment.json
   report:
     cmd: python toy.py report
     deps:
@@ -44,14 +49,16 @@ stages:
       params:
         - configs/pipeline.yaml:
             - rounds.${key}
+        - data/environment.json:
+            - torch
       outs:
-        - data/checkpoints/${key}:
-            persist: true
+        - data/checkpoints/${key}
   calibration:
     cmd: python toy.py calibration
+    deps:
+      - configs/domains.yaml
     outs:
-      - data/calibration/set:
-          persist: true
+      - data/calibration/set
 """
 
 GATES = """

@@ -1,8 +1,10 @@
 """A toy recovery: a cut model, settings that end soon, and when two models are the same."""
 
-import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from pruneflow.recovery.distillation import recover
 from pruneflow.settings.recovery import RecoverySettings
 
 
@@ -28,12 +30,12 @@ def same_bytes(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-# The loss
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def recover_files(folder):
+    """A recovery that is a function of files alone, so that any process can do it."""
+    tokens = load_file(folder / "tokens.safetensors")
+    teacher, student = (
+        AutoModelForCausalLM.from_pretrained(folder / "dense", dtype=torch.float32)
+        for _ in range(2)
+    )
+    place = {"checkpoint_dir": folder / "checkpoint"}
+    return recover(cut(student), teacher, tokens, tokens, settings(checkpoint_every=3), **place)

@@ -171,16 +171,11 @@ def test_recovery_holds_what_its_budget_can_use_of_the_calibration_documents(doc
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_the_same_held_out(documents):
     digests = []
     for seed in (0, 0, 1):
-        build(documents, seed=seed)
-        folder = documents.parent
-        digests.append([sha256_file(folder / name / BLOCKS) for name in ("set", "held_out")])
+        _, held_out = build(documents, seed=seed)
+        digests.append((sha256_file(documents.parent / "set" / BLOCKS), held_out))
     assert digests[0] == digests[1]
     assert digests[0][0] != digests[2][0]
     assert digests[0][1] == digests[2][1]
-
-
-def test_held_out_manifest_does_not_depend_on_the_seed(documents):
-    assert build(documents, seed=0)[1] == build(documents, seed=5)[1]
 
 
 @pytest.mark.parametrize(
@@ -273,9 +268,12 @@ def test_a_set_made_of_texts_has_as_many_of_each_domain_and_a_digest_of_its_text
     ("changes", "words"),
     [
         ({"weights": {"one": 0.5, "two": 0.3, "three": 0.1}}, "weights add up to 0.9"),
-        ({"weights": {"one": 0.5, "two": 0.5}}, "says nothing of three"),
+        ({"weights": {"one": 0.5, "two": 0.5}}, "has no entry for three"),
         ({"weights": {"one": 0.4, "two": 0.4, "three": 0.1, "four": 0.1}}, "names four"),
-        ({"weights": {"one": 0.5, "two": 0.26, "three": 0.24}, "sequences": 5}, "is asked for"),
+        (
+            {"weights": {"one": 0.5, "two": 0.26, "three": 0.24}, "sequences": 5},
+            "instead of the requested",
+        ),
         ({"reserve": 0.5}, "reserve is 0.5"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_licence_or_a_token_count_alone_is_a_change(before: DataState, tmp_pat
 
 def test_a_set_of_other_documents_is_not_current(before: DataState, tmp_path: Path) -> None:
     after = state(tmp_path / "after", [("law", "acts", "a")], {"law": ["MIT"]}, {"law": 64})
-    stale = DataState(after.table, after.documents, before.chosen)
+    stale = DataState(after.table, after.documents, before.calibration)
     assert not compare(before, stale)["set_is_current"]
 
 

@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.data.sources import KINDS, Document, known_domains, load_domains, read_source
+from pruneflow.data.record_template import Record, Unreadable
+from pruneflow.data.sources import known_domains, load_domains, read_source
 from pruneflow.errors import InputError
-from pruneflow.locked_files import Lock, Malformed, Reading
+from pruneflow.locked_files import Lock, Reading
+from tests.unit.source_example import documents, parsed, texts, write_domains
 
 PACKAGE = "pruneflow_fixture_package"
 
@@ -36,21 +38,6 @@ def root(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def write_domains(root: Path, **source: object) -> Path:
-    path = root / "domains.yaml"
-    path.write_text(yaml.safe_dump({"topic": [{"licence": "MIT", **source}]}))
-    return path
-
-
-def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Document]:
-    (parsed,) = load_domains(write_domains(root, **source))["topic"]
-    return list(read_source("topic", parsed, reading or Reading(root, None)))
-
-
-def texts(root: Path, reading: Reading | None = None, **source: object) -> list[str]:
-    return [document.text for document in documents(root, reading, **source)]
-
-
 def package(**source: object) -> dict[str, object]:
     return {"kind": "package", "package": PACKAGE, **source}
 
@@ -67,11 +54,8 @@ def test_records_go_through_the_template(root):
 
 def test_a_document_knows_where_it_is_from(root):
     source = package(files=["data/*.jsonl"], language="fr", group="{title}")
-    assert documents(root, **source)[1] == Document(
+    assert documents(root, **source)[1] == Record(
         text="second\u2028line",
-        source=f"{PACKAGE}/data/*.jsonl",
-        licence="MIT",
-        language="fr",
         place=f"{PACKAGE}/data/rows.jsonl, line 3",
         group="Two",
     )
@@ -95,13 +79,16 @@ def test_docstrings_are_taken_without_importing(root):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (package(files=["code.py"], content="docstrings", template="{text}"), "template means"),
-        (package(files=["code.py"], content="docstrings", group="{text}"), "group means nothing"),
-        ({"kind": "python", "content": "topics", "files": ["*.py"]}, "files means nothing"),
-        ({"kind": "hub", "dataset": "a/b", "separator": "x"}, "separator means nothing"),
-        ({"kind": "hub", "dataset": "a/b", "records": "x"}, "records means nothing"),
-        ({"kind": "hub", "dataset": "data/text/a", "revision": "0" * 40}, "revision means nothing"),
-        (package(files=["data/rows.jsonl"], separator="x"), "separator means nothing"),
+        (
+            package(files=["code.py"], content="docstrings", template="{text}"),
+            "has no effect",
+        ),
+        (package(files=["code.py"], content="docstrings", group="{text}"), "group has no effect"),
+        ({"kind": "python", "content": "topics", "files": ["*.py"]}, "files has no effect"),
+        ({"kind": "hub", "dataset": "a/b", "separator": "x"}, "separator has no effect"),
+        ({"kind": "hub", "dataset": "a/b", "records": "x"}, "records has no effect"),
+        ({"kind": "hub", "dataset": "data/text/a", "revision": "0" * 40}, "revision has no effect"),
+        (package(files=["data/rows.jsonl"], separator="x"), "separator has no effect"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(root, source, words):
@@ -114,7 +101,8 @@ def test_the_python_installation_is_a_source(root, content):
     chosen = {"files": ["this.py", "json/*.py"]} if content == "source" else {}
     found = documents(root, kind="python", content=content, **chosen)
     assert all(document.text for document in found)
-    assert {document.language for document in found} == {"zxx" if content == "source" else "en"}
+    language = parsed(root, kind="python", content=content, **chosen).language
+    assert language == ("zxx" if content == "source" else "en")
     if content == "source":
         assert any("Gur Mra bs Clguba" in document.text for document in found)
         assert any("class JSONDecoder" in document.text for document in found)
@@ -126,7 +114,7 @@ def test_the_python_installation_is_a_source(root, content):
 
 def test_the_language_of_source_code_can_still_be_said(root):
     source = {"kind": "python", "content": "source", "files": ["this.py"], "language": "en"}
-    assert documents(root, **source)[0].language == "en"
+    assert parsed(root, **source).language == "en"
 
 
 def test_files_that_depend_on_the_machine_are_no_standard_library(root):
@@ -165,7 +153,7 @@ def test_a_text_file_is_divided_by_a_separator(root):
     "path", ["notes.txt", "/etc/hosts", "data/text/../secret.txt", "data/text"]
 )
 def test_a_file_outside_the_text_folder_is_refused(root, path):
-    with pytest.raises(InputError, match=r"domain topic, source 1.*not below data/text: put"):
+    with pytest.raises(InputError, match=r"domain topic, source 1.*not in data/text: put"):
         texts(root, kind="files", files=[path])
 
 
@@ -191,15 +179,14 @@ def test_what_cannot_be_read_can_be_skipped_and_is_listed(root):
     (root / "data/text/a.jsonl").write_bytes(b'{"text": "a"}\n{"text": \n\n"\xff"\n{"text": "b"}\n')
     (root / "data/text/b.txt").write_bytes(b"\0\1")
     reading = Reading(root, Lock(), malformed="skip", max_record_bytes=100)
-    assert texts(root, reading, **text_files("*")) == ["a", "b"]
-    assert [(bad.place, bad.reason) for bad in reading.malformed_records] == [
-        ("data/text/a.jsonl, line 2", "malformed"),
-        ("data/text/a.jsonl, line 4", "malformed"),
-        ("data/text/b.txt", "binary"),
+    found = documents(root, reading, **text_files("*"))
+    assert [item.text for item in found if isinstance(item, Record)] == ["a", "b"]
+    skipped = [item for item in found if isinstance(item, Unreadable)]
+    assert [(item.place, item.problem, item.reason) for item in skipped[1:]] == [
+        ("data/text/a.jsonl, line 4", "is not UTF-8 text", "malformed"),
+        ("data/text/b.txt", "is binary, not UTF-8 text", "binary"),
     ]
-    assert reading.malformed_records[2] == Malformed(
-        "data/text/*", "data/text/b.txt", "binary", "is binary, not UTF-8 text"
-    )
+    assert skipped[0].place == "data/text/a.jsonl, line 2"
 
 
 def test_a_source_of_which_everything_was_skipped_is_an_error_that_says_why(root):
@@ -232,14 +219,14 @@ def test_a_file_longer_than_the_limit_is_refused(root):
         (package(files=["data/rows.jsonl"], colour="red"), "unknown key colour"),
         (package(files=[]), "files"),
         (package(files=["data/rows.jsonl"], template="plain"), "names no field"),
-        (package(files=["data/rows.jsonl"], separator="("), "no regular expression"),
+        (package(files=["data/rows.jsonl"], separator="("), "not a regular expression"),
         (
             package(files=["data/rows.jsonl"], template="{passage}"),
             f"{PACKAGE}/data/rows.jsonl, line 1 has no field passage (it has text, title)",
         ),
         (package(files=["data/none.jsonl"]), "data/none.jsonl matches no file"),
         (package(files=["../../x"]), "leaves its folder"),
-        (package(files=["data/talk.yml"]), "say where it is with `records`"),
+        (package(files=["data/talk.yml"]), "set `records` to the path"),
         (package(files=["data/talk.yml"], records="talks"), "has no talks"),
         (package(package="not_installed_anywhere", files=["x"]), "not installed: run `make setup`"),
     ],
@@ -288,7 +275,3 @@ def test_known_domains_come_in_the_order_asked_for(tmp_path):
         known_domains(["a", "d"], path)
     with pytest.raises(InputError, match=r"domain c has no source: add one in"):
         known_domains(["c"], path)
-
-
-def test_every_kind_is_registered():
-    assert set(KINDS) == {"package", "python", "files", "hub"}

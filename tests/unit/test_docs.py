@@ -12,11 +12,9 @@ import pytest
 from typer.main import get_command
 
 from docs.generate import FOLDER, pages
-from docs.measured_methods import number
 from flows.cli import app
 from tests.markdown import PAGES, ROOT, anchors, blocks, commands, links, quoted
 
-PICTURES = 1_000_000  # bytes of all of them
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|\.\.\.|…")
 
 
@@ -41,17 +39,11 @@ def test_generated_pages_are_those_of_the_code_and_the_results(name: str) -> Non
     assert (FOLDER / name).read_text(encoding="utf-8") == pages()[name], "run `make docs`"
 
 
-def test_the_readme_is_short_and_has_one_picture() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 150
-    assert text.count("![") == 1
-
-
 def test_pictures_are_small_and_all_shown() -> None:
     pictures = set((ROOT / "docs/images").iterdir())
     shown = {(page.parent / link).resolve() for page in PAGES for link in links(page)}
     assert pictures <= shown
-    assert sum(picture.stat().st_size for picture in pictures) < PICTURES
+    assert sum(picture.stat().st_size for picture in pictures) < 1_000_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
@@ -124,7 +116,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 def test_what_the_readme_says_of_others_is_the_recorded_comparison() -> None:
     rows = json.loads((ROOT / "benchmarks/results/side_by_side.json").read_text())["rows"]
     ours = ("uniform", "uniform_one_shot", "per_layer")
-    said = []
+    readme = (ROOT / "README.md").read_text()
     for theirs in (False, True):
         for ratio in (0.2, 0.5):
             means = {
@@ -133,11 +125,7 @@ def test_what_the_readme_says_of_others_is_the_recorded_comparison() -> None:
             best = min((name for name in means if (name not in ours) is theirs), key=means.get)
             assert best == ("osscar" if theirs else "per_layer")
             assert len(means) == 10 + len(ours)
-            said.append(number(means[best]))
-    readme = " ".join((ROOT / "README.md").read_text().split())
-    one, two, three, four = said
-    assert f"rises {one} times at 20 % of the block weights and {two} at 50 %" in readme
-    assert f"OSSCAR, {three} and {four}." in readme
+            assert f"{means[best]:.3f}" in readme, best
 
 
 def test_the_table_of_the_readme_is_the_recorded_demo() -> None:

@@ -1,4 +1,4 @@
-"""The doctor finds what would stop a run, says how to mend it, and goes on to the next thing."""
+"""The doctor finds what would stop a run, names the fix, and continues with the next check."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def found(name: str) -> list[tuple[str, str]]:
     return list(CHECKS[name]())
 
 
-def test_a_sound_project_has_nothing_to_mend(project: Path, only: Callable[..., None]) -> None:
+def test_a_sound_project_has_nothing_to_fix(project: Path, only: Callable[..., None]) -> None:
     only("folder", "settings", "gates", "domains", "sweep", "model", "sources")
     findings = list(examine())
     assert [finding.check for finding in findings] == list(checks.CHECKS)
@@ -70,8 +70,8 @@ def test_what_is_broken_is_told_once_and_does_not_hide_the_rest(
     only("settings", "domains", "gates", "model")
     Path("configs/pipeline.yaml").write_text("models: {source: x}\n")
     settings, domains, gates, model = examine()
-    assert settings.status == PROBLEM and "unknown key models" in settings.says
-    assert domains.status == model.status == WARNING and "not looked at" in domains.says
+    assert settings.status == PROBLEM and "unknown key models" in settings.message
+    assert domains.status == model.status == WARNING and "not checked" in domains.message
     assert gates.status == OK
 
 
@@ -89,7 +89,7 @@ def test_each_file_of_settings_is_read(
     only(check)
     Path(file).write_text("wrong: {really: true}\n")
     (finding,) = examine()
-    assert finding.status == status and file in finding.says
+    assert finding.status == status and file in finding.message
 
 
 def test_packages_are_compared_with_the_project_and_the_lock(project: Path) -> None:
@@ -116,7 +116,7 @@ def test_another_python_than_the_project_needs_is_a_problem(
     only("python")
     Path("pyproject.toml").write_text(PROJECT.replace(">=3.11", ">=4"))
     (finding,) = examine()
-    assert finding.status == PROBLEM and "make setup" in finding.says
+    assert finding.status == PROBLEM and "make setup" in finding.message
 
 
 def test_the_project_s_own_lock_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,11 +156,11 @@ def test_disk_is_measured_against_the_model_and_its_rounds(
 @pytest.mark.parametrize(
     ("device", "free", "placement", "level", "advice"),
     [
-        ("cpu", 9e9, "auto", OK, "free, a run needs some"),
+        ("cpu", 9e9, "auto", OK, "free, a run needs about"),
         ("cpu", 1e9, "auto", WARNING, "lower compute.batch_tokens"),
-        ("cuda", 9e9, "whole", OK, "GPU memory free, a run needs some"),
+        ("cuda", 9e9, "whole", OK, "GPU memory free, a run needs about"),
         ("cuda", 1e9, "whole", WARNING, "set compute.placement to auto"),
-        ("cuda", 1e9, "auto", OK, "they are spread or streamed"),
+        ("cuda", 1e9, "auto", OK, "models are spread or streamed"),
     ],
 )
 def test_too_little_memory_is_told_of_where_nothing_makes_do_with_it(
@@ -173,7 +173,8 @@ def test_too_little_memory_is_told_of_where_nothing_makes_do_with_it(
     advice: str,
 ) -> None:
     monkeypatch.setattr(loading, "resolve_device", lambda _compute: device)
-    monkeypatch.setattr(loading, "computes_bfloat16", lambda _device: False)
+    monkeypatch.setattr(loading, "supports_bfloat16", lambda _device: False)
+    monkeypatch.setattr(footprint, "source_parameters", lambda model: 135_000_000)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free), 0))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(free)))
     read = load_settings()
@@ -226,8 +227,8 @@ def test_a_remote_that_cannot_be_written_is_said_before_a_run(project: Path) -> 
 def test_only_a_problem_makes_the_command_fail(
     status: checks.Status, code: int, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look() -> Iterator[checks.Said]:
-        yield status, "what is so: how to mend it"
+    def look() -> Iterator[checks.Result]:
+        yield status, "a state: its fix"
 
     monkeypatch.setattr(checks, "CHECKS", {"thing": look})
     shown = CliRunner().invoke(app, ["doctor"])
@@ -235,17 +236,17 @@ def test_only_a_problem_makes_the_command_fail(
     assert shown.stdout.splitlines()[0].split(maxsplit=2) == [
         status,
         "thing",
-        "what is so: how to mend it",
+        "a state: its fix",
     ]
     told: dict[str, Any] = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert told["ok"] == (code == 0)
-    assert Finding(**told["findings"][0]).says == "what is so: how to mend it"
+    assert Finding(**told["findings"][0]).message == "a state: its fix"
 
 
 def test_errors_of_the_checks_are_lines(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def look() -> Iterator[checks.Said]:
-        raise InputError("the thing is broken: mend it")
+    def look() -> Iterator[checks.Result]:
+        raise InputError("the thing is broken: fix it")
         yield
 
     monkeypatch.setattr(checks, "CHECKS", {"thing": look})
-    assert list(examine()) == [Finding("thing", PROBLEM, "the thing is broken: mend it")]
+    assert list(examine()) == [Finding("thing", PROBLEM, "the thing is broken: fix it")]

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pruneflow.artifacts import write_manifest
 from pruneflow.errors import DamagedArtifactError, InputError
@@ -23,32 +22,13 @@ WORDS = ["ant", "boat", "cat", "drum", "egg", "fork", "gate", "hat", "ink", "kit
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte: no training, and every text has ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<eos>": 0, **{letter: number for number, letter in enumerate(alphabet, 1)}}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", bos_token="<eos>"
-    )
+def tokenizer(tiny_tokenizer) -> PreTrainedTokenizerFast:
+    return tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        initializer_range=0.4,
-    )
-    return LlamaForCausalLM(config).eval()
+def model(tiny_model) -> LlamaForCausalLM:
+    return tiny_model(vocab_size=400, max_position_embeddings=256).float()
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +250,3 @@ def test_letters_and_differing_choices_have_the_stated_chance():
     assert chance_level(0.5, [[" A", " B"]] * 3, [0, 0, 0]) == 0.5
     assert chance_level(0.5, [[" yes", " no"], [" he", " she"]], [0, 0]) == 0.5
     assert chance_level(0.5, [[" yes", " no"]] * 4, [0, 0, 0, 1]) == 0.75
-
-
-def test_task_files_hold_no_path():
-    for path in LM_EVAL.glob("*.yaml"):
-        assert "data_files" not in path.read_text()

@@ -1,29 +1,19 @@
 """Perplexity on a tiny model, against a computation token by token."""
 
+import copy
 import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from pruneflow.errors import InputError
 from pruneflow.measure.perplexity import perplexity_by_domain
 
 
 @pytest.fixture(scope="module")
-def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-    )
-    return LlamaForCausalLM(config).eval()
+def model(tiny_model) -> LlamaForCausalLM:
+    return tiny_model(vocab_size=50, tie_word_embeddings=False).float()
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +49,6 @@ def test_perplexity_is_that_of_a_computation_by_hand(model, blocks, batch_tokens
 
 def test_a_bfloat16_model_is_scored_in_float32(model, blocks):
     """Rounded to bfloat16, the log-probabilities alone would be off by up to 2 %."""
-    import copy
-
     half = copy.deepcopy(model).bfloat16()
     with torch.no_grad():
         logits = half(blocks["news"]).logits[:, :-1].double()
@@ -80,8 +68,6 @@ def test_windows_do_not_see_each_other(model, blocks):
 
 
 def test_a_loss_that_is_not_finite_names_the_domain(model, blocks):
-    import copy
-
     damaged = copy.deepcopy(model)
     # Only this token's embedding is broken, so only the domain that holds it is named.
     present = blocks["news"][0, 0]
@@ -93,8 +79,6 @@ def test_a_loss_that_is_not_finite_names_the_domain(model, blocks):
 
 
 def test_a_perplexity_beyond_numbers_names_the_domain(model, blocks):
-    import copy
-
     absurd = copy.deepcopy(model)
     absurd.lm_head.weight.data *= 1e6
     with pytest.raises(InputError, match="no finite perplexity on code"):

@@ -1,20 +1,24 @@
 """Both layouts on disk: what is reloaded is what was saved, by transformers and by pruneflow."""
 
 import json
+import sys
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pruneflow.errors import DamagedArtifactError, PruneflowError
+from pruneflow.measure import reload
 from pruneflow.models.digests import model_digest
 from pruneflow.models.export import rebuild, save
 from pruneflow.models.loading import load_source, load_unrecorded
 from pruneflow.models.structure import layers_of, widths_of
 from pruneflow.models.surgery import cut_heads, cut_neurons
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
-from tests.conftest import FAMILIES, SHAPES, WITHOUT_GROUPS
-from tests.unit.test_structure import all_heads
+from tests.conftest import FAMILIES, SHAPES, WITHOUT_GROUPS, all_heads
 
 NEURONS = torch.tensor([0, 3, 4, 11, 12, 13, 25, 39])
 CPU = ComputeSettings(device="cpu", dtype="float32")
@@ -157,8 +161,6 @@ def test_a_loaded_per_layer_model_can_be_pruned_further(
 
 @pytest.mark.parametrize("change", ["wider", "odd heads", "no widths", "other shape", "missing"])
 def test_widths_that_do_not_fit_the_weights_are_refused(saved, change):
-    from safetensors.torch import load_file, save_file
-
     _model, directory, _dense = saved("llama", "per_layer")
     config = json.loads((directory / "config.json").read_text())
     weights = load_file(directory / "model.safetensors")
@@ -223,7 +225,7 @@ def test_without_a_twin_a_refused_head_count_is_an_error(tiny_model, family, cha
     model = tiny_model(family, **changes)
     for layer in layers_of(model):
         cut_heads(layer, all_heads(layer)[1:])
-    with pytest.raises(PruneflowError, match="6 heads in 3 KV groups: keep attention whole"):
+    with pytest.raises(PruneflowError, match="6 heads in 3 KV groups: do not prune attention"):
         rebuild(model)
 
 
@@ -244,9 +246,6 @@ def test_layers_of_different_widths_are_refused_by_the_uniform_export(tiny_model
 
 
 def test_lm_eval_runs_on_a_per_layer_directory(saved):
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-
     model, directory, _dense = saved("llama", "per_layer")
     harness = HFLM(pretrained=str(directory), trust_remote_code=True, device="cpu", dtype="float32")
     asked = [("The licence", " grants"), ("You may", " not"), ("Copyright", " notice")]
@@ -260,9 +259,8 @@ def test_lm_eval_runs_on_a_per_layer_directory(saved):
         assert found == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_a_process_without_pruneflow_reloads_a_per_layer_directory(saved):
-    from pruneflow.measure.latency import reload_alone
-
+def test_a_per_layer_directory_reloads_where_pruneflow_cannot_be_imported(saved, monkeypatch):
     _model, directory, _dense = saved("qwen2", "per_layer")
-    report = reload_alone(directory, "float32")
-    assert report["ok"], report["reason"]
+    for name in reload.PROJECT:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert reload.reload(str(directory), "float32", 5, "cpu")["problems"] == []

@@ -4,29 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.data.sources import Document, load_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading
+from tests.unit.source_example import documents, texts
 
 
 @pytest.fixture
 def root(tmp_path) -> Path:
     (tmp_path / "data/text").mkdir(parents=True)
     return tmp_path
-
-
-def documents(root: Path, reading: Reading | None = None, **source: object) -> list[Document]:
-    path = root / "domains.yaml"
-    path.write_text(yaml.safe_dump({"topic": [{"licence": "MIT", **source}]}))
-    (parsed,) = load_domains(path)["topic"]
-    return list(read_source("topic", parsed, reading or Reading(root, None)))
-
-
-def texts(root: Path, reading: Reading | None = None, **source: object) -> list[str]:
-    return [document.text for document in documents(root, reading, **source)]
 
 
 def test_a_local_copy_of_a_hub_dataset_is_streamed(root):
@@ -52,7 +40,7 @@ def test_a_copy_outside_the_text_folder_or_nowhere_is_refused(root):
     (root / "copy").mkdir()
     with pytest.raises(InputError, match="write dataset: data/text/copy"):
         texts(root, kind="hub", dataset="copy", revision="0" * 40)
-    with pytest.raises(InputError, match="data/text/none is no folder with a copy"):
+    with pytest.raises(InputError, match="data/text/none has no files"):
         texts(root, kind="hub", dataset="data/text/none")
 
 

@@ -10,7 +10,7 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from pruneflow.artifacts import write_json
-from pruneflow.data.contamination import question_sequences, shared_sequence
+from pruneflow.data.contamination import question_ngrams, shared_ngram
 from pruneflow.errors import InputError
 from pruneflow.questions.hub_tasks import SHOT_SEED, freeze_tasks
 from pruneflow.questions.question_set import build_questions, load_questions
@@ -162,14 +162,14 @@ def test_calibration_text_that_holds_a_frozen_question_is_recognised(hub, manage
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
     tasks = {"arc_easy": None, "gsm8k": None}
     build_questions(tasks, 0, hub / "lm_eval", hub / "sources.lock", Path("benchmarks"))
-    sequences = question_sequences(Path("benchmarks"))
+    sequences = question_ngrams(Path("benchmarks"))
     pasted = "Somebody asked which of these is the number 4 in the long list of numbers, and why."
-    assert shared_sequence(pasted, sequences) is not None
+    assert shared_ngram(pasted, sequences) is not None
     # Short, and without the words that the prompt puts around it.
-    shared = shared_sequence("So, what are 15 and 16? Add. 31, that is.", sequences)
+    shared = shared_ngram("So, what are 15 and 16? Add. 31, that is.", sequences)
     assert shared is not None and shared.question == "gsm8k-000005"
     # A worked example is no question.
-    assert shared_sequence("So, what are 3 and 4? Add. 7, that is.", sequences) is None
+    assert shared_ngram("So, what are 3 and 4? Add. 7, that is.", sequences) is None
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,10 @@ def test_calibration_text_that_holds_a_frozen_question_is_recognised(hub, manage
         ("winogrande", "has a prompt for each choice"),
         ("wikitext", "output type loglikelihood_rolling: choose one with generate_until or mul"),
         ("truthfulqa_mc2", "scores answers with Python code"),
-        ("nonsense", r"nonsense has no file in configs/lm_eval \(there are piqa\) and is none of"),
+        (
+            "nonsense",
+            r"nonsense has no file in configs/lm_eval \(known: piqa\) and is not",
+        ),
         (
             "commonsense_qa",
             "task commonsense_qa cannot be read .*: run where the hub can be reached",

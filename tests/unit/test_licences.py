@@ -26,11 +26,11 @@ def test_spdx_expressions_and_own_references_are_licences(licence):
         ("free", "licence free is unknown: use an SPDX identifier"),
         ("MIT OR Free-1.0", "licence Free-1.0 is unknown"),
         ("public domain", "LicenseRef-NAME"),
-        ("MIT or", "no SPDX expression"),
-        ("(MIT", "no SPDX expression"),
+        ("MIT or", "not an SPDX expression"),
+        ("(MIT", "not an SPDX expression"),
         ("LicenseRef-", "unknown"),
         ("LicenseRef-a b", "LicenseRef-NAME"),
-        ("Classpath-exception-2.0", "no SPDX expression"),
+        ("Classpath-exception-2.0", "not an SPDX expression"),
     ],
 )
 def test_anything_else_is_named_with_the_way_out(licence, words):

@@ -22,9 +22,8 @@ from pruneflow.questions.likelihood import (
     plain_reach,
     score_rows,
 )
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, all_heads
 from tests.pretend_devices import PretendDevices
-from tests.unit.test_structure import all_heads
 
 LONGROPE = {
     "rope_type": "longrope",
@@ -201,13 +200,13 @@ def test_a_text_longer_than_the_model_is_cut_as_lm_eval_cuts_it(tiny_model, tiny
 
 def test_what_has_no_tokens_or_too_many_is_refused(tiny_model, tiny_tokenizer):
     lm = ours(tiny_model(max_position_embeddings=16).float(), tiny_tokenizer, 64)
-    with pytest.raises(InputError, match="leaves nothing of 'an answer'"):
+    with pytest.raises(InputError, match="gives no tokens for 'an answer'"):
         ask(lm, [(("a question", "an answer"), [4], [])])
-    with pytest.raises(InputError, match="leaves nothing of the question 'a question'"):
+    with pytest.raises(InputError, match="gives no tokens for the question 'a question'"):
         ask(lm, [(("a question", "an answer"), [], [4])])
-    with pytest.raises(InputError, match="an answer has 17 tokens and the model reads 16"):
+    with pytest.raises(InputError, match="an answer has 17 tokens and the model supports 16"):
         ask(lm, [(("a question", "an answer"), [4], [5] * 17)])
-    with pytest.raises(InputError, match="16 new tokens leave no room"):
+    with pytest.raises(InputError, match="16 new tokens leave no space"):
         lm.generate_until(prompts(["a question"], 16))
 
 

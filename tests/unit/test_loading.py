@@ -45,7 +45,7 @@ def test_a_source_that_is_not_there_is_one_clear_line(source, words):
 
 def test_an_unsupported_architecture_is_refused_before_loading(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(InputError, match=r"mamba are not supported; supported are gemma2.*llama"):
+    with pytest.raises(InputError, match=r"mamba are not supported: use one of gemma2.*llama"):
         check_source(ModelSettings(source=str(tmp_path)))
 
 

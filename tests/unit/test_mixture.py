@@ -59,11 +59,11 @@ def test_tokens_are_met_to_half_a_sequence(tokens):
         ),
         (
             {"sequences": 3},
-            r"domain a would be 66.7% of the 3 .* 50.0% is asked for: raise calibration.sequences",
+            r"domain a would be 66.7% of the 3 .* requested 50.0%: raise calibration.sequences",
         ),
         (
             {"sequences": None, "tokens": {"a": 8, "b": 11}, "sequence_length": 8},
-            r"domain a would be 50.0% .* 42.1% is asked for: raise calibration.tokens or lower",
+            r"domain a would be 50.0% .* requested 42.1%: raise calibration.tokens or lower",
         ),
     ],
 )
@@ -78,7 +78,7 @@ def test_a_share_that_whole_sequences_cannot_meet_is_refused(values, words):
 )
 def test_reweighing_keeps_the_total_and_takes_no_more_than_is_held(counts, data):
     names = [f"d{index}" for index in range(len(counts))]
-    mixture = Mixture.held(dict(zip(names, counts, strict=True)))
+    mixture = Mixture.of_counts(dict(zip(names, counts, strict=True)))
     held = {name: count + data.draw(st.integers(0, 40)) for name, count in mixture.counts.items()}
     weights = {name: data.draw(st.floats(0.01, 100)) for name in names}
     taken = mixture.reweighed(weights, held)
@@ -108,7 +108,7 @@ def test_what_a_domain_cannot_give_goes_to_the_others_and_the_log(caplog):
     with caplog.at_level(logging.WARNING):
         taken = mixture.reweighed(weights, {"a": 60, "b": 18, "c": 60})
     assert taken == {"a": 28, "b": 18, "c": 14}
-    assert "domain b should get 24 calibration sequences and 18 are held" in caplog.text
+    assert "domain b should get 24 calibration sequences and only 18 are stored" in caplog.text
     caplog.clear()
     mixture.reweighed(weights, {"a": 60, "b": 24, "c": 60})
     assert not caplog.text
@@ -117,5 +117,5 @@ def test_what_a_domain_cannot_give_goes_to_the_others_and_the_log(caplog):
 def test_weights_of_other_domains_are_refused():
     mixture = Mixture.divided(60, {"a": 0.5, "b": 0.5})
     for weights in ({"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}):
-        with pytest.raises(InputError, match=r"same domains \([bc] is in one alone\)"):
+        with pytest.raises(InputError, match=r"same domains \([bc] is only in one of them\)"):
             mixture.reweighed(weights, {"a": 60, "b": 60})

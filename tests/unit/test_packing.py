@@ -18,7 +18,7 @@ def _packed(texts, length, most=EVERYTHING, key="key", at_once=5):
     packer = Packer(length, SEPARATOR, most, key)
     for start in range(0, len(texts), at_once):
         packer.add(texts[start : start + at_once])
-    return packer.drawn()
+    return packer.sampled()
 
 
 def _stream(texts):

@@ -16,7 +16,7 @@ from pruneflow import Recipe, prune, recover
 from pruneflow.compute.placement import (
     is_streamed,
     place,
-    place_as_asked,
+    place_by_settings,
     placement_of,
     spread_over,
     tensor_bytes,
@@ -179,7 +179,7 @@ def test_a_model_that_accelerate_spread_is_pruned_where_it_is(tiny_model, tiny_t
         ({"model.layers.2": "cpu"}, "leaves weights in host memory or on disk"),
         (
             {"model.layers.1.mlp": "cuda:1", "model.layers.1.self_attn": "cuda:0"},
-            "parts of model.layers.1 on cuda:0, cuda:1: keep blocks whole",
+            "splits model.layers.1 over cuda:0, cuda:1: keep each block",
         ),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_model_goes_where_there_is_room(tiny_model, monkeypatch, asked, free, 
     model = tiny_model()
     pretend_gpus(monkeypatch, *(share * tensor_bytes(model) for share in free))
     with PretendDevices():
-        place_as_asked(model, ComputeSettings(placement=asked), "cuda")
+        place_by_settings(model, ComputeSettings(placement=asked), "cuda")
         found = {str(layer.device) for layer in layers_of(model)}
         assert str(model.device) == "cuda:0"
     assert found == {"whole": {"cuda:0"}, "spread": set(TWO), "streamed": {"cpu"}}[where]
@@ -256,7 +256,7 @@ def test_a_model_that_the_gpus_cannot_hold_is_not_spread(tiny_model, monkeypatch
     pretend_gpus(monkeypatch, *free)
     message = rf"do not fit {many} GPU\(s\) with 0.0 GiB free .* set it to streamed"
     with pytest.raises(InputError, match=message):
-        place_as_asked(tiny_model(), ComputeSettings(placement="spread"), "cuda")
+        place_by_settings(tiny_model(), ComputeSettings(placement="spread"), "cuda")
 
 
 @pytest.mark.parametrize("asked", ["whole", "streamed", "auto"])
@@ -266,7 +266,7 @@ def test_gpus_that_are_not_needed_are_not_touched(tiny_model, monkeypatch, asked
     seen = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: seen.append(gpu) or info(gpu))
     with PretendDevices():
-        place_as_asked(tiny_model(), ComputeSettings(placement=asked), "cuda")
+        place_by_settings(tiny_model(), ComputeSettings(placement=asked), "cuda")
     assert set(seen) <= {0}
 
 
@@ -274,7 +274,7 @@ def test_a_rank_takes_its_own_gpu_before_it_has_met_the_others(tiny_model, monke
     pretend_gpus(monkeypatch, 1e9, 1e9)
     launched(monkeypatch, rank=1, ranks=2)
     with PretendDevices():
-        assert str(place_as_asked(tiny_model(), ComputeSettings(), "cuda").device) == "cuda:1"
+        assert str(place_by_settings(tiny_model(), ComputeSettings(), "cuda").device) == "cuda:1"
 
 
 def test_ranks_that_placed_the_model_differently_are_told():

@@ -25,7 +25,7 @@ def test_a_log_gets_plain_lines_with_the_time_left(
     assert 3 <= len(lines) <= 11
     for line in lines:
         assert re.fullmatch(
-            r"score r1: \d+/10 \(\d+%\), \d\d:\d\d gone, (\d\d:\d\d|\?) left", line
+            r"score r1: \d+/10 \(\d+%\), \d\d:\d\d elapsed, (\d\d:\d\d|\?) remaining", line
         ), line
     assert lines[-1].startswith("score r1: 10/10 (100%)")
 

@@ -186,7 +186,7 @@ def test_the_front_door_loads_prunes_saves_and_measures(
     chosen = CalibrationSet.from_texts(texts, tokenizer, sequences=8, sequence_length=32)
     result = prune(model, chosen, Recipe(ratio=0.2, rounds=1, neuron_multiple=4))
     save_model(result.model, tokenizer, tmp_path / "smaller")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         save_model(result.model, tokenizer, tmp_path / "smaller")
     card = ModelCard.load(tmp_path / "smaller/README.md")
     assert card.data.library_name == "transformers"

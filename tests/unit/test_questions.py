@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file, write_json
-from pruneflow.data.contamination import question_sequences, shared_sequence
+from pruneflow.data.contamination import question_ngrams, shared_ngram
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.questions.question_set import (
     build_questions,
@@ -155,9 +155,9 @@ def test_an_empty_task_is_refused(folder):
     ("key", "value", "message"),
     [
         ("doc_to_text", "{{context}} {{question}}", r"task-000001 of .*: context is missing"),
-        ("doc_to_text", "{{question", r"task\.yaml: doc_to_text is no valid template"),
+        ("doc_to_text", "{{question", r"task\.yaml: doc_to_text is not a valid template"),
         ("task", "other", r"task is 'other' and must be 'task'"),
-        ("dataset_kwargs", {"data_files": "x"}, r"dataset_kwargs: remove it"),
+        ("dataset_kwargs", {"data_files": "x"}, r"dataset_kwargs has no effect"),
     ],
 )
 def test_a_task_file_that_does_not_fit_is_refused_and_nothing_is_written(
@@ -226,23 +226,23 @@ def test_a_shared_run_of_thirteen_words_is_found_across_question_and_choice(fold
     context = "One two three four five six seven eight"
     write_rows(folder, [row(9, passage=context, question="Nine ten eleven?")])
     build(folder, questions=1)
-    sequences = question_sequences(folder / "out")
+    sequences = question_ngrams(folder / "out")
     pasted = "So: ONE, two three four five six seven eight - nine ten eleven. It is 9!"
-    shared = shared_sequence(pasted, sequences)
+    shared = shared_ngram(pasted, sequences)
     assert shared is not None
     assert shared.words == "one two three four five six seven eight nine ten eleven it is"
     assert shared.question == "task-000001"
-    assert shared_sequence(pasted.replace("seven", "7"), sequences) is None
-    assert shared_sequence("one two three", sequences) is None
+    assert shared_ngram(pasted.replace("seven", "7"), sequences) is None
+    assert shared_ngram("one two three", sequences) is None
 
 
 def test_an_overlap_names_the_question_it_is_with(folder):
     end = "was asked about the river behind the old mill that nobody remembers today?"
     write_rows(folder, [row(number, question=f"Traveller {number} {end}") for number in range(5)])
     build(folder, questions=5)
-    sequences = question_sequences(folder / "out")
+    sequences = question_ngrams(folder / "out")
     for traveller in range(5):
-        shared = shared_sequence(f"A traveller {traveller} {end}", sequences)
+        shared = shared_ngram(f"A traveller {traveller} {end}", sequences)
         assert shared is not None
         assert shared.question == f"task-{traveller + 1:06d}"
 
@@ -250,9 +250,9 @@ def test_an_overlap_names_the_question_it_is_with(folder):
 def test_questions_too_short_to_be_recognised_are_counted(folder):
     write_rows(folder, [row(0, question="Why so?", options="A. No\nB. Yes", answer="B. Yes")])
     build(folder, questions=1)
-    sequences = question_sequences(folder / "out")
+    sequences = question_ngrams(folder / "out")
     assert sequences.unrecognisable == 1
-    assert shared_sequence("Why so? Answer: Yes " * 30, sequences) is None
+    assert shared_ngram("Why so? Answer: Yes " * 30, sequences) is None
 
 
 def test_a_word_problem_is_recognised_with_its_passage(folder):
@@ -270,13 +270,13 @@ def test_a_word_problem_is_recognised_with_its_passage(folder):
     rows = [{**long, "question": "How many do they have together?"}, short]
     write_rows(folder, rows)
     build(folder, questions=None)
-    sequences = question_sequences(folder / "out")
+    sequences = question_ngrams(folder / "out")
     assert sequences.unrecognisable == 1
-    assert shared_sequence(f"So: {long['passage']} Good!", sequences) is not None
+    assert shared_ngram(f"So: {long['passage']} Good!", sequences) is not None
     told = "Question: Janet has nine oranges and Sharon has seven oranges. How many do they have?"
-    shared = shared_sequence(told, sequences)
+    shared = shared_ngram(told, sequences)
     assert shared is not None and shared.question == "task-000001"
-    assert shared_sequence("Janet has nine oranges. How many does she have?", sequences) is None
+    assert shared_ngram("Janet has nine oranges. How many does she have?", sequences) is None
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ def test_a_short_question_is_recognised_whole(folder, pasted):
     asked = "What alcohol do you pour for a mojito?"
     write_rows(folder, [row(0, question=asked, options="A. Rum\nB. Gin", answer="A. Rum")])
     build(folder, questions=1)
-    sequences = question_sequences(folder / "out")
+    sequences = question_ngrams(folder / "out")
     assert sequences.unrecognisable == 0
-    shared = shared_sequence(pasted, sequences)
+    shared = shared_ngram(pasted, sequences)
     assert shared is not None
     assert shared.words.startswith("what alcohol do you pour for a mojito")
-    assert shared_sequence("What alcohol do you pour for a guest?", sequences) is None
+    assert shared_ngram("What alcohol do you pour for a guest?", sequences) is None

@@ -1,16 +1,14 @@
 """Recovery: what it changes, and that stopping it changes nothing."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from recovery_example import cut, one_thread, same_bytes, settings  # noqa: F401
+from safetensors.torch import load_file, save_file
 
 from pruneflow.compute.placement import is_streamed, place
 from pruneflow.errors import DamagedArtifactError, InputError
@@ -19,8 +17,8 @@ from pruneflow.recovery.checkpoint import STATE, WEIGHTS
 from pruneflow.recovery.distillation import recover
 from pruneflow.recovery.distillation_loss import divergence
 from pruneflow.recovery.trainer import Trainer
-
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
+from tests.unit.recovery_example import cut, recover_files, same_bytes, settings
 
 
 @pytest.fixture
@@ -143,8 +141,6 @@ def test_the_result_is_a_plain_frozen_model_in_the_type_it_came_in(train, tiny_m
 
 def test_small_updates_are_not_lost_to_bfloat16(train, tiny_model, tmp_path):
     """Steps below bfloat16's spacing add up, for what is trained is float32."""
-    from safetensors.torch import load_file
-
     student, teacher, place = cut(tiny_model()).bfloat16(), tiny_model().bfloat16(), tmp_path / "c"
     first = {name: tensor.clone() for name, tensor in student.named_parameters()}
     tiny = {"learning_rate": 1e-6, "warmup_share": 0.0, "checkpoint_every": 12}
@@ -246,70 +242,37 @@ def test_a_run_that_ended_early_does_not_go_on_when_started_again(train, tmp_pat
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import torch
-sys.path.insert(0, {tests!r})
-from test_recovery import kill_run
-when = sys.argv[2]
-if when == "swap":
-    # Between the two renames: the old checkpoint has gone, the new one is not there yet.
-    rename = Path.rename
-    def killed(self, target):
-        rename(self, target)
-        if Path(target).name.endswith(".old"):
-            os.kill(os.getpid(), signal.SIGKILL)
-    Path.rename = killed
-else:
-    from pruneflow.recovery.trainer import Trainer
-    step = Trainer.step
-    def killed(self, batch):
-        step(self, batch)
-        if self.progress.step == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-    Trainer.step = killed
-kill_run(Path(sys.argv[1]))
+from tests.unit.recovery_example import recover_files
+rename = Path.rename
+def killed(self, target):
+    rename(self, target)
+    if Path(target).name.endswith(".old"):  # the old checkpoint has gone, the new one is not there
+        os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = killed
+recover_files(Path(sys.argv[1]))
 """
 
 
-def kill_run(folder):
-    """The run that is killed: a function of files alone, so that any process can do it."""
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
-
-    tokens = load_file(folder / "tokens.safetensors")
-    teacher = AutoModelForCausalLM.from_pretrained(folder / "dense", dtype=torch.float32)
-    student = AutoModelForCausalLM.from_pretrained(folder / "dense", dtype=torch.float32)
-    cut(student)
-    place = folder / "checkpoint"
-    return recover(
-        student, teacher, tokens, tokens, settings(checkpoint_every=3), checkpoint_dir=place
-    )
-
-
-@pytest.mark.parametrize("when", ["step", "swap"])
 def test_kill_9_and_another_start_end_in_the_same_bytes(
-    tmp_path, tiny_model, blocks, train, monkeypatch, when
+    tmp_path, tiny_model, blocks, train, monkeypatch
 ):
-    from safetensors.torch import save_file
-
     tiny_model().float().save_pretrained(tmp_path / "dense")
     save_file(blocks, tmp_path / "tokens.safetensors")
-    script = KILLED.format(tests=str(Path(__file__).parent))
     child = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), when],
+        [sys.executable, "-c", KILLED, str(tmp_path)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    assert (tmp_path / ".checkpoint.old").exists() == (when == "swap")
+    assert (tmp_path / ".checkpoint.old").exists()
     ordered = {name: blocks[name] for name in sorted(blocks)}
     whole = train(tokens=ordered, validation=ordered)
     assert whole.best_step == whole.steps == 12
     done = count_steps(monkeypatch)
-    again = kill_run(tmp_path)
-    assert len(done) == {"step": 12 - 6, "swap": 12 - 3}[when]
+    again = recover_files(tmp_path)
+    assert len(done) == 12 - 3
     assert same_bytes(again.model, whole.model)
     assert again.history == whole.history
 
@@ -383,10 +346,10 @@ def test_models_and_blocks_that_do_not_fit_are_refused(train, tiny_model, blocks
     short = {**blocks, "code": blocks["code"][:, :8]}
     for wrong, message in (
         ({"student": same, "teacher": same}, "share weights"),
-        ({"teacher": tiny_model(vocab_size=96).float()}, "97 tokens and the teacher 96"),
+        ({"teacher": tiny_model(vocab_size=96).float()}, "97 tokens and the teacher's 96"),
         ({"student": cut(tiny_model()).half()}, "float16"),
-        ({"tokens": {"prose": blocks["prose"] + 50}}, "make its blocks with their tokenizer"),
-        ({"validation": {"prose": blocks["prose"] - 50}}, "make its blocks with their tokenizer"),
+        ({"tokens": {"prose": blocks["prose"] + 50}}, "make its blocks with the model's tokenizer"),
+        ({"validation": {"prose": blocks["prose"] - 50}}, "make its blocks with the model's"),
         ({"tokens": short}, "8 to 16 tokens long"),
         ({"tokens": {"prose": blocks["prose"][:0]}}, "domain prose has no training blocks"),
         ({"validation": {"prose": blocks["prose"][:, :1]}}, "prose has no held-out blocks"),

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from recovery_example import one_thread  # noqa: F401 - every test here uses it
 
 from pruneflow.models.families import FAMILIES
 from pruneflow.models.structure import layers_of

@@ -5,11 +5,12 @@ from itertools import islice
 
 import pytest
 import torch
-from recovery_example import settings
+from torch.nn.functional import cross_entropy, kl_div
 
 from pruneflow.recovery.distillation_loss import divergence, loss_and_gradient
 from pruneflow.recovery.training_order import batches, learning_rate, sequence_order
 from pruneflow.settings.recovery import RecoverySettings
+from tests.unit.recovery_example import settings
 
 
 @pytest.fixture
@@ -36,8 +37,6 @@ def test_a_student_that_agrees_with_its_teacher_has_no_loss_and_no_gradient():
 @pytest.mark.parametrize(("temperature", "hard"), [(1.0, 0.0), (2.5, 0.0), (1.5, 0.3), (1.0, 1.0)])
 @pytest.mark.parametrize("chunk", [1 << 25, 40])
 def test_loss_and_gradient_are_those_of_autograd(monkeypatch, temperature, hard, chunk):
-    from torch.nn.functional import cross_entropy, kl_div
-
     monkeypatch.setattr("pruneflow.recovery.distillation_loss.CHUNK", chunk)
     student, teacher = logits(0).requires_grad_(), logits(1)
     tokens = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(2))
@@ -100,6 +99,3 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_floor():
     assert rates[54] == pytest.approx(0.6)
     assert rates[99] == pytest.approx(0.2)
     assert rates[9:] == sorted(rates[9:], reverse=True)
-
-
-# Training

@@ -48,21 +48,6 @@ def test_with_a_drift_it_is_the_optimum_for_the_old_output_and_the_drift():
         assert torch.allclose(refitted, best, rtol=1e-6, atol=1e-8)
 
 
-def test_no_small_change_of_the_refit_lowers_the_error():
-    x, weight = _problem()
-    keep = torch.tensor([1, 2, 6, 7, 9])
-    refitted = refitted_columns(weight, _normal(x), keep, ridge=1e-12)
-
-    def error(candidate):
-        return float((x @ weight.T - x[:, keep] @ candidate.T).square().sum())
-
-    generator = torch.Generator().manual_seed(4)
-    for _ in range(20):
-        change = 1e-2 * torch.randn(refitted.shape, generator=generator, dtype=torch.double)
-        assert error(refitted + change) > error(refitted)
-    assert error(refitted) < 0.9 * error(weight[:, keep])
-
-
 def test_keeping_everything_changes_nothing():
     x, weight = _problem()
     refitted = refitted_columns(weight, _normal(x), torch.arange(12), ridge=0.01)

@@ -15,7 +15,7 @@ from pruneflow.models.loading import load_model
 from pruneflow.models.round_record import read_round_record
 from pruneflow.models.structure import block_weights
 from pruneflow.paths import RECOVERY
-from pruneflow.plan import descent as planned
+from pruneflow.plan import plan_rounds
 from pruneflow.round_stage import run_round
 from pruneflow.settings.pipeline import parse_settings, write_settings
 from pruneflow.settings.pruning import Target
@@ -46,7 +46,7 @@ def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
             "calibration": {"sequence_length": 16, "sequences": 12},
             "pruning": {"neuron_multiple": 4},
             "health": NO_LIMITS,
-            "rounds": planned(Target(ratio=0.3), 3, "linear"),
+            "rounds": plan_rounds(Target(ratio=0.3), 3, "linear"),
             "final_round": "r3",
             **changes,
         }

@@ -22,9 +22,9 @@ def test_the_project_s_own_can_be_understood() -> None:
 @pytest.mark.parametrize(
     ("schedule", "said"),
     [
-        ({"cron": "every monday"}, "'every monday' cannot be understood: write a cron"),
-        ({"cron": "0 25 * * 1"}, "'0 25 \\* \\* 1' cannot be understood"),
-        ({"cron": "0 3 * * 1", "timezone": "Mars/Olympus"}, "'Mars/Olympus' cannot be understood"),
+        ({"cron": "every monday"}, "'every monday' is not valid: write a cron"),
+        ({"cron": "0 25 * * 1"}, "'0 25 \\* \\* 1' is not valid"),
+        ({"cron": "0 3 * * 1", "timezone": "Mars/Olympus"}, "'Mars/Olympus' is not valid"),
     ],
 )
 def test_one_that_cannot_is_one_line(schedule: dict[str, str], said: str, tmp_path: Path) -> None:

@@ -8,12 +8,7 @@ from pruneflow.errors import InputError
 from pruneflow.models.families import allowed_attention, family_of
 from pruneflow.models.structure import block_weights, layers_of, matrix, parameters, sizes_of
 from pruneflow.models.surgery import cut_heads, cut_neurons
-from tests.conftest import FAMILIES, SHAPES
-
-
-def all_heads(layer):
-    """Indices of the query heads, one row per KV group."""
-    return torch.arange(layer.heads).view(layer.kv_groups, layer.heads_per_group)
+from tests.conftest import FAMILIES, SHAPES, all_heads
 
 
 @pytest.mark.parametrize("shape", SHAPES)

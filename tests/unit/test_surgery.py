@@ -5,8 +5,7 @@ import torch
 
 from pruneflow.models.structure import layers_of, matrix
 from pruneflow.models.surgery import cut_heads, cut_neurons, head_columns, set_columns
-from tests.conftest import FAMILIES, SHAPES
-from tests.unit.test_structure import all_heads
+from tests.conftest import FAMILIES, SHAPES, all_heads
 
 
 def some(count, least, generator):
@@ -80,7 +79,7 @@ def test_cutting_twice_equals_cutting_once(tiny_model, family):
 
 @pytest.mark.parametrize("heads", [[[0, 2]], [[1, 0]], [[2, 3], [0, 1]]])
 def test_heads_that_are_no_rows_of_groups_are_refused(tiny_model, heads):
-    with pytest.raises(ValueError, match="not rising heads"):
+    with pytest.raises(ValueError, match="heads must be ascending"):
         cut_heads(layers_of(tiny_model())[0], torch.tensor(heads))
 
 

@@ -113,7 +113,7 @@ def test_a_stage_waits_for_one_left_behind_then_gives_up(
         busy = pytest.raises(WorkspaceBusyError, match=f"another stage .*pid {process.pid}")
         with busy, stage_lock("r2", wait=0.5):
             pass
-        assert capsys.readouterr().err.count("r2 waits for a stage left behind") == 1
+        assert capsys.readouterr().err.count("for a stage that an earlier run left running") == 1
         process.kill()
         process.wait()
         with stage_lock("r2", wait=5):

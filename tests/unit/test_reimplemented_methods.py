@@ -10,15 +10,6 @@ from pruneflow.models.structure import block_weights, layers_of
 RATIO = 0.2
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Thousands of tiny products: handing them to threads takes longer than doing them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _problem(tokens=60, channels=8, outputs=5):
     generator = torch.Generator().manual_seed(3)
     mixing = torch.randn(channels, channels, generator=generator, dtype=torch.double)

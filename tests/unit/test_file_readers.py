@@ -61,13 +61,15 @@ def test_any_other_file_is_one_document(tmp_path, name):
 
 def test_parquet_is_read_in_batches_of_the_needed_columns(tmp_path):
     table = {"text": [f"row {n}" for n in range(200)] + [None], "other": [b"\0"] * 201}
+    table["bytes"] = [b"text"] * 201
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet", row_group_size=90)
     found = read(tmp_path / "a.parquet")
     assert found[150] == Record("row 150", "a.parquet, row 151")
     assert found[200] == Record("", "a.parquet, row 201")
     bad = read(tmp_path / "a.parquet", template="{other}")[0]
     assert (bad.place, bad.reason) == ("a.parquet, row 1", "binary")
-    assert "it has other, text" in read(tmp_path / "a.parquet", template="{body}")[0].problem
+    assert "holds bytes" in read(tmp_path / "a.parquet", template="{bytes}")[0].problem
+    assert "it has bytes, other, text" in read(tmp_path / "a.parquet", template="{body}")[0].problem
 
 
 @pytest.mark.parametrize(
@@ -75,8 +77,8 @@ def test_parquet_is_read_in_batches_of_the_needed_columns(tmp_path):
     [
         ("a.jsonl", b'{"text": \n{"text": "b"}\n', "line 1", "is not valid JSON", ["b"]),
         ("a.jsonl", b'{"t": "a"}\n"b"\n', "line 1", "has no field text (it has t)", ["b"]),
-        ("a.jsonl", b'3\n"b"\n', "line 1", "is neither fields, lines nor text", ["b"]),
-        ("a.jsonl", b'{"text": {"a": 1}}\n"b"\n', "line 1", "holds fields, not text", ["b"]),
+        ("a.jsonl", b'3\n"b"\n', "line 1", "is not a mapping, a list of lines or a text", ["b"]),
+        ("a.jsonl", b'{"text": {"a": 1}}\n"b"\n', "line 1", "has a mapping, not text", ["b"]),
         ("a.jsonl", b'"\xff"\n"b"\n', "line 1", "is not UTF-8 text", ["b"]),
         ("a.jsonl", b'"\\ud800"\n"b"\n', "line 1", "is not UTF-8 text", ["b"]),
         ("a.jsonl", b"[" * 100_000 + b'\n"b"\n', "line 1", "is not valid JSON", ["b"]),
@@ -105,7 +107,7 @@ def test_what_cannot_be_read_is_placed_and_the_rest_is_read(
 
 def test_several_json_documents_in_one_json_file_are_told_their_name(tmp_path):
     (bad,) = read(write(tmp_path / "a.json", '{"text": "a"}\n{"text": "b"}\n'))
-    assert "name it .jsonl" in bad.mend
+    assert "rename it to .jsonl" in bad.fix
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_binary_content_is_told_from_malformed_text(tmp_path, name, content, pla
 def test_what_is_longer_than_the_limit_is_refused(tmp_path, name, content, count):
     found = read(write(tmp_path / name, content), limit=100)
     bad = next(item for item in found if isinstance(item, Unreadable))
-    assert "is longer than" in bad.problem and "max_record_mb" in bad.mend
+    assert "is longer than" in bad.problem and "max_record_mb" in bad.fix
     assert len(found) == count
     assert count == 1 or found[-1].text == "b"
 
@@ -206,11 +208,11 @@ def test_damaged_gzip_is_named(tmp_path, cut):
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("a.jsonl", {"separator": "x"}, "separator means nothing for a.jsonl"),
-        ("a.txt", {"records": "a"}, "records means nothing for a.txt"),
-        ("a.csv", {"records": "a"}, "records means nothing for a.csv"),
+        ("a.jsonl", {"separator": "x"}, "separator has no effect on a.jsonl"),
+        ("a.txt", {"records": "a"}, "records has no effect on a.txt"),
+        ("a.csv", {"records": "a"}, "records has no effect on a.csv"),
         ("a.yml", {"records": "talks"}, "a.yml has no talks: correct `records`"),
-        ("a.yml", {}, "say where it is with `records`"),
+        ("a.yml", {}, "set `records` to the path"),
     ],
 )
 def test_a_setting_that_does_not_fit_the_file_is_refused(tmp_path, name, settings, words):
@@ -254,7 +256,7 @@ def test_separators_do_not_depend_on_how_a_file_is_read(tmp_path_factory, text, 
     path = write(tmp_path_factory.getbasetemp() / "separated.txt", text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_readers, "CHUNK", chunk)
-        patch.setattr(file_readers, "LOOK_ROUND", 300)
+        patch.setattr(file_readers, "CONTEXT", 300)
         found = [item.text for item in read(path, separator=separator)]
     expected = [piece.strip() for piece in re.split(separator, text, flags=re.M)]
     assert found == [piece for piece in expected if piece]

@@ -64,11 +64,11 @@ def test_an_expression_can_be_removed():
         ({"template": "{text!r}"}, "plain names"),
         ({"template": "{text"}, "for a brace"),
         ({"group": "plain"}, "group 'plain' names no field"),
-        ({"group": "{text}", "group_match": "("}, "group_match '(' is no regular expression"),
-        ({"group_match": "a"}, "group_match means nothing without group"),
-        ({"remove": "("}, "no regular expression"),
-        ({"separator": r"\s*"}, "found in an empty text"),
-        ({"separator": ""}, "found in an empty text"),
+        ({"group": "{text}", "group_match": "("}, "group_match '(' is not a regular expression"),
+        ({"group_match": "a"}, "group_match has no effect without group"),
+        ({"remove": "("}, "not a regular expression"),
+        ({"separator": r"\s*"}, "matches an empty text"),
+        ({"separator": ""}, "matches an empty text"),
         ({"join": 0}, "join"),
     ],
 )
@@ -80,9 +80,9 @@ def test_a_format_that_cannot_be_used_is_refused(settings, words):
 
 def test_a_missing_field_says_which_setting_to_correct():
     (bad,) = filled({"title": "x"})
-    assert (bad.problem, bad.mend) == ("has no field text (it has title)", "correct `template`")
+    assert (bad.problem, bad.fix) == ("has no field text (it has title)", "correct `template`")
     (bad,) = filled({"text": "x"}, group="{title}")
-    assert bad.mend == "correct `group`"
+    assert bad.fix == "correct `group`"
 
 
 def test_docstrings_of_a_file_that_is_not_python_are_unreadable():

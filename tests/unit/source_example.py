@@ -1,0 +1,30 @@
+"""A domain of one source, and the documents that it gives."""
+
+from pathlib import Path
+
+import yaml
+
+from pruneflow.data.record_template import Record, Unreadable
+from pruneflow.data.sources import Source, load_domains, read_source
+from pruneflow.locked_files import Reading
+
+
+def write_domains(root: Path, **source: object) -> Path:
+    path = root / "domains.yaml"
+    path.write_text(yaml.safe_dump({"topic": [{"licence": "MIT", **source}]}))
+    return path
+
+
+def parsed(root: Path, **source: object) -> Source:
+    (found,) = load_domains(write_domains(root, **source))["topic"]
+    return found
+
+
+def documents(
+    root: Path, reading: Reading | None = None, **source: object
+) -> list[Record | Unreadable]:
+    return list(read_source("topic", parsed(root, **source), reading or Reading(root, None)))
+
+
+def texts(root: Path, reading: Reading | None = None, **source: object) -> list[str]:
+    return [document.text for document in documents(root, reading, **source)]
