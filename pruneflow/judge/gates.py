@@ -83,7 +83,7 @@ class JudgedAgainst(Record):
 class Decision(Record):
     """The content of decision.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
     accepted: bool = Field(description="Whether all gates passed; false when none was evaluated.")
     enforced: bool = Field(description="Whether a refusal keeps the model out of the registry.")
     run_mode: Literal["enabled", "dry_run", "disabled"] = Field(description="run_mode.")

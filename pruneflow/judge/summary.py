@@ -90,7 +90,7 @@ class SummaryDigests(Record):
 class Summary(Comparison):
     """The content of summary.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
     model: PrunedModel = Field(description="What was pruned, and how.")
     latency: Timing = Field(description="Speed.")
     memory: Memories = Field(description="Peak memory.")

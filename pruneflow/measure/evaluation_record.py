@@ -57,7 +57,7 @@ class TaskAnswers(TaskQuestions):
 class Evaluation(Record):
     """The content of baseline.json (dense model) and evaluation.json (delivered model)."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
     model: EvaluatedModel = Field(description="The model.")
     perplexity: dict[str, DomainLoss] = Field(description="Losses on the test text, by domain.")
     tasks: dict[str, TaskAnswers] = Field(description="Answers to the questions, by task.")

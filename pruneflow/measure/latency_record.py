@@ -130,5 +130,5 @@ class Deployment(Timing):
 class Latency(Deployment):
     """The content of latency.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
     lm_eval: LmEvalAnswers = Field(description="lm-eval's command on the directory.")

@@ -45,7 +45,7 @@ _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's co
 class Lineage(Record):
     """What a version was made from; kept as its tags."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
     model_digest: str = Field(description="Digest of weights, configuration and tokenizer.")
     dense_digest: str = Field(description="Digest of the dense model.")
     data_digest: str = Field(description="Digest of the calibration set.")
