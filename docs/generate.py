@@ -51,9 +51,9 @@ In this documentation, `calibration.weights` is the key `weights` in the section
 RECORDS_PAGE = """# Records
 
 The JSON files that the pipeline writes, for scripts that read them: `round.json` in every model
-directory, the others in `data/reports/`, and the tags of a version in the model registry. A heading is the
-path of an object in the file: `drift.entropy` is the object with the key `entropy` in the object
-with the key `drift`, `NAME` stands for any name, and `[]` for every item of a list.
+directory, the others in `data/reports/`, and the tags of a version in the model registry. A heading
+is the path of an object in the file: `drift.entropy` is the object with the key `entropy` in the
+object with the key `drift`, `NAME` stands for any name, and `[]` for every item of a list.
 """
 GATES = """# Gates and metrics
 

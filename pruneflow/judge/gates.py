@@ -53,7 +53,7 @@ class GatesSettings(Settings):
 
 
 class GateResult(Record):
-    """One gate, and what it found."""
+    """One gate and its result."""
 
     name: str = Field(description="What reports call it.")
     metric: str = Field(description="The metric.")
@@ -199,7 +199,7 @@ def _unknown(gate: GateSettings) -> str | None:
         return f"metric {gate.metric} compares with the dense model only: use against: baseline"
     if gate.comparison == "improves":
         if found[0].parity is None:
-            return f"metric {gate.metric} cannot say which model is better: use at_least or at_most"
+            return f"metric {gate.metric} has no better side: use at_least or at_most"
         if gate.against != "production":
             return f"gate {gate.title}: `improves` needs against: production"
     return None

@@ -26,7 +26,7 @@ class Metric(NamedTuple):
     Attributes:
         measure: of a comparison and, where it takes one, the part of the metric's name after the
             dot; gives a number or an `Estimate`, or None where there is no measurement.
-        parity: its value when both models are equal; None where it cannot say which is better.
+        parity: its value when both models are equal; None where neither side is better.
         better: on which side of parity the candidate is better.
         of_two_records: whether two evaluations are enough for it, so that it can be compared with
             the model in production; else it needs a summary.
@@ -103,7 +103,7 @@ def task_retention(found: Comparison, task: str) -> Estimate | None:
 
 @metric(parity=1, better="higher")
 def task_above_chance(found: Comparison, task: str) -> Estimate | None:
-    """Task retention of what both accuracies have above chance."""
+    """Task retention of the accuracy above chance."""
     asked = found.tasks.get(task)
     return asked.above_chance if asked else None
 

@@ -78,7 +78,7 @@ def pareto_table(figures: Mapping[str, Figures], errors: Mapping[str, str]) -> l
 
 
 def costs(figures: Figures) -> tuple[float, float, float]:
-    """Return what is compared, each the lower the better.
+    """Return the costs that are compared; lower is better.
 
     They are the mean perplexity ratio, the parameters, and the time taken against the dense model,
     the geometric mean of prefill and decode. Task retention is left out: a few hundred questions

@@ -146,8 +146,8 @@ def task_retention(
 ) -> tuple[TaskRetention, TaskDraws]:
     """Compare two models' answers to the same questions.
 
-    What the models answer alike says nothing about their difference: with fewer than some six
-    answers that differ, intervals are too narrow (in simulations they hold from 40 questions on).
+    Equal answers carry no information about the difference: with fewer than about six different
+    answers, intervals are too narrow (in simulations they are right from 40 questions on).
 
     Args:
         dense_correct: 1 or 0 for each question, in the order of the file.

@@ -48,7 +48,7 @@ class PrunedModel(Record):
 
 
 class RoundSummary(Record):
-    """One round; what a skipped round does not have is null."""
+    """One round; null where a skipped round has no value."""
 
     round: str = Field(description="Its name.")
     status: str = Field(description="`done`, `unhealthy` or `skipped`.")
@@ -188,7 +188,7 @@ def _check_rounds(evaluation: Evaluation, rounds: list[RoundRecord]) -> None:
         raise InputError("there is no round to report: name some under rounds")
     if rounds[-1].delivered_digest != evaluation.model.delivered_digest:
         raise InputError(
-            f"the evaluated model is not the one that round {rounds[-1].delivered} left: "
+            f"the evaluated model is not that of round {rounds[-1].delivered}: "
             "run `dvc repro` again"
         )
 
@@ -205,7 +205,7 @@ def _knee(rounds: list[RoundSummary]) -> str | None:
 
 
 def _round(record: RoundRecord) -> RoundSummary:
-    """Keep of a round's record what a report shows; a skipped round has no measurements."""
+    """Return the part of a round's record that reports show."""
     shared = {
         name: getattr(record, name) for name in RoundSummary.model_fields if name != "mean_ratio"
     }

@@ -169,7 +169,7 @@ def disk_usage(directory: Path) -> DiskUsage:
 def slow_widths(model: PreTrainedModel, multiple: int) -> list[str]:
     """Name the widths that GPUs are slow at: those that are no multiple of `multiple`.
 
-    A matrix that ends within a tile of the tensor cores costs the whole tile (NVIDIA, Matrix
+    A matrix that ends within a tile of the tensor cores costs the full tile (NVIDIA, Matrix
     Multiplication Background User's Guide, section 3). Rows that are no multiple of 16 bytes cannot
     be read by the fast kernels at all: on an H200 (bfloat16, torch 2.11), widths off by 32 from a
     multiple of 64 cost about a tenth of a product's speed, widths off by 4 two thirds of it.
@@ -252,7 +252,7 @@ def _brings_code(directory: Path) -> bool:
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # lm-eval will say what is wrong with it
+        return False  # lm-eval will report what is wrong with it
     return isinstance(config, dict) and "auto_map" in config
 
 
@@ -267,7 +267,7 @@ class _Answers(NamedTuple):
 
 
 def _read_answers(output: Path, task: str) -> _Answers:
-    """Read what lm-eval wrote below `output`."""
+    """Read the results of lm-eval below `output`."""
     (aggregated,) = output.rglob("results_*.json")
     (answered,) = output.rglob(f"samples_{task}_*.jsonl")
     results = json.loads(aggregated.read_text(encoding="utf-8"))

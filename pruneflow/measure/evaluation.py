@@ -28,7 +28,7 @@ def measure_model(
 
     Raises:
         InputError: the windows are of another tokenizer, or the model gives NaN or infinity.
-        DamagedArtifactError: a file is not what its manifest or record says.
+        DamagedArtifactError: a file does not match its manifest or record.
     """
     written_for = tokenizer_digest(directory)
     chosen = CalibrationSet.load(held_out, written_for)

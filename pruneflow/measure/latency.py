@@ -144,7 +144,7 @@ def _sample_outputs(dense: FreshProcess, pruned: FreshProcess) -> list[SampleOut
 def time_in_turn(
     models: dict[str, PreTrainedModel], settings: LatencySettings, turn: Turn | None = None
 ) -> dict[str, dict[str, list[float]]]:
-    """Time every model once per repeat, changing who goes first; the first round is not counted.
+    """Time every model once per repeat, in alternating order; the first repeat is not counted.
 
     Args:
         models: by name; where they are timed, unless there is a `turn`.
@@ -197,7 +197,7 @@ def _time_once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple
 def _with_interval(values: Sequence[float]) -> Median:
     """Median, its exact 95 % interval, and the extremes.
 
-    The interval's ends are two of the sorted values: the median of what was drawn from is below
+    The interval's ends are two of the sorted values: the population median is below
     the k-th with the probability that fewer than k heads fall in as many tosses of a coin, whatever
     the distribution (W. J. Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2).
     Fewer than 6 values give no interval.

@@ -49,7 +49,7 @@ def tiles(summary: Summary) -> list[Tile]:
         Tile(
             "parameters",
             change(parameters.dense, parameters.pruned),
-            f"{count(parameters.pruned)} left",
+            f"{count(parameters.pruned)} remaining",
         ),
         Tile("perplexity, mean", *ratio(summary.perplexity.mean_ratio)),
         Tile("accuracy kept, mean", *accuracy),

@@ -1,7 +1,7 @@
 """README.md of a model directory: a model card as the Hugging Face hub reads it.
 
-The full card, with what was measured on the held-out text and the tasks, is the report's
-(`data/reports/model_card.md`); this one says what the directory is and how to load it.
+The full card, with the results on held-out text and tasks, is `data/reports/model_card.md` of the
+report; this one describes the directory and how to load it.
 """
 
 from pathlib import Path

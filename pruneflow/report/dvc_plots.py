@@ -9,7 +9,7 @@ from pruneflow.settings.pipeline import DENSE
 
 Point = dict[str, str | int | float | None]
 
-# Health measures of a model as a whole, with the dense model's values.
+# Health measures over all domains, with the dense model's values.
 HEALTH = {
     "mean_ratio": 1.0,
     "worst_ratio": 1.0,

@@ -20,7 +20,7 @@ class Figure(NamedTuple):
 
 
 def count(value: float | None) -> str:
-    """Write a whole number with spaces between thousands, as in ``134 515 008``."""
+    """Write an integer with spaces between thousands, as in ``134 515 008``."""
     return MISSING if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 

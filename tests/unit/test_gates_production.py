@@ -120,7 +120,7 @@ def test_a_task_that_production_cannot_do_is_refused_in_its_name():
     ("metric", "against", "words"),
     [
         ("mean_retention", "baseline", "`improves` needs against: production"),
-        ("lm_eval_ok", "baseline", "metric lm_eval_ok cannot say which model is better"),
+        ("lm_eval_ok", "baseline", "metric lm_eval_ok has no better side"),
         ("reload_ok", "production", "metric reload_ok compares with the dense model only"),
         ("uncalibrated_domains", "production", "compares with the dense model only"),
     ],

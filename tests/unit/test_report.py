@@ -98,7 +98,7 @@ def test_summary_refuses_evaluations_that_cannot_be_compared(key, name):
 
 def test_summary_refuses_the_evaluation_of_another_model():
     other = {**PRUNED, "model": {**PRUNED["model"], "delivered_digest": "9" * 64}}
-    with pytest.raises(InputError, match="not the one that round r3 left"):
+    with pytest.raises(InputError, match="not that of round r3"):
         summarise(evaluation=other)
 
 
