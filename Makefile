@@ -57,8 +57,8 @@ services: setup  ## Start Prefect's server and worker and MLflow's server on 127
 test: chromium test-fast lint  ## Run all tests and checks, including the pipeline on real weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
-test-fast: setup  ## Run the unit tests on tiny models, in under two minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not team" -n 2
+test-fast: setup  ## Run the unit tests on tiny models, in three minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not team" -n 2 --dist worksteal
 
 test-team: setup postgresql  ## Test the pipeline on PostgreSQL, S3 and an MLflow server with users
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m team tests/team

@@ -1,1 +1,1 @@
-"""Scripts that measure the engine; no part of the installed package."""
+"""Benchmark scripts; not part of the installed package."""

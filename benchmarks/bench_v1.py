@@ -1,8 +1,8 @@
-"""bench-v1: calibration text of six domains and seven held-out sets, cut into windows of tokens.
+"""bench-v1: calibration text of six domains and seven held-out sets, as windows of tokens.
 
-The folder's README says where each text comes from and which part of it is held out; nothing that
-is scored is ever calibrated on. Perplexity is that of windows without overlap, so every token but
-the first of a window is scored once.
+The folder's README documents the origin of each text and the held-out parts, which are never
+calibrated on. Perplexity is computed on windows without overlap, so every token except the first of
+a window is scored once.
 """
 
 import gzip
@@ -10,19 +10,18 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from pruneflow.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
 DATA = Path(__file__).parent.parent.parent / "shared/data/bench-v1"
 DOMAINS = ("web", "wiki", "code", "maths", "technical", "multilingual")
 HELD_OUT = ("wikitext2", "web", "code", "humaneval", "gsm8k", "technical", "multilingual")
 
-# Texts of which the first three quarters calibrate and the last quarter is held out.
+# Texts whose first three quarters are for calibration; the last quarter is held out.
 _SPLIT = {
     "web": "c4.txt",
     "code": "code.txt",
@@ -43,11 +42,11 @@ class BenchText:
         held_out: one row of token ids per set of `HELD_OUT`.
     """
 
-    training: dict[str, "Tensor"]
-    held_out: dict[str, "Tensor"]
+    training: dict[str, Tensor]
+    held_out: dict[str, Tensor]
 
 
-def read_bench(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> BenchText:
+def read_bench(folder: Path, tokenizer: PreTrainedTokenizerBase) -> BenchText:
     """Read and tokenize all texts, without special tokens (a few seconds).
 
     Raises:
@@ -78,15 +77,15 @@ def calibration_blocks(
     length: int,
     seed: int,
     domains: Iterable[str] = DOMAINS,
-) -> dict[str, "Tensor"]:
-    """Draw calibration sequences, the same number from each domain.
+) -> dict[str, Tensor]:
+    """Sample calibration sequences, equally many from each domain.
 
     Args:
-        text: what `read_bench` gave.
-        sequences: over all domains; what does not divide goes to the first of them.
-        length: tokens of a sequence.
-        seed: which of a domain's consecutive windows are drawn, without replacement.
-        domains: some of `DOMAINS`.
+        text: from `read_bench`.
+        sequences: over all domains; the first domains get the remainder.
+        length: tokens in a sequence.
+        seed: for sampling windows, without replacement.
+        domains: a subset of `DOMAINS`.
 
     Returns:
         Token ids per domain, ``[sequences, length]``.
@@ -94,8 +93,6 @@ def calibration_blocks(
     Raises:
         InputError: a domain has too little text, or is unknown.
     """
-    import torch
-
     names = list(domains)
     generator = torch.Generator().manual_seed(seed)
     blocks = {}
@@ -107,56 +104,54 @@ def calibration_blocks(
         if not 0 < count <= len(windows):
             raise InputError(
                 f"bench-v1 has {len(windows)} windows of {length} tokens of {name}, but {count} "
-                "are asked for: ask for fewer or shorter sequences, at least one a domain"
+                "are needed: use fewer or shorter sequences, at least one per domain"
             )
         blocks[name] = windows[torch.randperm(len(windows), generator=generator)[:count]]
     return blocks
 
 
 def windows_available(text: BenchText, domain: str, length: int) -> int:
-    """How many calibration sequences of this length a domain has."""
+    """Number of calibration sequences of this length in a domain."""
     return len(_windows(text.training[domain], length))
 
 
 def recovery_blocks(
     text: BenchText, length: int, seed: int, validation_share: float = 0.02
-) -> tuple[dict[str, "Tensor"], dict[str, "Tensor"]]:
-    """All training text, for recovery, less a few windows that say when to stop.
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All training text for recovery, with a few windows as validation set for early stopping.
 
     Args:
-        text: what `read_bench` gave.
-        length: tokens of a sequence.
-        seed: which windows are set apart.
-        validation_share: share of each domain's windows set apart, at least one.
+        text: from `read_bench`.
+        length: tokens in a sequence.
+        seed: for sampling the validation windows.
+        validation_share: share of each domain's windows for validation, at least one.
 
     Returns:
-        Training and validation sequences per domain, ``[sequences, length]``. A budget of more
-        tokens than there are (0.9 M for SmolLM2) means several epochs.
+        Training and validation sequences per domain, ``[sequences, length]``. A budget
+        above their tokens (0.9 M for SmolLM2) means several epochs.
 
     Raises:
         InputError: a domain has fewer than two windows.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     training, validation = {}, {}
     for name, tokens in text.training.items():
         windows = _windows(tokens, length)
-        apart = max(1, round(validation_share * len(windows)))
-        if len(windows) <= apart:
-            raise InputError(f"bench-v1 has too little text of {name} for {length} tokens")
+        count = max(1, round(validation_share * len(windows)))
+        if len(windows) <= count:
+            raise InputError(
+                f"bench-v1 has too little text of {name} for {length} tokens: use shorter sequences"
+            )
         order = torch.randperm(len(windows), generator=generator)
-        validation[name], training[name] = windows[order[:apart]], windows[order[apart:]]
+        validation[name], training[name] = windows[order[:count]], windows[order[count:]]
     return training, validation
 
 
-def held_out_windows(
-    text: BenchText, windows: int = 100, length: int = 1024
-) -> dict[str, "Tensor"]:
+def held_out_windows(text: BenchText, windows: int = 100, length: int = 1024) -> dict[str, Tensor]:
     """The first windows of every held-out set, without overlap, ``[at most windows, length]``.
 
     Raises:
-        InputError: a set has not one window of that length.
+        InputError: a set has no window of that length.
     """
     found = {name: _windows(tokens, length)[:windows] for name, tokens in text.held_out.items()}
     for name, tensor in found.items():
@@ -167,14 +162,12 @@ def held_out_windows(
     return found
 
 
-def _windows(tokens: "Tensor", length: int) -> "Tensor":
+def _windows(tokens: Tensor, length: int) -> Tensor:
     count = len(tokens) // length
     return tokens[: count * length].view(count, length)
 
 
-def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> "Tensor":
-    import torch
-
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return torch.tensor(ids, dtype=torch.long)
 

@@ -1,10 +1,10 @@
-"""What a round costs: time by phase, most GPU memory, and the share of the GPU's limit reached.
+"""Cost of a round: time by phase, peak GPU memory, and the share of the GPU's peak throughput.
 
-Llama-shaped models with random weights, which cost what trained ones do. Each case is a process of
-its own, or several that share the text, so that peaks are its own. A case is SHAPE:PLACEMENT, with
-the number of layers and of sequences behind it where they are not the shape's own and 192: fewer
-layers for a model that no host's memory holds, whose streamed rounds take time in proportion. Of
-several GPUs the peak is the fullest one's, of several processes the first one's.
+The models are Llamas with random weights, which cost the same as trained ones. Each case runs in
+its own process (or several data-parallel ones), so that peaks are separate. A case is
+SHAPE:PLACEMENT[:LAYERS[:SEQUENCES]], by default with all layers of the shape and 192 sequences;
+streamed rounds of a model larger than host memory can be measured with fewer layers, because their
+time is proportional. Peaks are of the fullest GPU, and of the first process.
 
     python benchmarks/cost.py --case 7b:whole --case 7b:streamed --case 70b:streamed:16:48
     python benchmarks/cost.py --rounds 1 --case 70b:spread:80:48
@@ -21,6 +21,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
+from transformers import LlamaConfig
+
+from pruneflow.compute.placement import place_by_settings
+from pruneflow.models.loading import empty_model
+from pruneflow.models.structure import dense_reference, layers_of
+from pruneflow.models.tensor_digest import tensors_digest
+from pruneflow.pruning import rounds as engine
+from pruneflow.pruning.rounds import prune_round
+from pruneflow.settings.pipeline import ComputeSettings, PruningSettings, Target
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import machine, now, peak_gib, product_rate, reset_peak
@@ -36,12 +47,7 @@ SEED = 0
 
 
 def random_model(shape: Shape, layers: int, dtype: str, device: str) -> Any:
-    """A Llama of this shape whose weights are drawn from one small table, for speed."""
-    import torch
-    from transformers import LlamaConfig
-
-    from pruneflow.models.loading import empty_model
-
+    """A Llama of this shape with random weights, repeated from a small table for speed."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=shape.hidden,
@@ -69,9 +75,7 @@ def random_model(shape: Shape, layers: int, dtype: str, device: str) -> Any:
 
 @contextmanager
 def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add how long the block takes, the GPU's work included."""
-    import torch
-
+    """Add the duration of the block, including the GPU's work."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     started = now(device)
     yield
@@ -79,8 +83,8 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 @contextmanager
-def watched(peaks: dict[str, float], name: str) -> Iterator[None]:
-    """Note the most memory held within the block."""
+def tracked(peaks: dict[str, float], name: str) -> Iterator[None]:
+    """Record the peak memory within the block."""
     reset_peak()
     yield
     peak = peak_gib()
@@ -89,9 +93,7 @@ def watched(peaks: dict[str, float], name: str) -> Iterator[None]:
 
 
 def limits(device: str) -> dict[str, float]:
-    """Operations a second of one large matrix product in each type, measured here and now."""
-    import torch
-
+    """Measured operations per second of a large matrix product in each data type."""
     side = 8192 if device == "cuda" else 1024
     torch.set_float32_matmul_precision("high")
     found = {
@@ -105,9 +107,7 @@ def limits(device: str) -> dict[str, float]:
 
 @contextmanager
 def phases(seconds: dict[str, float], peaks: dict[str, float]) -> Iterator[None]:
-    """Within it, the phases of `prune_round` are timed, and the memory of each is watched."""
-    from pruneflow.pruning import rounds as engine
-
+    """Measure time and peak memory of the phases of `prune_round` within the block."""
     names = {
         "compute_scores": "score",
         "normal_equations": "equations",
@@ -117,9 +117,9 @@ def phases(seconds: dict[str, float], peaks: dict[str, float]) -> Iterator[None]
     before = {name: getattr(engine, name) for name in names}
 
     def wrapped(phase: str, function: Any) -> Any:
-        def run(*given: Any, **named: Any) -> Any:
-            with timed(seconds, phase), watched(peaks, phase):
-                return function(*given, **named)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with timed(seconds, phase), tracked(peaks, phase):
+                return function(*args, **kwargs)
 
         return run
 
@@ -133,7 +133,7 @@ def phases(seconds: dict[str, float], peaks: dict[str, float]) -> Iterator[None]
 
 
 class Case(NamedTuple):
-    """What is pruned, and how it is run."""
+    """A model, its calibration data and its placement."""
 
     name: str
     shape: Shape
@@ -151,8 +151,8 @@ class Case(NamedTuple):
         return cls(text, shape, layers, sequences, cast(Placement, placement))
 
 
-class How(NamedTuple):
-    """Passes and rounds of a case."""
+class RunSettings(NamedTuple):
+    """Rounds and batch sizes of a case."""
 
     rounds: int = 5
     dtype: str = "bfloat16"
@@ -162,53 +162,54 @@ class How(NamedTuple):
     processes: int = 1
 
 
-def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
-    """Prune in rounds; seconds by phase, peaks, and the share of the limit that a phase reaches.
+def pruned_rounds(
+    model: Any, case: Case, settings: RunSettings, peaks: dict[str, float]
+) -> Iterator[tuple[Any, dict[str, float]]]:
+    """Prune in rounds; yields the result of each and its seconds by phase, and updates `peaks`."""
+    draw = torch.Generator().manual_seed(SEED)
+    tokens = torch.randint(VOCABULARY, (case.sequences, settings.length), generator=draw)
+    blocks = {str(row): part for row, part in enumerate(tokens.chunk(6))}
+    pruning = PruningSettings(layout="uniform", neuron_multiple=64)
+    dense = dense_reference(model)
+    for number in range(1, settings.rounds + 1):
+        seconds: dict[str, float] = {}
+        with phases(seconds, peaks), timed(seconds, "all"):
+            result = prune_round(
+                model,
+                blocks,
+                Target(ratio=RATIO * number / settings.rounds),
+                dense,
+                pruning,
+                batch_tokens=settings.batch_tokens,
+                backward_batch_tokens=settings.backward_batch_tokens,
+                label=f"{case.name} r{number}",
+            )
+        model = result.model
+        yield result, seconds
+
+
+def measure(case: Case, settings: RunSettings, digests: bool = False) -> dict[str, Any]:
+    """Prune in rounds; returns seconds, peaks and the share of the limit reached, by phase.
 
     Args:
-        case: what is pruned.
-        how: passes and rounds.
-        digests: also of the units kept and of the weights, to compare with other placements.
+        case: the model and its placement.
+        settings: rounds and batch sizes.
+        digests: whether to add digests of kept units and weights, to compare placements.
     """
-    import torch
-
-    from pruneflow.compute.placement import place_as_asked
-    from pruneflow.models.structure import dense_reference, layers_of
-    from pruneflow.models.tensor_digest import tensors_digest
-    from pruneflow.pruning.rounds import prune_round
-    from pruneflow.settings.pipeline import ComputeSettings, PruningSettings, Target
-
-    joined()  # a rank's own GPU is the current one from here on
+    joined()  # sets the rank's own GPU as the current one
     device = "cuda" if torch.cuda.is_available() else "cpu"
     start = device if case.placement == "whole" else "cpu"
-    model = random_model(case.shape, case.layers, how.dtype, start)
+    model = random_model(case.shape, case.layers, settings.dtype, start)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    model = place_as_asked(model, ComputeSettings(placement=case.placement), device)
+    model = place_by_settings(model, ComputeSettings(placement=case.placement), device)
     gpus = len({layer.device for layer in layers_of(model)})
-    draw = torch.Generator().manual_seed(SEED)
-    tokens = torch.randint(VOCABULARY, (case.sequences, how.length), generator=draw)
-    blocks = {str(row): part for row, part in enumerate(tokens.chunk(6))}
-    settings = PruningSettings(layout="uniform", neuron_multiple=64)
-    dense = dense_reference(model)
     per_round: list[dict[str, float]] = []
     peaks: dict[str, float] = {}
     kept, units = [], []
-    for number in range(1, how.rounds + 1):
-        seconds: dict[str, float] = {}
-        with phases(seconds, peaks), timed(seconds, "all"):
-            made = prune_round(
-                model,
-                blocks,
-                Target(ratio=RATIO * number / how.rounds),
-                dense,
-                settings,
-                batch_tokens=how.batch_tokens,
-                backward_batch_tokens=how.backward_batch_tokens,
-                label=f"{case.name} r{number}",
-            )
-        model = made.model
+    for result, seconds in pruned_rounds(model, case, settings, peaks):
+        model = result.model
         kept.append(layers_of(model)[0].neurons)
-        units += [part.tolist() for part in (*made.kept.neurons, *made.kept.heads)]
+        units += [part.tolist() for part in (*result.kept.neurons, *result.kept.heads)]
         per_round.append(seconds)
     peak = max(peaks.values(), default=None)
     found = {
@@ -219,8 +220,8 @@ def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
         "layers": case.layers,
         "sequences": case.sequences,
         "gpus": gpus,
-        **how._asdict(),
-        "ratio": made.achieved_ratio,
+        **settings._asdict(),
+        "ratio": result.achieved_ratio,
         "neurons": kept,
         "digests": {
             "units": sha256_json(units),
@@ -235,25 +236,25 @@ def measure(case: Case, how: How, digests: bool = False) -> dict[str, Any]:
         "peak_over_weights": None if peak is None else peak * 2**30 / weights,
         "limits_tflops": {kind: value / 1e12 for kind, value in limits(device).items()},
     }
-    # Of the first round, which later ones of a warm process surpass.
+    # Of the first round, which is slower than later ones in a warm process.
     first = {phase: shares[0] for phase, shares in shares_of_limit(found).items()}
     return {**found, "share_of_limit": first}
 
 
 def main() -> None:
-    """Measure every case in a process of its own, and write the results."""
+    """Measure each case in its own process, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", action="append", required=True)
-    for name, default in How()._asdict().items():
+    for name, default in RunSettings()._asdict().items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    parser.add_argument("--digests", action="store_true", help="of what was kept and the weights")
+    parser.add_argument("--digests", action="store_true", help="of kept units and weights")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     if "PRUNEFLOW_CASE" in os.environ:
-        how = How(*(getattr(given, name) for name in How._fields))
-        if how.processes > 1 and not is_launched():
-            sys.exit(launch(how.processes, *sys.argv))
-        found = measure(Case.parse(given.case[-1]), how, given.digests)
+        settings = RunSettings(*(getattr(given, name) for name in RunSettings._fields))
+        if settings.processes > 1 and not is_launched():
+            sys.exit(launch(settings.processes, *sys.argv))
+        found = measure(Case.parse(given.case[-1]), settings, given.digests)
         if joined().is_first:
             write_json(given.out, found)
         joined().leave()

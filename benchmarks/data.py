@@ -1,10 +1,9 @@
-"""How fast the stage documents is, and what memory it takes, as the text grows.
+"""Speed and memory of the data stages for increasing amounts of text.
 
-Writes text of realistic lengths (and some duplicates, near-duplicates, addresses and pasted
-questions) as .jsonl.gz in a workspace of its own, and runs the stages documents, validate and
-calibration on it, each in a fresh process that says its wall time and its peak memory (VmHWM).
-Every document is in the table: nothing is left out by the draw. Writes
-benchmarks/results/data.json.
+Writes text of realistic lengths (with some duplicates, near-duplicates, e-mail addresses and pasted
+questions) as .jsonl.gz to a temporary workspace, and runs the stages documents, validate and
+calibration on it, each in a new process that reports its wall time and peak memory (VmHWM). The
+table is not sampled: it has every document. Writes benchmarks/results/data.json.
 
     python benchmarks/data.py [--scales 1 10 100] [--stages documents validate calibration]
 """
@@ -14,6 +13,7 @@ import gzip
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,17 +21,24 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
+import numpy
 import yaml
 
 from pruneflow.artifacts import read_json, write_json, write_manifest
+from pruneflow.data.documents import build_documents
+from pruneflow.data.validation import validate_documents
+from pruneflow.models.digests import tokenizer_digest
+from pruneflow.models.loading import load_tokenizer
 from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
+from pruneflow.tokens.calibration_set import build_blocks
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks/results/data.json"
 DEFAULT_DOCUMENTS = 7000
-"""Documents in the default table, about."""
+"""Approximate number of documents in the default table."""
 DOMAINS = [f"domain{number}" for number in range(10)]
 STAGES = ("documents", "validate", "calibration")
 SEED = 0
@@ -45,21 +52,16 @@ LETTERS_PER_WORD = 6
 
 
 def texts(count: int, seed: int) -> Iterator[str]:
-    """English words as often as they are in Python's help topics, in no order."""
-    import re
-    from pydoc_data.topics import topics
-
-    import numpy
-
+    """Random English words, with their frequencies in Python's help topics."""
     found = re.findall(r"[A-Za-z]{1,20}[,.]?", " ".join(topics[name] for name in sorted(topics)))
     vocabulary = numpy.array(found)
-    chosen = numpy.random.default_rng(seed)
+    generator = numpy.random.default_rng(seed)
     last = ""
     for number in range(count):
         kind = number % 100
-        length = MEDIAN_CHARACTERS * float(numpy.exp(SPREAD * chosen.standard_normal()))
+        length = MEDIAN_CHARACTERS * float(numpy.exp(SPREAD * generator.standard_normal()))
         words = int(min(LONGEST, max(100.0, length)) / LETTERS_PER_WORD)
-        text = " ".join(vocabulary[chosen.integers(len(vocabulary), size=words)])
+        text = " ".join(vocabulary[generator.integers(len(vocabulary), size=words)])
         if kind == 50:
             text = last
         elif kind == 51:
@@ -106,17 +108,15 @@ def workspace(root: Path, scale: int) -> None:
 
 
 def run(stage: str, root: Path, scale: int) -> dict[str, Any]:
-    """Run one stage in this process; wall time in seconds, and facts of what it wrote."""
+    """Run one stage in this process; returns its wall time in seconds and facts of its output."""
     settings = DocumentSettings(
-        # Room for the split that gets more than its share.
+        # Twice the mean, because splits vary in size.
         domains=DOMAINS,
         max_per_domain=2 * DEFAULT_DOCUMENTS * scale // len(DOMAINS),
     )
     out = root / "documents"
     began = time.perf_counter()
     if stage == "documents":
-        from pruneflow.data.documents import build_documents
-
         manifest = build_documents(
             settings, root / "domains.yaml", root / "sources.lock", root / "benchmarks", out, root
         )
@@ -127,15 +127,9 @@ def run(stage: str, root: Path, scale: int) -> dict[str, Any]:
             "dropped": sum(sum(domain["dropped"].values()) for domain in domains),
         }
     elif stage == "validate":
-        from pruneflow.data.validation import validate_documents
-
         validate_documents(out, root / "benchmarks", settings, root / "validation.json")
         facts = {}
     else:
-        from pruneflow.models.digests import tokenizer_digest
-        from pruneflow.models.loading import load_tokenizer
-        from pruneflow.tokens.calibration_set import build_blocks
-
         dense = ROOT / "data/checkpoints/dense"
         build_blocks(
             CalibrationSettings(sequences=SEQUENCES),
@@ -151,7 +145,7 @@ def run(stage: str, root: Path, scale: int) -> dict[str, Any]:
 
 
 def child(stage: str, root: Path, scale: int) -> None:
-    """Run one stage and print its figures as the last line."""
+    """Run one stage and print its results as the last line."""
     figures = run(stage, root, scale)
     status = Path("/proc/self/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
@@ -159,7 +153,7 @@ def child(stage: str, root: Path, scale: int) -> None:
 
 
 def measure(scale: int, stages: list[str]) -> dict[str, Any]:
-    """Run the stages one after another on a fresh workspace."""
+    """Run the stages in order in a new workspace."""
     read = DEFAULT_DOCUMENTS * scale
     figures: dict[str, Any] = {"scale": scale, "documents_read": read}
     with tempfile.TemporaryDirectory(prefix="data-benchmark-") as name:
@@ -176,7 +170,7 @@ def measure(scale: int, stages: list[str]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The versions of what computes here."""
+    """Versions of the libraries, and the machine."""
     packages = ("pyarrow", "duckdb", "py3langid", "ftfy", "datasketch", "phonenumbers")
     return {
         "versions": {
@@ -192,14 +186,14 @@ def main() -> None:
     parser.add_argument("--scales", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--child", nargs=3, metavar=("STAGE", "FOLDER", "SCALE"))
-    chosen = parser.parse_args()
-    if chosen.child:
-        stage, folder, scale = chosen.child
+    arguments = parser.parse_args()
+    if arguments.child:
+        stage, folder, scale = arguments.child
         return child(stage, Path(folder), int(scale))
     earlier = read_json(RESULT)["scales"] if RESULT.exists() else []
     found = {row["scale"]: row for row in earlier}
-    for scale in chosen.scales:
-        found[scale] = measure(scale, chosen.stages)
+    for scale in arguments.scales:
+        found[scale] = measure(scale, arguments.stages)
         write_json(
             RESULT,
             {

@@ -1,14 +1,13 @@
-"""Questions per second, ours beside plain lm_eval, and whether the same questions are answered.
+"""Questions per second of pruneflow and plain lm_eval, and whether their answers agree.
 
-One process, one loaded model a type, the same task files and questions. Every method goes through
-the whole of its work as a user meets it, from reading the task files to the tallied answers; only
-starting Python and loading the weights is left out, which is the same for all. The methods take
-turns, and each repeat starts with another one, after a turn of ours that is not timed. Where a
-model writes its answers, the texts are compared, as many as a report shows. Plain lm_eval keeps its
-defaults, as its command has them: its log-softmax is then of the model's own type, so in bfloat16
-the method `lm_eval 1 float32 softmax` says what that alone changes. Its batch size `auto` starts
-with 64 rows of the model's whole length, which no CPU's memory holds: it is measured on GPUs alone,
-and not where answers are written, where its time goes into finding that size.
+One process, one loaded model per data type, the same task files and questions. The time of every
+method includes reading task files and scoring answers; starting Python and loading the weights is
+excluded, which is the same for all. The methods take turns, each repeat starts with another one,
+and a warm-up is not timed. For generative tasks, as many texts are compared as a report shows.
+Plain lm_eval has the defaults of its command: its log-softmax has the model's data type, so in
+bfloat16 the method `lm_eval 1 float32 softmax` shows the effect of that alone. Its batch size
+`auto` starts with 64 rows of the model's full context, which does not fit a CPU's memory: it is
+measured on GPUs only, and not for generation, where finding the size takes most of the time.
 
     python benchmarks/evaluation.py [--questions 10] [--repeats 3] [--dtypes float32 bfloat16]
 """
@@ -24,6 +23,11 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 # So that it also runs where the project is not installed.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -43,11 +47,11 @@ KINDS = ("multiple_choice", "generate_until")
 
 
 class Answers(NamedTuple):
-    """What a method found of one task.
+    """Answers to the questions of one task.
 
     Attributes:
-        correct: 1 or 0 of each question.
-        texts: the first answers, where the model writes them.
+        correct: 1 or 0 for each question.
+        texts: the first generated texts, in generative tasks.
     """
 
     correct: list[int]
@@ -58,9 +62,9 @@ Found = dict[str, Answers]
 
 
 def select(benchmarks: Path, kind: str, questions: int, out: Path) -> dict[str, int]:
-    """Copy the first questions of each task of one output type, and say how many of each."""
+    """Copy the first questions of each task of one output type; returns their numbers."""
     manifest = read_json(benchmarks / "manifest.json")
-    chosen = {}
+    counts = {}
     out.mkdir()
     for path in sorted(benchmarks.glob("*.yaml")):
         if read_yaml(path)["output_type"] == kind:
@@ -68,20 +72,16 @@ def select(benchmarks: Path, kind: str, questions: int, out: Path) -> dict[str, 
             lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines(True)
             first = "".join(lines[:questions])
             (out / f"{path.stem}.jsonl").write_text(first, encoding="utf-8")
-            chosen[path.stem] = min(questions, len(lines))
-    facts = {task: manifest["tasks"][task] for task in chosen}
+            counts[path.stem] = min(questions, len(lines))
+    facts = {task: manifest["tasks"][task] for task in counts}
     write_manifest(out, seed=manifest["seed"], tasks=facts)
-    return chosen
+    return counts
 
 
 def plain(
     model: Any, tokenizer: Any, benchmarks: Path, batch_size: int | str, softmax: str | None = None
 ) -> Found:
-    """What lm-eval's own model class answers."""
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
+    """Answers of lm-eval's own model class."""
     configs, metrics = [], {}
     with quiet(), tempfile.TemporaryDirectory() as cache:
         for path in sorted(benchmarks.glob("*.yaml")):
@@ -113,7 +113,7 @@ def plain(
 def methods(
     model: Any, tokenizer: Any, benchmarks: Path, compute: ComputeSettings, kind: str
 ) -> dict[str, Callable[[], Found]]:
-    """Everything that is compared, by name."""
+    """The methods to compare, by name."""
 
     def ours(batch_tokens: int) -> Found:
         found = answer_questions(model, tokenizer, benchmarks, batch_tokens)
@@ -137,16 +137,16 @@ def methods(
     return result
 
 
-def compare(candidates: dict[str, Callable[[], Found]], repeats: int) -> dict[str, Any]:
-    """Let the methods take turns; seconds, questions per second, and answers that differ."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+def compare(compared: dict[str, Callable[[], Found]], repeats: int) -> dict[str, Any]:
+    """Run the methods in turn; returns seconds, questions per second and differing answers."""
+    seconds: dict[str, list[float]] = {name: [] for name in compared}
     answers: dict[str, Found] = {}
-    names = list(candidates)
-    candidates[OURS]()
+    names = list(compared)
+    compared[OURS]()
     for repeat in range(repeats):
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             start = time.perf_counter()
-            answers[name] = candidates[name]()
+            answers[name] = compared[name]()
             seconds[name].append(time.perf_counter() - start)
             print(f"  repeat {repeat + 1}: {name}: {seconds[name][-1]:.1f} s", flush=True)
     asked = sum(len(found.correct) for found in answers[OURS].values())
@@ -154,7 +154,7 @@ def compare(candidates: dict[str, Callable[[], Found]], repeats: int) -> dict[st
         name: {
             "seconds": taken,
             "questions_per_second": asked / statistics.median(taken),
-            # Paired by repeat, so that a busy minute weighs on both.
+            # Paired by repeat, so that load on the machine affects both.
             "times_slower_than_pruneflow": statistics.median(
                 mine / ours for mine, ours in zip(taken, seconds[OURS], strict=True)
             ),
@@ -170,35 +170,33 @@ def compare(candidates: dict[str, Callable[[], Found]], repeats: int) -> dict[st
 
 
 def different(one: Found, other: Found) -> int:
-    """Questions that one method counts as right and the other as wrong, or answers otherwise."""
+    """Number of questions that two methods answer or score differently."""
     count = 0
-    for task, mine in one.items():
-        its = other[task]
-        pairs: Any = zip(mine.texts or mine.correct, its.texts or its.correct, strict=True)
+    for task, first in one.items():
+        second = other[task]
+        pairs: Any = zip(first.texts or first.correct, second.texts or second.correct, strict=True)
         count += sum(a != b for a, b in pairs)
     return count
 
 
 def main() -> None:
-    """Measure every type and kind of question, and write the results."""
+    """Measure every data type and output type, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "data/checkpoints/dense")
     parser.add_argument("--benchmarks", type=Path, default=ROOT / "data/questions")
-    parser.add_argument("--questions", type=int, default=10, help="of each task, at most")
+    parser.add_argument("--questions", type=int, default=10, help="maximum per task")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
-    import torch
-
     device = resolve_device(ComputeSettings(device=given.device))
     facts = machine(device)
     facts["versions"]["lm-eval"] = version("lm-eval")
     runs: list[dict[str, Any]] = []
     result = {
-        "what": "questions per second, ours beside plain lm_eval",
+        "what": "questions per second of pruneflow and plain lm_eval",
         "model": read_json(given.model / "round.json")["digest"],
         "seed": read_json(given.benchmarks / "manifest.json")["seed"],
         "runs": runs,

@@ -1,51 +1,48 @@
-"""External tools: Torch-Pruning, OptiPFair and fmchisel themselves, as installed, on the same text.
+"""External tools: Torch-Pruning, OptiPFair and fmchisel, as installed, on the same text.
 
-Each is used as its documentation says, at what it does best: MLP neurons, the same number from
-every layer, on the calibration text that every other row has. None is a dependency:
+Each is used as documented and where it performs best: on MLP neurons, equally many per layer, with
+the calibration text of all other rows. They are not dependencies:
 
     pip install --no-deps optipfair torch-pruning fmchisel
 """
 
 import importlib.util
+import logging
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks.method_parts import Choice, batches_of, cut_layer_by_layer, uniform_counts
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.method_parts import Blocks, Choice, batches_of, cut_layer_by_layer, uniform_counts
 from benchmarks.reimplemented_methods import RIDGE
 from pruneflow.errors import InputError
 from pruneflow.models.structure import block_weights, layers_of
 from pruneflow.progress import track
 from pruneflow.pruning.token_losses import losses_of
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
 
-
-class Rival(NamedTuple):
-    """A tool as a method of the table, a `benchmarks.reimplemented_methods.Peer`.
+class ExternalTool(NamedTuple):
+    """A tool as a `benchmarks.reimplemented_methods.PruningMethod`.
 
     Attributes:
-        package: what is imported.
-        cut: given model, calibration blocks, ratio and batch tokens, cuts the model in place.
+        package: import name of the package.
+        prune: called with model, calibration blocks, ratio and batch tokens; prunes in place.
     """
 
     package: str
-    cut: "Callable[[PreTrainedModel, dict[str, Tensor], float, int], None]"
+    prune: Callable[[PreTrainedModel, Blocks, float, int], None]
 
     def __call__(
-        self,
-        model: "PreTrainedModel",
-        blocks: dict[str, "Tensor"],
-        ratio: float,
-        *,
-        batch_tokens: int = 2048,
+        self, model: PreTrainedModel, blocks: Blocks, ratio: float, *, batch_tokens: int = 2048
     ) -> float:
-        """Cut `model` in place to `ratio` and return the ratio achieved.
+        """Prune `model` in place to `ratio` and return the actual ratio.
 
         Raises:
             InputError: the tool is not installed.
@@ -54,33 +51,27 @@ class Rival(NamedTuple):
             name = self.package.replace("_", "-")
             raise InputError(f"{name} is not installed: `pip install --no-deps {name}`")
         before = block_weights(model)
-        self.cut(model, blocks, ratio, batch_tokens)
+        self.prune(model, blocks, ratio, batch_tokens)
         model.requires_grad_(False)
         return 1 - block_weights(model) / before
 
     @property
     def installed(self) -> bool:
-        """Whether it can be imported here; it is not imported for it."""
+        """Whether it is installed; does not import it."""
         return importlib.util.find_spec(self.package) is not None
 
 
-def _share_gone(model: "PreTrainedModel", ratio: float) -> float:
-    """The share of every layer's neurons that goes, half a neuron up: tools round down."""
+def _removed_share(model: PreTrainedModel, ratio: float) -> float:
+    """Share of neurons to remove from every layer, plus half a neuron, because tools round down."""
     layers = layers_of(model)
-    gone, _ = uniform_counts(layers, block_weights(model), ratio, attention=False)
-    return (gone + 0.5) / layers[0].neurons
+    removed, _ = uniform_counts(layers, block_weights(model), ratio, attention=False)
+    return (removed + 0.5) / layers[0].neurons
 
 
 def _optipfair(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
-    ratio: float,
-    batch_tokens: int,
-    data: bool,
+    model: PreTrainedModel, blocks: Blocks, ratio: float, batch_tokens: int, data: bool
 ) -> None:
-    """OptiPFair: the weights' extremes (MAW), and with data the neurons' activations."""
-    import logging
-
+    """OptiPFair: maximum absolute weights (MAW), combined with activations if `data` is set."""
     from optipfair import prune_model
 
     logging.getLogger().setLevel(logging.WARNING)  # the import sets the root logger to INFO
@@ -88,23 +79,18 @@ def _optipfair(
     prune_model(
         model,
         neuron_selection_method="MAW",
-        pruning_percentage=100 * _share_gone(model, ratio),
+        pruning_percentage=100 * _removed_share(model, ratio),
         dataloader=batches if data else None,
         show_progress=False,
     )
 
 
-def _torch_pruning(
-    model: "PreTrainedModel", blocks: dict[str, "Tensor"], ratio: float, batch_tokens: int
-) -> None:
+def _torch_pruning(model: PreTrainedModel, blocks: Blocks, ratio: float, batch_tokens: int) -> None:
     """Torch-Pruning: its dependency graph and GroupTaylorImportance, on the mean loss.
 
-    It needs gradients of all weights, and leaves configuration and hidden size to its user: here
-    attention and the residual stream are excluded, which helps it.
+    It needs gradients of all weights. Attention and the residual stream are excluded here, which
+    improves its results.
     """
-    import warnings
-
-    import torch
     import torch_pruning
 
     batches = batches_of(blocks, batch_tokens)
@@ -124,7 +110,7 @@ def _torch_pruning(
             model,
             example_inputs={"input_ids": batches[0][:1].to(model.device)},
             importance=torch_pruning.importance.GroupTaylorImportance(),
-            pruning_ratio=_share_gone(model, ratio),
+            pruning_ratio=_removed_share(model, ratio),
             ignored_layers=outside,
             root_module_types=[torch.nn.Linear],
             forward_fn=lambda network, inputs: network(**inputs, use_cache=False),
@@ -133,26 +119,23 @@ def _torch_pruning(
     model.zero_grad()
 
 
-def _fmchisel(
-    model: "PreTrainedModel", blocks: dict[str, "Tensor"], ratio: float, batch_tokens: int
-) -> None:
+def _fmchisel(model: PreTrainedModel, blocks: Blocks, ratio: float, batch_tokens: int) -> None:
     """FMCHISEL's OSSCAR: its solver, given each layer's ``X^T X``, with its defaults.
 
-    Its package wants older torch and transformers and `llmcompressor`, so its solver's file is
-    loaded by itself. It works in float32, masks by zeroed columns, and those are taken out here.
+    Its package requires older versions of torch and transformers and `llmcompressor`, so only the
+    solver's file is loaded. It computes in float32 and masks columns with zeros, which are then
+    removed.
     """
     solver = _fmchisel_solver()
 
-    def choose(weight: "Tensor", gram: "Tensor", columns: int, keep: int) -> Choice:
-        import torch
-
+    def choose(weight: Tensor, gram: Tensor, columns: int, keep: int) -> Choice:
         b, h = weight.float().T.clone(), gram.float()
         b[h.diagonal() == 0] = 0
         h += torch.eye(len(h), device=h.device) * RIDGE * h.diagonal().mean()
         solution, _ = solver.OSSCAR_fastprune(b, h, h @ b, len(h) // columns, keep, False, 1)
         kept = solution.abs().sum(0).view(-1, columns).sum(1).nonzero().flatten()
         if len(kept) != keep:
-            raise InputError(f"fmchisel kept {len(kept)} of {keep} units")
+            raise InputError(f"fmchisel kept {len(kept)} of {keep} units: use another ratio")
         return Choice(kept, solution[:, kept].double())
 
     cut_layer_by_layer(model, blocks, ratio, False, batch_tokens, choose, "fmchisel")
@@ -164,9 +147,7 @@ def _fmchisel_solver() -> Any:
     assert package.submodule_search_locations
     folder = Path(package.submodule_search_locations[0])
     path = folder / "pruning/osscar/utils/osscar_sparsify.py"
-    import torch
-
-    # All it takes from llmcompressor, which does not run beside current transformers.
+    # The only name it uses of llmcompressor, which is incompatible with current transformers.
     precision = types.ModuleType("llmcompressor.modifiers.obcq.sgpt_sparsify")
     vars(precision)["SGPT_PRECISION"] = torch.float32
     stand_ins = {precision.__name__: precision}
@@ -186,9 +167,9 @@ def _fmchisel_solver() -> Any:
     return module
 
 
-RIVALS = {
-    "optipfair_weights": Rival("optipfair", partial(_optipfair, data=False)),  # its default
-    "optipfair": Rival("optipfair", partial(_optipfair, data=True)),
-    "torch_pruning": Rival("torch_pruning", _torch_pruning),
-    "fmchisel": Rival("fmchisel", _fmchisel),
+EXTERNAL_TOOLS = {
+    "optipfair_weights": ExternalTool("optipfair", partial(_optipfair, data=False)),  # its default
+    "optipfair": ExternalTool("optipfair", partial(_optipfair, data=True)),
+    "torch_pruning": ExternalTool("torch_pruning", _torch_pruning),
+    "fmchisel": ExternalTool("fmchisel", _fmchisel),
 }

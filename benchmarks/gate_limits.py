@@ -1,11 +1,11 @@
-"""How much the demo's figures vary with the seed: the ground for the limits in configs/gates.yaml.
+"""Variation of the demo's results with the seed: the basis of the limits in configs/gates.yaml.
 
-Runs the demo's stages up to the evaluation for several seeds (which documents, which sequences),
-and once for the negative control (random scores, no refit), each in a workspace of its own. Writes
-what `compare` says of each to benchmarks/results/gate_limits.json.
+Runs the demo's stages up to the evaluation for several seeds (of documents and sequences), and once
+for the negative control (random scores, no refit), each in its own workspace. Writes the result of
+`compare` for each to benchmarks/results/gate_limits.json.
 
-The stages that draw data need the packages that carry it; the others a GPU, or half an hour a seed
-on two cores. With --data a folder keeps what was drawn, so that both can be done in two places:
+The data stages need the data packages; the others need a GPU, or half an hour per seed on two
+cores. With --data, a folder stores the sampled data, so that both can run on different machines:
 
     python benchmarks/gate_limits.py --data FOLDER --draw
     python benchmarks/gate_limits.py --data FOLDER --dense data/checkpoints/dense --dtype float32
@@ -39,7 +39,7 @@ DRAW = ("questions", "documents", "validate", "calibration")
 
 
 def workspace(folder: Path, settings: PipelineSettings) -> None:
-    """A project folder with the configs and the engine."""
+    """Create a project folder with the configs and the engine."""
     for name in ("configs", "pruneflow", "data/text"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -56,23 +56,23 @@ def run(folder: Path, *stages: str) -> None:
 
 
 def draw(folder: Path, data: Path) -> None:
-    """Bring questions and token blocks into a workspace: from `data`, or drawn and kept there."""
-    kept = data / folder.name
-    if not kept.is_dir():
+    """Copy questions and token blocks to a workspace; sample them if `data` does not have them."""
+    stored = data / folder.name
+    if not stored.is_dir():
         run(folder, *DRAW)
         for name in DRAWN:
             shutil.copytree(
                 folder / "data" / name,
-                kept / name,
+                stored / name,
                 ignore=shutil.ignore_patterns("documents"),
                 dirs_exist_ok=True,
             )
     for name in DRAWN:
-        shutil.copytree(kept / name, folder / "data" / name, dirs_exist_ok=True)
+        shutil.copytree(stored / name, folder / "data" / name, dirs_exist_ok=True)
 
 
 def measure(folder: Path, settings: PipelineSettings) -> dict[str, Any]:
-    """Prune, measure both models and compare them."""
+    """Prune, evaluate both models and compare them."""
     rounds = [f"round@{name}" for name in settings.rounds]
     run(folder, "baseline", *rounds, "select", "evaluation")
     dense, pruned = (
@@ -88,7 +88,7 @@ def measure(folder: Path, settings: PipelineSettings) -> dict[str, Any]:
 
 
 def settings_by_name(seeds: list[int], dtype: str) -> dict[str, Any]:
-    """The demo for every seed, and the control, by the name of their data."""
+    """The settings of the demo with every seed, and of the control, by name."""
     demo, control = load_profile("demo"), load_profile("control")
     found = {
         f"seed{seed}": demo.model_copy(
@@ -107,12 +107,12 @@ def settings_by_name(seeds: list[int], dtype: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the demo for each seed and the control once, and write the results."""
+    """Measure the demo with each seed and the control once, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--data", type=Path, help="folder that keeps the drawn data")
-    parser.add_argument("--draw", action="store_true", help="only draw the data")
-    parser.add_argument("--dense", type=Path, help="what the stage model has written elsewhere")
+    parser.add_argument("--data", type=Path, help="folder that stores the sampled data")
+    parser.add_argument("--draw", action="store_true", help="only sample the data")
+    parser.add_argument("--dense", type=Path, help="output of the stage model, to reuse")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
@@ -120,9 +120,9 @@ def main() -> None:
     dense = None if given.dense is None else given.dense.absolute()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.chdir(ROOT)
-    chosen, results = settings_by_name(given.seeds, given.dtype), []
+    by_name, results = settings_by_name(given.seeds, given.dtype), []
     with tempfile.TemporaryDirectory(prefix="gate-limits-") as name:
-        for run_name, settings in chosen.items():
+        for run_name, settings in by_name.items():
             folder = Path(name, run_name)
             workspace(folder, settings)
             if dense is None:

@@ -1,9 +1,9 @@
-"""How a round's cost grows with tokens, width and depth: four sizes of each, and the exponent.
+"""Scaling of a round's cost with tokens, width and depth: four sizes of each, and the exponent.
 
-One Llama-shaped model with random weights is made wider, deeper, or given more text, everything
-else being equal. The exponent is the slope of a straight line through the four points in
-logarithms; 1 is in proportion. Width is the hidden size, and neurons and heads with it, so that a
-block's weights grow with its square and the solve's work with its cube.
+A Llama with random weights is made wider, deeper, or given more text, with everything else equal.
+The exponent is the slope of a line fitted to the four points on logarithmic axes; 1 means
+proportional. The width scales hidden size, neurons and heads, so the weights of a block grow with
+its square, and the operations of the solve with its cube.
 
     python benchmarks/growth.py
 """
@@ -15,9 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.cost import Case, How, measure
+from benchmarks.cost import Case, RunSettings, measure
 from benchmarks.machine import machine
 from benchmarks.operations import Shape
 from pruneflow.artifacts import write_json
@@ -27,13 +30,13 @@ HEAD_DIM = 128
 
 
 def shape(hidden: int, layers: int) -> Shape:
-    """A Llama of this width, its neurons 8/3 of it as in the 7B model, to a multiple of 256."""
+    """A Llama of this width with 8/3 as many neurons, as in 7B, rounded to a multiple of 256."""
     neurons = -(-hidden * 8 // 3 // 256) * 256
     return Shape(layers, hidden, neurons, hidden // HEAD_DIM, hidden // HEAD_DIM)
 
 
 def cases(width: int, depth: int, sequences: int) -> dict[str, dict[int, Case]]:
-    """Four sizes of every kind, from the base upwards."""
+    """Four sizes of each kind, starting with the base."""
 
     def case(name: str, hidden: int, layers: int, count: int) -> Case:
         return Case(name, shape(hidden, layers), layers, count)
@@ -53,16 +56,12 @@ def cases(width: int, depth: int, sequences: int) -> dict[str, dict[int, Case]]:
 
 
 def exponent(sizes: list[int], seconds: list[float]) -> float:
-    """Slope of the logarithm of the seconds over that of the sizes, by least squares."""
-    import numpy as np
-
+    """Slope of log(seconds) over log(sizes), by least squares."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def main() -> None:
-    """Measure every size, after a small one that warms libraries up."""
-    import torch
-
+    """Measure every size, after a small warm-up."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=2048, help="hidden size of the base")
     parser.add_argument("--depth", type=int, default=8, help="its layers")
@@ -70,14 +69,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
-    how = How(rounds=1, dtype=given.dtype)
+    settings = RunSettings(rounds=1, dtype=given.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result: dict[str, Any] = {"machine": machine(device), "how": how._asdict(), "growth": {}}
-    measure(Case("warm-up", shape(given.width, 2), 2, 12), how)
+    result: dict[str, Any] = {"machine": machine(device), "how": settings._asdict(), "growth": {}}
+    measure(Case("warm-up", shape(given.width, 2), 2, 12), settings)
     for kind, sizes in cases(given.width, given.depth, given.sequences).items():
         found = {}
         for size, case in sizes.items():
-            measured = measure(case, how)
+            measured = measure(case, settings)
             found[size] = {
                 **measured["seconds_by_round"][0],
                 "peak_gib": measured["peak_gib"],

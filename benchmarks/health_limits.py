@@ -1,12 +1,12 @@
-"""How a descent drifts from the dense model: the ground for the limits of `HealthSettings`.
+"""Drift of pruned models from the dense one, which the limits of `HealthSettings` are based on.
 
-Ten rounds to 60 % of the block weights removed, every health measure after each: by the method in
-both layouts, and by three that are to break (no refit, random scores, and both: the control). On
-bench-v1 (192 sequences of 512 tokens, measured on its held-out sets) or, with --set, on the
-calibration set of a workspace (measured on its validation split). Results are added to
-benchmarks/results/health_limits.json after each descent; the same command again goes on where it
-stopped. For a GPU: both texts take five minutes there with five descents at once (each with its
---descents and --out), hours on two cores.
+Ten rounds up to a ratio of 60 %, with all health measures after each: with the method in both
+layouts, and with three recipes that are expected to break (no refit, random scores, and both: the
+control). On bench-v1 (192 sequences of 512 tokens, measured on its held-out sets) or, with --set,
+on the calibration set of a workspace (measured on its validation split). Results are added to
+benchmarks/results/health_limits.json after each recipe, and an interrupted command resumes. Use a
+GPU: there both texts take five minutes with the five recipes in parallel (each with its --descents
+and --out); on two cores they take hours.
 
     python benchmarks/health_limits.py
     python benchmarks/health_limits.py --set data/calibration/set --ridge 0.05
@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
 
 # So that it also runs where the project is not installed.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -41,7 +43,7 @@ from pruneflow.settings.pruning import PruningSettings, Target
 RESULT = Path(__file__).parent / "results/health_limits.json"
 RANDOM = {"score": "random", "also_score": []}
 NO_REFIT = {"refit": "none", "towards_dense": 0.0}
-DESCENTS: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "uniform": {"layout": "uniform"},
     "per_layer": {"layout": "per_layer"},
     "no_refit": {"layout": "uniform", **NO_REFIT},
@@ -51,14 +53,12 @@ DESCENTS: dict[str, dict[str, Any]] = {
 
 
 def texts(arguments: argparse.Namespace, tokenizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Windows to calibrate on and windows to measure on, by domain."""
+    """Calibration windows and evaluation windows, by domain."""
     if arguments.set is None:
         text = bench_v1.read_bench(arguments.data, tokenizer)
         seed = arguments.seed
         calibration = bench_v1.calibration_blocks(text, 192, 512, seed, bench_v1.DOMAINS)
         return calibration, bench_v1.held_out_windows(text, 8, 512)
-    from safetensors.torch import load_file
-
     counts = read_json(arguments.set / "manifest.json")["mixture"]["counts"]
     found: dict[str, dict[str, Any]] = {"calibration": {}, "validation": {}}
     for name, tensor in sorted(load_file(arguments.set / "blocks.safetensors").items()):
@@ -69,14 +69,14 @@ def texts(arguments: argparse.Namespace, tokenizer: Any) -> tuple[dict[str, Any]
     return calibration, found["validation"]
 
 
-def descend(
+def prune_in_rounds(
     dense: Any,
     blocks: dict[str, Any],
     windows: dict[str, Any],
     recipe: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One descent: what each round measures, and where the knee is."""
+    """The health measures of each round, and the knee."""
     settings, batch_tokens = PruningSettings(**recipe), arguments.batch_tokens
     shape, model, records = dense_reference(dense), copy.deepcopy(dense), []
     goals = targets(Target(ratio=arguments.ratio), arguments.rounds, "linear")
@@ -108,8 +108,8 @@ def descend(
         )
         _print(records[-1])
     points = [(record["achieved_ratio"], math.log(record["mean_ratio"])) for record in records]
-    place = knee(points)
-    return {"rounds": records, "knee": None if place is None else records[place]["round"]}
+    index = knee(points)
+    return {"rounds": records, "knee": None if index is None else records[index]["round"]}
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def _print(record: dict[str, Any]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure the descents that are asked for, writing after each."""
+    """Measure the requested recipes, and write the results after each."""
     device = resolve_device(ComputeSettings(device=arguments.device))
     dense, tokenizer = load(arguments.model, arguments.dtype, device)
     blocks, windows = texts(arguments, tokenizer)
@@ -150,29 +150,29 @@ def run(arguments: argparse.Namespace) -> None:
         if name in found["descents"]:
             continue
         print(f"{name} on {text[:12]}", flush=True)
-        recipe = {**DESCENTS[name], "seed": arguments.seed, "ridge": arguments.ridge}
+        recipe = {**RECIPES[name], "seed": arguments.seed, "ridge": arguments.ridge}
         found["descents"][name] = {
             "recipe": recipe,
             "machine": machine(device),
-            **descend(dense, blocks, windows, recipe, arguments),
+            **prune_in_rounds(dense, blocks, windows, recipe, arguments),
         }
         write_json(arguments.out, results)
         print(f"knee {found['descents'][name]['knee']}", flush=True)
 
 
 def main() -> int:
-    """Run, and say what is wrong in one line."""
+    """Run, and print errors as one line."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--descents", choices=list(DESCENTS), nargs="+", default=list(DESCENTS))
+    add("--descents", choices=list(RECIPES), nargs="+", default=list(RECIPES))
     add("--model", default=SMOLLM2, help="as model.source in the settings")
     add("--data", type=Path, default=bench_v1.DATA, help="folder of bench-v1")
-    add("--set", type=Path, help="a calibration set's folder, instead of bench-v1")
+    add("--set", type=Path, help="folder of a calibration set, instead of bench-v1")
     add("--out", type=Path, default=RESULT)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--seed", type=int, default=0, help="of the calibration sequences and of the scores")
+    add("--seed", type=int, default=0, help="for sampling calibration sequences and for scores")
     add("--rounds", type=int, default=10)
     add("--ratio", type=float, default=0.6)
     add("--ridge", type=float, default=0.01)

@@ -1,14 +1,14 @@
-"""Memory and time at home: rounds of pruning on a CPU, the most memory held, where the time goes.
+"""Rounds of pruning on a CPU: peak memory and time by part.
 
-A round takes its parent from disk, as the pipeline's does, scores it, cuts and refits it, and
-writes the result with its digest, as `pruneflow.prune` does with a directory. All rounds run in one
-process, whose peak is theirs alone: the dense model and the calibration tokens are made before it
-starts, from text of bench-v1, or without its folder at random, which takes as long.
+A round loads its parent from disk, as in the pipeline, scores, prunes and refits it, and writes the
+result with its digest, as `pruneflow.prune` does with a directory. All rounds run in one process,
+so that its peak is theirs only: another process first prepares the dense model and the calibration
+tokens, from bench-v1, or random ones without its folder, which take as long.
 
-Seconds are exclusive, by part. Scoring: ``forward`` is the pass with its losses, drawn labels and
-sums, ``backward`` is torch.autograd.grad. Refit: ``streams`` is running blocks, pruned and unpruned
-ones, ``gram`` the products ``X^T X`` and ``X^T D``, ``solve`` the systems. ``io`` is loading,
-saving and digests, and ``other`` what is left: surgery, copies of layers, allocation.
+Seconds are exclusive, by part. Scoring: ``forward`` is the pass with losses, sampled labels and
+sums, ``backward`` is torch.autograd.grad. Refit: ``streams`` is running pruned and unpruned blocks,
+``gram`` the products ``X^T X`` and ``X^T D``, ``solve`` the linear systems. ``io`` is loading,
+saving and digests, and ``other`` the remainder: surgery, copies of layers, allocation.
 
     python benchmarks/home.py                               # on two cores that do nothing else
     python benchmarks/home.py --sequences 6 --length 64 --rounds 1 --out FILE
@@ -25,6 +25,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 # So that it also runs where the project is not installed.
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -49,39 +53,39 @@ GB_PER_GIB = 2**30 / 1e9
 
 
 class Stopwatch:
-    """Seconds and the most memory held, by part; a part within another one stops its clock."""
+    """Seconds and peak memory, by part; a nested part stops the clock of the outer one."""
 
     def __init__(self) -> None:
         self._seconds, self._peaks = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
-        self._under_way, self._since = ["other"], time.perf_counter()
+        self._active, self._since = ["other"], time.perf_counter()
         reset_peak()
 
-    def _turn(self) -> None:
-        """Give the part under way what has passed since the last turn."""
-        part, now = self._under_way[-1], time.perf_counter()
+    def _update(self) -> None:
+        """Add time and peak since the last change to the active part."""
+        part, now = self._active[-1], time.perf_counter()
         self._seconds[part] += now - self._since
         self._peaks[part] = max(self._peaks[part], peak_gib() or 0.0)  # never None on Linux
         self._since = now
         reset_peak()
 
     def measured(self) -> dict[str, dict[str, float]]:
-        """What was measured so far: ``seconds`` and ``peak_gib``, by part."""
-        self._turn()
+        """Measurements so far: ``seconds`` and ``peak_gib``, by part."""
+        self._update()
         return {"seconds": self._seconds, "peak_gib": self._peaks}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Within it, or within calls of what it decorates, time and memory are this part's."""
-        self._turn()
-        self._under_way.append(name)
+        """Attribute time and memory within the block, or the decorated function, to a part."""
+        self._update()
+        self._active.append(name)
         try:
             yield
         finally:
-            self._turn()
-            self._under_way.pop()
+            self._update()
+            self._active.pop()
 
-    def stepped(self, name: str, items: Iterator[Seen]) -> Iterator[Seen]:
-        """The same items; making one is of a part, and what is done with it is not."""
+    def iterate(self, name: str, items: Iterator[Seen]) -> Iterator[Seen]:
+        """Attribute the computation of the items to a part, but not their use."""
         while True:
             with self.part(name):
                 item = next(items, None)
@@ -92,15 +96,14 @@ class Stopwatch:
 
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
-    """Within it, the engine's parts are timed where it calls them."""
-    import torch
+    """Measure the engine's parts within the block."""
 
     class Stream(BlockStream):
         __init__ = watch.part("streams")(BlockStream.__init__)
         advance = watch.part("streams")(BlockStream.advance)
 
-        def seen(self, *given: Any, **named: Any) -> Iterator[Seen]:
-            return watch.stepped("streams", super().seen(*given, **named))
+        def seen(self, *args: Any, **kwargs: Any) -> Iterator[Seen]:
+            return watch.iterate("streams", super().seen(*args, **kwargs))
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(rounds, "BlockStream", Stream))
@@ -117,28 +120,24 @@ def watched(watch: Stopwatch) -> Iterator[None]:
 
 
 def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Prune the dense model of `folder`, ``r0``, in rounds, each from disk to disk."""
-    import torch
-    from safetensors.torch import load_file
-    from transformers import AutoConfig
-
+    """Prune the dense model ``r0`` in `folder` in rounds, each from disk to disk."""
     blocks = load_file(folder / "blocks.safetensors")
-    with torch.device("meta"):  # without memory, and the model's own class is imported, too
+    with torch.device("meta"):  # takes no memory, but imports the model's class
         empty = empty_model(AutoConfig.from_pretrained(folder / "r0"), torch.float32)
     settings = PruningSettings(layout=given.layout)
     sizes = {key: getattr(given, key) for key in ("batch_tokens", "backward_batch_tokens")}
     dense, imports = dense_reference(empty), peak_gib()
 
     def one_round(parent: str, name: str, goal: Target) -> dict[str, Any]:
-        """A function, so that a round's model is gone before the next one is loaded."""
+        """A function, so that a round's model is freed before the next one is loaded."""
         watch = Stopwatch()
         with watched(watch):
             with watch.part("io"):
                 model, tokenizer = load_model(folder / parent, dtype=given.dtype, device="cpu")
-            made = rounds.prune_round(model, blocks, goal, dense, settings, **sizes, label=name)
+            result = rounds.prune_round(model, blocks, goal, dense, settings, **sizes, label=name)
             with watch.part("io"):
-                save_model(made.model, tokenizer, folder / name)
-        return {"round": name, "ratio": made.achieved_ratio, **watch.measured()}
+                save_model(result.model, tokenizer, folder / name)
+        return {"round": name, "ratio": result.achieved_ratio, **watch.measured()}
 
     goals = targets(Target(ratio=given.ratio), given.rounds, "linear")
     done = [one_round(f"r{number}", f"r{number + 1}", goal) for number, goal in enumerate(goals)]
@@ -146,10 +145,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare(folder: Path, given: argparse.Namespace) -> str:
-    """Write the dense model and the calibration tokens, and say what these are."""
-    import torch
-    from safetensors.torch import save_file
-
+    """Write the dense model and the calibration tokens; returns the name of the text."""
     model, tokenizer = load(given.model, given.dtype, "cpu")
     save_model(model, tokenizer, folder / "r0")
     if given.data.is_dir():
@@ -163,7 +159,7 @@ def prepare(folder: Path, given: argparse.Namespace) -> str:
 
 
 def summed(done: list[dict[str, Any]], imports: float) -> dict[str, Any]:
-    """Seconds, shares and peaks of all rounds together."""
+    """Seconds, shares and peaks over all rounds."""
     seconds = {part: sum(each["seconds"][part] for each in done) for part in PARTS}
     peaks = {part: max(each["peak_gib"][part] for each in done) for part in PARTS}
     phases = {phase: max(peaks[part] for part in parts) for phase, parts in PHASES.items()}
@@ -177,8 +173,8 @@ def summed(done: list[dict[str, Any]], imports: float) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print seconds by round, shares and peaks."""
 
-    def line(name: str, whole: float, parts: dict[str, float], form: str) -> None:
-        values = (whole, *(parts[part] for part in PARTS))
+    def line(name: str, total: float, parts: dict[str, float], form: str) -> None:
+        values = (total, *(parts[part] for part in PARTS))
         print(f"{name:10}", *(f"{format(value, form):>8}" for value in values))
 
     print(f"{'':10}", *(f"{name:>8}" for name in ("all", *PARTS)))
@@ -188,13 +184,13 @@ def show(result: dict[str, Any]) -> None:
     line("share", 1.0, result["shares"], ".1%")
     line("peak, GiB", result["peak_gib"], result["peak_gib_by_part"], ".2f")
     print(
-        f"{result['ratio']:.1%} of block weights gone, {result['text']}, "
+        f"{result['ratio']:.1%} of block weights removed, {result['text']}, "
         f"{result['threads']} threads, {result['imports_gib']:.2f} GiB after imports"
     )
 
 
 def main() -> int:
-    """Prepare, measure in a process of its own, write and show; 1 where the peak is too high."""
+    """Prepare, measure in another process, write and print; exit code 1 if the peak is too high."""
     compute = ComputeSettings()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -203,35 +199,35 @@ def main() -> int:
     add("--model", default=SMOLLM2, help="a directory, a .gguf file, or package:NAME/FILE")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--sequences", type=int, default=96)
-    add("--length", type=int, default=256, help="tokens of a sequence")
+    add("--length", type=int, default=256, help="tokens in a sequence")
     add("--rounds", type=int, default=5)
-    add("--ratio", type=float, default=0.2, help="share of block weights that goes")
+    add("--ratio", type=float, default=0.2, help="share of block weights to remove")
     add("--layout", choices=("uniform", "per_layer"), default="uniform")
     add("--batch-tokens", type=int, default=compute.batch_tokens)
     add("--backward-batch-tokens", type=int, default=compute.backward_batch_tokens)
-    add("--data", type=Path, default=bench_v1.DATA, help="the folder of bench-v1")
-    add("--limit-gb", type=float, default=2.5, help="the peak is to stay below it (1e9 bytes)")
+    add("--data", type=Path, default=bench_v1.DATA, help="folder of bench-v1")
+    add("--limit-gb", type=float, default=2.5, help="limit of the peak (1e9 bytes)")
     add("--out", type=Path, default=RESULT)
-    add("--prepared", type=Path, help=argparse.SUPPRESS)  # in the process that is measured
+    add("--prepared", type=Path, help=argparse.SUPPRESS)  # in the measured process
     given = parser.parse_args()
     if sys.platform != "linux":
-        parser.error("peaks are read from /proc/self, which Linux alone has")
+        parser.error("peaks are read from /proc/self, which only Linux has: run it there")
     if given.prepared:
         write_json(given.prepared / "measured.json", measure(given.prepared, given))
         return 0
     with tempfile.TemporaryDirectory() as name:
         text = prepare(Path(name), given)
         command = [sys.executable, __file__, *sys.argv[1:], "--prepared", name]
-        # Where torch sees a GPU, peaks would be its.
+        # With a visible GPU, peaks would be those of the GPU.
         subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True)
         measured = read_json(Path(name) / "measured.json")
-    apart = ("model", "data", "out", "prepared")
+    excluded = ("model", "data", "out", "prepared")
     result = {
         "what": "rounds of pruning on a CPU: exclusive seconds by part, the most memory held",
         "machine": machine("cpu"),
         "model": Path(given.model).name,
         "text": text,
-        "settings": {key: value for key, value in vars(given).items() if key not in apart},
+        "settings": {key: value for key, value in vars(given).items() if key not in excluded},
         **measured,
         **summed(measured["rounds"], measured["imports_gib"]),
     }

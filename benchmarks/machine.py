@@ -1,4 +1,4 @@
-"""The machine a benchmark runs on: the model loaded there, memory at its peak, versions."""
+"""The machine of a benchmark: loading models, peak memory, timing, versions."""
 
 import os
 import platform
@@ -7,15 +7,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from pruneflow.models.loading import load_source
 from pruneflow.settings.pipeline import ModelSettings
 
 
 def load(source: str, dtype: str, device: str) -> tuple[Any, Any]:
-    """The dense model and its tokenizer, from whatever `model.source` may be.
+    """Load the dense model and its tokenizer, from any `model.source`.
 
-    On a GPU float32 products are done in TF32. Older transformers dequantise a GGUF file without
-    being asked and know no `GgufConfig`.
+    On a GPU, float32 products use TF32. Older versions of transformers have no `GgufConfig` and
+    always dequantise GGUF files.
     """
     model: Any
     try:
@@ -25,34 +28,27 @@ def load(source: str, dtype: str, device: str) -> tuple[Any, Any]:
             raise
         model, tokenizer = _load_gguf(Path(source), dtype)
     if device == "cuda":
-        import torch
-
         torch.set_float32_matmul_precision("high")  # TF32
     return model.to(device), tokenizer
 
 
 def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     where: dict[str, Any] = {"gguf_file": path.name}
-    wanted = getattr(torch, dtype)
-    found: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=wanted, **where)
+    torch_dtype = getattr(torch, dtype)
+    found: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch_dtype, **where)
     values = found.config.to_dict()
     values.pop("quantization_config", None)
-    # What was loaded calls itself quantised: the same weights go into a model that does not.
+    # The loaded model has a quantisation config: copy its weights into a model without one.
     model: Any = type(found)(type(found.config).from_dict(values))
     for parameter in model.parameters():  # buffers stay float32: rotary frequencies
-        parameter.data = parameter.data.to(wanted)
+        parameter.data = parameter.data.to(torch_dtype)
     model.load_state_dict(found.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     return model.eval().requires_grad_(False), tokenizer
 
 
 def reset_peak() -> None:
-    """Start to watch for the most memory held."""
-    import torch
-
+    """Reset the peak memory statistics."""
     if torch.cuda.is_available():
         for gpu in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(gpu)
@@ -61,9 +57,7 @@ def reset_peak() -> None:
 
 
 def peak_gib() -> float | None:
-    """Most memory held since `reset_peak`: the fullest GPU's, else the process's (Linux alone)."""
-    import torch
-
+    """Peak memory since `reset_peak`: of the fullest GPU, else of the process (Linux only)."""
     if torch.cuda.is_available():
         held = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
         return round(max(held) / 2**30, 2)
@@ -75,9 +69,7 @@ def peak_gib() -> float | None:
 
 
 def now(device: str) -> float:
-    """The time at which the device has done all it was given."""
-    import torch
-
+    """The time after the device has finished all its work."""
     if device == "cuda":
         for gpu in range(torch.cuda.device_count()):
             torch.cuda.synchronize(gpu)
@@ -85,9 +77,7 @@ def now(device: str) -> float:
 
 
 def product_rate(device: str, dtype: str, side: int) -> float:
-    """Operations a second of a product of two square matrices, the best of six."""
-    import torch
-
+    """Operations per second of a product of two square matrices, the best of six runs."""
     square = torch.randn(side, side, device=device).to(getattr(torch, dtype))
     seconds = []
     for _ in range(6):
@@ -98,9 +88,7 @@ def product_rate(device: str, dtype: str, side: int) -> float:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What `device` is, and the versions of what computes there."""
-    import torch
-
+    """Name of the device, number of cores and versions of the libraries."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "transformers", "numpy", "optipfair", "torch-pruning", "fmchisel"):
         try:

@@ -1,9 +1,14 @@
-"""What the peers share: how much leaves each layer, what is measured on the way, the cut itself."""
+"""Common parts of the reimplemented methods: unit counts, statistics and the pruning itself."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from pruneflow.errors import InputError
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix
@@ -11,11 +16,7 @@ from pruneflow.models.surgery import cut_heads, cut_neurons, set_columns
 from pruneflow.progress import track
 from pruneflow.pruning.block_stream import BlockStream, split
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-    from transformers import PreTrainedModel
-
+Blocks = dict[str, Tensor]  # calibration token ids by domain, [sequences, length]
 Kind = Literal["neurons", "kv_groups"]
 KINDS: tuple[Kind, ...] = ("kv_groups", "neurons")
 NEURON_FLOOR = 0.1
@@ -23,23 +24,23 @@ NEURON_FLOOR = 0.1
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method wants of one layer.
+    """The units of one layer to keep.
 
     Attributes:
-        keep: units that stay, rising.
-        weight: the consumer's new matrix on their columns, ``[d_out, kept]``; None leaves it.
+        keep: indices of the units to keep, ascending.
+        weight: new weights of their columns in the consumer, ``[d_out, kept]``; None: unchanged.
     """
 
-    keep: "Tensor"
-    weight: "Tensor | None" = None
+    keep: Tensor
+    weight: Tensor | None = None
 
 
 def uniform_counts(
     layers: list[Layer], weights: int, ratio: float, attention: bool
 ) -> tuple[int, int]:
-    """Neurons and KV groups that leave every layer, so that at least `ratio` is gone.
+    """Neurons and KV groups to remove from every layer, for a ratio of at least `ratio`.
 
-    With `attention`, KV groups go in the same share as weights do, rounded; neurons do the rest.
+    With `attention`, the share of KV groups is `ratio`, rounded; neurons make up the rest.
     """
     first = layers[0]
     groups = min(round(ratio * first.kv_groups), first.kv_groups - 1) if attention else 0
@@ -48,56 +49,51 @@ def uniform_counts(
     most = first.neurons - math.ceil(NEURON_FLOOR * first.neurons)
     if neurons > most:
         raise InputError(
-            f"ratio {ratio:g} would take {neurons} of {first.neurons} neurons of every layer, "
-            f"at most {most} may go: lower it, or prune attention too"
+            f"ratio {ratio:g} would remove {neurons} of {first.neurons} neurons of every layer, "
+            f"and at most {most} are allowed: lower it, or prune attention, too"
         )
     return neurons, groups
 
 
 def cut_uniformly(
-    model: "PreTrainedModel",
-    ratio: float,
-    attention: bool,
-    score: Callable[[Layer, Kind], "Tensor"],
+    model: PreTrainedModel, ratio: float, attention: bool, score: Callable[[Layer, Kind], Tensor]
 ) -> float:
-    """Same widths everywhere, the units with the highest score stay; returns the ratio."""
+    """Keep the units with the highest scores, equally many in each layer; returns the ratio."""
     layers = layers_of(model)
     before = block_weights(model)
     neurons, groups = uniform_counts(layers, before, ratio, attention)
     for layer in layers:
-        for kind, gone in zip(KINDS, (groups, neurons), strict=True):
-            if gone:
-                cut_units(layer, kind, best(score(layer, kind), units_of(layer, kind) - gone))
+        for kind, removed in zip(KINDS, (groups, neurons), strict=True):
+            if removed:
+                cut_units(layer, kind, best(score(layer, kind), units_of(layer, kind) - removed))
     return 1 - block_weights(model) / before
 
 
 def cut_layer_by_layer(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
+    model: PreTrainedModel,
+    blocks: Blocks,
     ratio: float,
     attention: bool,
     batch_tokens: int,
-    choose: Callable[["Tensor", "Tensor", int, int], Choice],
+    choose: Callable[[Tensor, Tensor, int, int], Choice],
     label: str,
 ) -> float:
-    """Same widths everywhere, each layer on the activations of the pruned layers before it.
+    """Prune equally many units of each layer, on the activations of the preceding pruned layers.
 
-    `choose` gets the consumer's matrix ``[d_out, m]``, its ``H = X^T X`` ``[m, m]``, how many
-    columns a unit has and how many units stay. Attention is cut before the MLP sees it.
+    `choose` is called with the consumer's matrix ``[d_out, m]``, its ``H = X^T X`` ``[m, m]``, the
+    number of columns per unit and the number of units to keep; attention comes before the MLP.
     """
-    import torch
-
     layers = layers_of(model)
     before = block_weights(model)
     neurons, groups = uniform_counts(layers, before, ratio, attention)
     stream = BlockStream(model, layers, split(torch.cat(list(blocks.values())), batch_tokens))
     for layer in track(layers, label):
-        for kind, gone in zip(KINDS, (groups, neurons), strict=True):
-            if not gone:
+        for kind, removed in zip(KINDS, (groups, neurons), strict=True):
+            if not removed:
                 continue
             units, consumer = units_of(layer, kind), consumer_of(layer, kind)
             gram = stream.gram(layer, consumer)
-            choice = choose(matrix(consumer), gram, len(gram) // units, units - gone)
+            choice = choose(matrix(consumer), gram, len(gram) // units, units - removed)
             cut_units(layer, kind, choice.keep)
             if choice.weight is not None:
                 set_columns(consumer, choice.weight)
@@ -105,24 +101,22 @@ def cut_layer_by_layer(
     return 1 - block_weights(model) / before
 
 
-def lowest_go(
-    layers: list[Layer], scores: dict[Kind, list["Tensor"]], to_remove: int
-) -> dict[Kind, list["Tensor"]]:
-    """One threshold for all units: the lowest go until enough weights have, floors permitting.
+def prune_globally(
+    layers: list[Layer], scores: dict[Kind, list[Tensor]], to_remove: int
+) -> dict[Kind, list[Tensor]]:
+    """Remove the units with the lowest scores of all layers until enough weights are removed.
 
     Args:
         layers: the blocks.
         scores: per kind and layer, ``[units]`` on the CPU.
-        to_remove: weights.
+        to_remove: number of weights.
 
     Returns:
-        Units that stay, rising, per kind and layer.
+        Indices of the units to keep, ascending, per kind and layer.
 
     Raises:
         InputError: the floors do not leave enough to remove.
     """
-    import torch
-
     weights = {
         "neurons": [layer.neuron_weights for layer in layers],
         "kv_groups": [layer.group_weights for layer in layers],
@@ -149,14 +143,14 @@ def lowest_go(
         removed += weights[kind][index]
     if removed < to_remove:
         raise InputError(
-            f"{to_remove:,} weights are to go, but the floors leave only {removed:,}: lower the "
+            f"{to_remove:,} weights must be removed, but only {removed:,} are allowed: lower the "
             "ratio"
         )
     return {kind: [t.nonzero().flatten() for t in stays[kind]] for kind in stays}
 
 
-def best(scores: "Tensor", keep: int) -> "Tensor":
-    """The `keep` highest, indices rising; the earlier of two equals goes first."""
+def best(scores: Tensor, keep: int) -> Tensor:
+    """Indices of the `keep` highest scores, ascending; of two equal ones the later is kept."""
     return scores.argsort(stable=True)[len(scores) - keep :].sort().values
 
 
@@ -165,33 +159,28 @@ class Moments:
     """Sums over tokens of the channels of one input, ``[m]`` float64."""
 
     tokens: int
-    total: "Tensor"
-    squares: "Tensor"
+    total: Tensor
+    squares: Tensor
 
     @property
-    def mean(self) -> "Tensor":
+    def mean(self) -> Tensor:
         """Mean of each channel."""
         return self.total / self.tokens
 
     @property
-    def variance(self) -> "Tensor":
+    def variance(self) -> Tensor:
         """Variance of each channel, over tokens."""
         return (self.squares / self.tokens - self.mean.square()).clamp_min(0)
 
 
 def consumer_moments(
-    model: "PreTrainedModel",
-    layers: list[Layer],
-    blocks: dict[str, "Tensor"],
-    batch_tokens: int,
+    model: PreTrainedModel, layers: list[Layer], blocks: Blocks, batch_tokens: int
 ) -> dict[tuple[Kind, int], Moments]:
-    """Mean and variance over tokens of every consumer's input, in one forward pass, float64."""
-    import torch
-
+    """Mean and variance over tokens of the inputs of all consumers, in one forward pass."""
     found: dict[tuple[Kind, int], Moments] = {}
 
-    def watch(kind: Kind, index: int) -> Callable[[Any, tuple["Tensor", ...]], None]:
-        def before(_module: Any, arguments: tuple["Tensor", ...]) -> None:
+    def watch(kind: Kind, index: int) -> Callable[[Any, tuple[Tensor, ...]], None]:
+        def before(_module: Any, arguments: tuple[Tensor, ...]) -> None:
             x = arguments[0].flatten(0, -2).double()
             moments = found.setdefault((kind, index), Moments(0, x.new_zeros(()), x.new_zeros(())))
             moments.tokens += len(x)
@@ -216,20 +205,14 @@ def consumer_moments(
 
 
 def weight_gradients(
-    model: "PreTrainedModel",
-    layers: list[Layer],
-    blocks: dict[str, "Tensor"],
-    batch_tokens: int,
-) -> dict["torch.nn.Module", "Tensor"]:
-    """Gradient of the mean loss by every block matrix, accumulated in float32 or wider."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
+    model: PreTrainedModel, layers: list[Layer], blocks: Blocks, batch_tokens: int
+) -> dict[torch.nn.Module, Tensor]:
+    """Gradients of the mean loss for all block matrices, accumulated in float32 or wider."""
     gradients: dict[torch.nn.Module, Tensor] = {}
     total = sum(len(tokens) for tokens in blocks.values())
 
-    def collect(linear: "torch.nn.Module") -> Callable[["Tensor"], None]:
-        def after(weight: "Tensor") -> None:
+    def collect(linear: torch.nn.Module) -> Callable[[Tensor], None]:
+        def after(weight: Tensor) -> None:
             assert weight.grad is not None
             gradients[linear].add_(weight.grad)
             weight.grad = None
@@ -258,7 +241,7 @@ def weight_gradients(
     return gradients
 
 
-def batches_of(blocks: dict[str, "Tensor"], batch_tokens: int) -> list["Tensor"]:
+def batches_of(blocks: Blocks, batch_tokens: int) -> list[Tensor]:
     """All sequences, domain by domain, at most `batch_tokens` at a time."""
     return [
         batch
@@ -267,16 +250,14 @@ def batches_of(blocks: dict[str, "Tensor"], batch_tokens: int) -> list["Tensor"]
     ]
 
 
-def unit_sums(layer: Layer, kind: Kind, values: Callable[[Any], "Tensor"]) -> "Tensor":
-    """Sum over all weights that go with each unit, ``[units]`` float64 on the CPU.
+def unit_sums(layer: Layer, kind: Kind, values: Callable[[Any], Tensor]) -> Tensor:
+    """Sum over all weights of each unit, ``[units]`` float64 on the CPU.
 
     Args:
         layer: the block.
-        kind: which units.
-        values: one number for every weight of a linear layer, in the weight's own orientation.
+        kind: kind of units.
+        values: returns a number per weight of a linear layer, in the weight's own layout.
     """
-    import torch
-
     total = torch.zeros(units_of(layer, kind), dtype=torch.double)
     for member in layer.members(kind):
         linear = member.linear
@@ -289,36 +270,30 @@ def unit_sums(layer: Layer, kind: Kind, values: Callable[[Any], "Tensor"]) -> "T
 
 
 def consumer_of(layer: Layer, kind: Kind) -> Any:
-    """The linear layer that reads units of a kind."""
+    """The linear layer whose inputs are the units of a kind."""
     return layer.mlp_consumer if kind == "neurons" else layer.attention_consumer
 
 
 def units_of(layer: Layer, kind: Kind) -> int:
-    """How many units of a kind a layer has now."""
+    """Number of units of a kind in a layer."""
     return layer.neurons if kind == "neurons" else layer.kv_groups
 
 
-def columns_of(units: "Tensor", columns: int) -> "Tensor":
-    """Channels of these units, in their order, each unit having `columns` consecutive ones."""
-    import torch
-
+def columns_of(units: Tensor, columns: int) -> Tensor:
+    """Channels of these units in order; each unit has `columns` consecutive channels."""
     return (units[:, None] * columns + torch.arange(columns, device=units.device)).flatten()
 
 
-def cut_units(layer: Layer, kind: Kind, keep: "Tensor") -> None:
-    """Keep these units of a layer, KV groups with all their query heads, in place."""
-    import torch
-
+def cut_units(layer: Layer, kind: Kind, keep: Tensor) -> None:
+    """Remove all other units of a layer in place; KV groups keep all their query heads."""
     if kind == "neurons":
         cut_neurons(layer, keep.cpu())
     else:
         cut_heads(layer, torch.arange(layer.heads).view(layer.kv_groups, -1)[keep.cpu()])
 
 
-def add_bias(linear: Any, bias: "Tensor") -> None:
-    """Give a linear layer a bias, or add to the one it has."""
-    import torch
-
+def add_bias(linear: Any, bias: Tensor) -> None:
+    """Add to the bias of a linear layer, which is created if there is none."""
     old = 0 if linear.bias is None else linear.bias.double()
     new = (bias + old).to(linear.weight.dtype)
     linear.bias = torch.nn.Parameter(new, requires_grad=False)

@@ -1,4 +1,4 @@
-"""Shapes of models, and the operations that a round on one of them needs."""
+"""Shapes of models, and the number of operations in a round."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ RATIO, VOCABULARY = 0.2, 32_000
 
 
 class Shape(NamedTuple):
-    """A Llama's sizes."""
+    """Sizes of a Llama."""
 
     layers: int
     hidden: int
@@ -39,26 +39,26 @@ SHAPES = {
 
 
 class Operations(NamedTuple):
-    """Floating-point operations that a phase needs at the least, by the type they are done in."""
+    """Minimum floating-point operations of a phase, by precision."""
 
     half: float = 0.0
     single: float = 0.0
     double: float = 0.0
 
     def seconds(self, limits: dict[str, float]) -> float:
-        """How long they take at the limits, in operations a second."""
+        """Duration at the given limits, in operations per second."""
         return sum(done / limits[kind] for kind, done in self._asdict().items() if done)
 
 
 def work(
     shape: Shape, layers: int, sequences: int, length: int, kept: int
 ) -> dict[str, Operations]:
-    """What a round of an unpruned model in bfloat16 that loses MLP neurons alone needs, by phase.
+    """Operations of the first round in bfloat16 that removes MLP neurons only, by phase.
 
-    ``score``: a forward pass, and a backward pass by activations alone; running blocks again is not
-    counted. ``equations``: the pruned and the unpruned stream forward once each, and for the MLP's
-    consumer ``X^T X`` and ``X^T D``, products of float32. ``solve``: Cholesky and two triangular
-    solves in float64.
+    ``score``: a forward pass, and a backward pass for activations only; recomputation is not
+    counted. ``equations``: a forward pass of the pruned and the unpruned stream, and ``X^T X`` and
+    ``X^T D`` of the MLP's consumer in float32. ``solve``: Cholesky and two triangular solves in
+    float64.
     """
     tokens = sequences * length
     attention = 2 * shape.hidden * length  # causal: half of 4 d T a token
@@ -74,15 +74,15 @@ def work(
 
 
 def neurons_after(shape: Shape, ratio: float) -> int:
-    """Neurons of each layer once so much of the block weights is gone, in whole steps of 64."""
-    gone = ratio * shape.block / (3 * shape.hidden)
-    return shape.neurons - 64 * math.ceil(gone / 64)
+    """Neurons of each layer after removing this share of the block weights, in steps of 64."""
+    removed = ratio * shape.block / (3 * shape.hidden)
+    return shape.neurons - 64 * math.ceil(removed / 64)
 
 
 def shares_of_limit(found: dict[str, Any]) -> dict[str, list[float]]:
-    """By phase, what every round reaches of the limits, of what `benchmarks.cost.measure` found.
+    """Share of the limits reached in each round, by phase, from a result of `benchmarks.cost`.
 
-    Where the widths were not recorded they are those of rounds that remove neurons alone.
+    Widths that were not recorded are those of rounds that remove neurons only.
     """
     shape, ends = Shape(**found["shape"]), found.get("neurons")
     reached = {kind: value * 1e12 for kind, value in found["limits_tflops"].items()}

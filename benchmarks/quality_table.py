@@ -1,4 +1,4 @@
-"""The table of results as a file and on the screen: continue it, join it, show it."""
+"""The results table: resume, merge and print it."""
 
 import sys
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from pruneflow.judge.retention import geometric_mean, perplexity_ratios, worst_r
 
 
 def continued(out: Path, setup: dict[str, Any]) -> dict[str, Any]:
-    """Rows of an earlier run into the same file; failed ones are tried again.
+    """Rows of an interrupted run; failed rows are measured again.
 
     Raises:
-        InputError: the file holds a table of another setup.
+        InputError: the file has a table with another setup.
     """
     if not out.exists():
         return {"machines": [], "rows": []}
     found = read_json(out)
     if found.get("setup") != setup:
-        raise InputError(f"{out} holds results of another setup: give another --out or delete it")
+        raise InputError(f"{out} has results of another setup: give another --out or delete it")
     found["rows"] = [row for row in found["rows"] if "error" not in row]
     return dict(found)
 
 
 def with_ratios(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Compare every row with the dense one, and put them in order: by ratio, then as `names`."""
+    """Compare every row with the dense one, and sort by ratio, then in the order of `names`."""
     dense = next((row for row in rows if row["row"] == "dense" and "perplexity" in row), None)
     for row in rows:
         if dense and "perplexity" in row:
@@ -42,7 +42,7 @@ def with_ratios(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[s
 
 
 def merge(files: list[Path], names: Sequence[str]) -> dict[str, Any]:
-    """Join results of the same setup; of two rows with one name and ratio the first stays.
+    """Merge results of the same setup; of rows with the same name and ratio the first is kept.
 
     Raises:
         InputError: the setups differ.
@@ -52,7 +52,7 @@ def merge(files: list[Path], names: Sequence[str]) -> dict[str, Any]:
     rows: dict[tuple[str, float], dict[str, Any]] = {}
     for path, table in zip(files, tables, strict=True):
         if table["setup"] != tables[0]["setup"]:
-            raise InputError(f"{path} was measured with another setup than {files[0]}")
+            raise InputError(f"{path} has another setup than {files[0]}: merge results of the same")
         machines += [machine for machine in table["machines"] if machine not in machines]
         for row in table["rows"]:
             key = (row["row"], row["ratio"])
@@ -63,7 +63,7 @@ def merge(files: list[Path], names: Sequence[str]) -> dict[str, Any]:
 
 
 def show(table: dict[str, Any]) -> None:
-    """Print the table, with rich where it is installed."""
+    """Print the table, with rich if it is installed."""
     heading = ["row", "ratio", "achieved", "params M", "mean", *HELD_OUT, "s", "GiB"]
     lines = [_cells(row) for row in table["rows"]]
     try:

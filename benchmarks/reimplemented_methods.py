@@ -1,19 +1,23 @@
-"""Published structured pruning methods, from their papers' maths, to measure beside the engine.
+"""Published structured pruning methods, reimplemented from their papers for comparison.
 
-Each `prune_X` cuts a model in place, with smaller tensors and nothing masked, and returns the
-share of its block weights that is gone. Units are those of the engine: MLP neurons, and KV groups
-with their query heads. A model whose layers differ in width afterwards, or whose consumers got a
-bias, runs but has no configuration to be saved under.
+Each `prune_X` prunes a model in place, with smaller tensors instead of masks, and returns the share
+of block weights removed. Units are those of the engine: MLP neurons, and KV groups with their query
+heads. A model with layers of different widths, or with new biases, runs but cannot be saved.
 
-Uniform methods take the same number from every layer. On grouped-query models a whole KV group
-is a coarse unit, so they leave attention alone unless `attention` says otherwise. Global methods
-keep the same floors as the engine does, which the papers do not: it helps them.
+Uniform methods remove the same number of units from every layer. On grouped-query models a KV group
+is a coarse unit, so they do not prune attention unless `attention` is set. Global methods keep the
+minimum widths of the engine, which are not in the papers and improve their results.
 """
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from benchmarks.method_parts import (
     KINDS,
+    Blocks,
     Choice,
     Kind,
     add_bias,
@@ -24,7 +28,7 @@ from benchmarks.method_parts import (
     cut_layer_by_layer,
     cut_uniformly,
     cut_units,
-    lowest_go,
+    prune_globally,
     unit_sums,
     units_of,
     weight_gradients,
@@ -32,53 +36,42 @@ from benchmarks.method_parts import (
 from pruneflow.errors import InputError
 from pruneflow.models.structure import Layer, block_weights, layers_of, matrix
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
-
 RIDGE = 0.01
 
 
-class Peer(Protocol):
-    """What every method of this file looks like."""
+class PruningMethod(Protocol):
+    """The signature of every method in this file."""
 
     def __call__(
-        self,
-        model: "PreTrainedModel",
-        blocks: dict[str, "Tensor"],
-        ratio: float,
-        *,
-        batch_tokens: int = 2048,
+        self, model: PreTrainedModel, blocks: Blocks, ratio: float, *, batch_tokens: int = 2048
     ) -> float:
-        """Cut `model` in place to `ratio` and return the ratio achieved."""
+        """Prune `model` in place to `ratio` and return the actual ratio."""
 
 
 # ---------------------------------------------------------------------------- without data
 
 
 def prune_random(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
+    model: PreTrainedModel,
+    blocks: Blocks,
     ratio: float,
     *,
     batch_tokens: int = 2048,
     attention: bool = False,
     seed: int = 0,
 ) -> float:
-    """Random units, uniform: the floor for every method."""
-    import torch
-
+    """Random units, uniform: the baseline for every method."""
     generator = torch.Generator().manual_seed(seed)
 
-    def score(layer: Layer, kind: Kind) -> "Tensor":
+    def score(layer: Layer, kind: Kind) -> Tensor:
         return torch.rand(units_of(layer, kind), generator=generator)
 
     return cut_uniformly(model, ratio, attention, score)
 
 
 def prune_magnitude(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
+    model: PreTrainedModel,
+    blocks: Blocks,
     ratio: float,
     *,
     batch_tokens: int = 2048,
@@ -86,7 +79,7 @@ def prune_magnitude(
 ) -> float:
     """Sum of squares of all weights of the coupled group, uniform."""
 
-    def score(layer: Layer, kind: Kind) -> "Tensor":
+    def score(layer: Layer, kind: Kind) -> Tensor:
         return unit_sums(layer, kind, lambda linear: linear.weight.double().square())
 
     return cut_uniformly(model, ratio, attention, score)
@@ -96,8 +89,8 @@ def prune_magnitude(
 
 
 def prune_wanda_sp(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
+    model: PreTrainedModel,
+    blocks: Blocks,
     ratio: float,
     *,
     batch_tokens: int = 2048,
@@ -105,37 +98,37 @@ def prune_wanda_sp(
 ) -> float:
     """Wanda-sp (as in FLAP, 2312.11983): ``S_j = mean_i |W_ij| sqrt(sum_t x_tj^2)``, uniform.
 
-    A KV group is worth the sum of S^2 over its columns. Activations are those of the layers
-    already pruned, as in Wanda.
+    The score of a KV group is the sum of S^2 over its columns. Activations are those of the
+    preceding pruned layers, as in Wanda.
     """
 
-    def choose(weight: "Tensor", gram: "Tensor", columns: int, keep: int) -> "Choice":
+    def choose(weight: Tensor, gram: Tensor, columns: int, keep: int) -> Choice:
         scores = wanda_scores(weight, gram.diagonal()).square().view(-1, columns).sum(1)
         return Choice(best(scores, keep))
 
     return cut_layer_by_layer(model, blocks, ratio, attention, batch_tokens, choose, "wanda-sp")
 
 
-def wanda_scores(weight: "Tensor", squares: "Tensor") -> "Tensor":
-    """Wanda-sp of every column of a consumer ``[d_out, m]`` from ``sum_t x_tj^2`` ``[m]``."""
+def wanda_scores(weight: Tensor, squares: Tensor) -> Tensor:
+    """Wanda-sp score of every column of a consumer ``[d_out, m]`` from ``sum_t x_tj^2`` ``[m]``."""
     return weight.double().abs().mean(0) * squares.double().clamp_min(0).sqrt()
 
 
 def prune_osscar(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
+    model: PreTrainedModel,
+    blocks: Blocks,
     ratio: float,
     *,
     batch_tokens: int = 2048,
     attention: bool = False,
     at_once: int = 1,
 ) -> float:
-    """OBS with least squares, one shot, uniform, as OSSCAR (2403.12983) without its local search.
+    """OBS with least squares, one shot, uniform: OSSCAR (2403.12983) without its local search.
 
-    `at_once` units go between two updates: 1 is the method, more is faster and greedier.
+    `at_once` units are removed per update: 1 is the published method, more is an approximation.
     """
 
-    def choose(weight: "Tensor", gram: "Tensor", columns: int, keep: int) -> "Choice":
+    def choose(weight: Tensor, gram: Tensor, columns: int, keep: int) -> Choice:
         kept, solution, _ = obs_greedy(weight, gram, columns, keep, at_once=at_once)
         return Choice(kept, solution)
 
@@ -143,41 +136,33 @@ def prune_osscar(
 
 
 def obs_greedy(
-    weight: "Tensor",
-    gram: "Tensor",
-    columns: int,
-    keep: int,
-    *,
-    ridge: float = RIDGE,
-    at_once: int = 1,
-) -> tuple["Tensor", "Tensor", float]:
-    """Remove the unit that costs least, refit all others, and repeat (OSSCAR, 2403.12983).
+    weight: Tensor, gram: Tensor, columns: int, keep: int, *, ridge: float = RIDGE, at_once: int = 1
+) -> tuple[Tensor, Tensor, float]:
+    """Repeatedly remove the unit with the lowest cost and refit all others (OSSCAR, 2403.12983).
 
-    With ``B = W^T`` and ``P = (H + lambda I)^-1``, unit g costs ``tr(B_g^T P_gg^-1 B_g)``; after
-    it ``B <- B - P_:g P_gg^-1 B_g`` and ``P <- P - P_:g P_gg^-1 P_g:``.
+    With ``B = W^T`` and ``P = (H + lambda I)^-1``, unit g costs ``tr(B_g^T P_gg^-1 B_g)``, and
+    its removal updates ``B <- B - P_:g P_gg^-1 B_g`` and ``P <- P - P_:g P_gg^-1 P_g:``.
 
     Args:
         weight: ``[d_out, m]``.
         gram: ``H = X^T X``, ``[m, m]``.
         columns: columns of one unit; units are consecutive.
-        keep: units that stay.
+        keep: number of units to keep.
         ridge: lambda as a share of the mean diagonal of H.
-        at_once: units that go between two updates.
+        at_once: units removed per update.
 
     Returns:
-        Units kept, rising; the consumer's new columns ``[d_out, keep * columns]`` float64, which
+        Units kept, ascending; the consumer's new columns ``[d_out, keep * columns]`` float64, which
         minimise ``|X dW^T|^2 + lambda |dW|^2`` over weights on the kept columns; and that minimum.
 
     Raises:
         InputError: H is not finite.
     """
-    import torch
-
     h = gram.double()
     if not bool(torch.isfinite(h).all()):
-        raise InputError("the activations hold NaN or infinity: use --dtype float32")
+        raise InputError("the activations contain NaN or infinity: use --dtype float32")
     b = weight.double().T.clone()
-    # A consumer that never sees a token has H = 0: any ridge will do.
+    # H = 0 if the consumer has no input: any ridge works.
     damping = ridge * float(h.diagonal().mean()) or 1.0
     identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h + damping * identity))
@@ -187,20 +172,18 @@ def obs_greedy(
         costs = _obs_costs(b, inverse, present, columns)
         order = costs.argsort(stable=True)
         count = min(at_once, len(present) - keep)
-        gone = columns_of(present[order[:count]], columns)
+        removed = columns_of(present[order[:count]], columns)
         present = present[order[count:].sort().values]
-        across, block = inverse[:, gone], inverse[gone][:, gone]
+        across, block = inverse[:, removed], inverse[removed][:, removed]
         factor = torch.linalg.cholesky(block)
-        correction = torch.cholesky_solve(b[gone], factor)
-        total += (b[gone] * correction).sum()
+        correction = torch.cholesky_solve(b[removed], factor)
+        total += (b[removed] * correction).sum()
         b.addmm_(across, correction, alpha=-1)
         inverse.addmm_(across, torch.cholesky_solve(across.T.contiguous(), factor), alpha=-1)
     return present, b[columns_of(present, columns)].T.contiguous(), float(total)
 
 
-def _obs_costs(b: "Tensor", inverse: "Tensor", present: "Tensor", columns: int) -> "Tensor":
-    import torch
-
+def _obs_costs(b: Tensor, inverse: Tensor, present: Tensor, columns: int) -> Tensor:
     if columns == 1:
         return b[present].square().sum(1) / inverse.diagonal()[present]
     rows = columns_of(present, columns).view(-1, columns)
@@ -213,17 +196,13 @@ def _obs_costs(b: "Tensor", inverse: "Tensor", present: "Tensor", columns: int) 
 
 
 def prune_flap(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
-    ratio: float,
-    *,
-    batch_tokens: int = 2048,
+    model: PreTrainedModel, blocks: Blocks, ratio: float, *, batch_tokens: int = 2048
 ) -> float:
-    """FLAP (2312.11983): WIFV scores, AL-AM allocation, and a bias in place of what is removed.
+    """FLAP (2312.11983): WIFV scores, AL-AM allocation, and a bias that compensates removed units.
 
-    ``S_j = var(x_j) |W_:j|^2``, for attention squared once more; z-scored per layer and kind; a
-    KV group is the mean over its columns. One threshold over the whole model, a unit counting by
-    its weights. The consumers get ``b += W mean(x)`` over the columns removed.
+    ``S_j = var(x_j) |W_:j|^2``, squared again for attention and standardised per layer and kind;
+    the score of a KV group is the mean over its columns. One threshold for the complete model, with
+    units counted by weights. Consumers get ``b += W mean(x)`` over the removed columns.
     """
     layers = layers_of(model)
     before = block_weights(model)
@@ -236,7 +215,7 @@ def prune_flap(
             columns = columns.square() if kind == "kv_groups" else columns
             standard = (columns - columns.mean()) / columns.std().clamp_min(1e-300)
             scores[kind].append(standard.view(units_of(layer, kind), -1).mean(1).cpu())
-    kept = lowest_go(layers, scores, round(ratio * before))
+    kept = prune_globally(layers, scores, round(ratio * before))
     for layer in layers:
         for kind in KINDS:
             keep, consumer = kept[kind][layer.index], consumer_of(layer, kind)
@@ -252,8 +231,8 @@ def prune_flap(
 
 
 def prune_llm_pruner(
-    model: "PreTrainedModel",
-    blocks: dict[str, "Tensor"],
+    model: PreTrainedModel,
+    blocks: Blocks,
     ratio: float,
     *,
     batch_tokens: int = 2048,
@@ -261,15 +240,15 @@ def prune_llm_pruner(
 ) -> float:
     """LLM-Pruner (2305.11627), param-first Taylor, global.
 
-    A unit is worth ``sum |w dL/dw|`` over all weights of its coupled group, L the mean loss over
-    the calibration set. Units are ranked by these bare sums, as in the paper's code, so that
-    hardly any KV group can go; `per_weight` ranks them by worth per weight.
+    The score of a unit is ``sum |w dL/dw|`` over all weights of its coupled group, with L the mean
+    loss on the calibration set. Units are ranked by these sums, as in the paper's code, which
+    removes hardly any KV group; `per_weight` divides them by the number of weights.
     """
     layers = layers_of(model)
     before = block_weights(model)
     gradients = weight_gradients(model, layers, blocks, batch_tokens)
 
-    def taylor(linear: Any) -> "Tensor":
+    def taylor(linear: Any) -> Tensor:
         return (linear.weight.double() * gradients[linear]).abs()
 
     scores: dict[Kind, list[Tensor]] = {
@@ -279,14 +258,14 @@ def prune_llm_pruner(
         for layer in layers:
             scores["neurons"][layer.index] /= layer.neuron_weights
             scores["kv_groups"][layer.index] /= layer.group_weights
-    kept = lowest_go(layers, scores, round(ratio * before))
+    kept = prune_globally(layers, scores, round(ratio * before))
     for layer in layers:
         for kind in kept:
             cut_units(layer, kind, kept[kind][layer.index])
     return 1 - block_weights(model) / before
 
 
-PEERS: dict[str, Peer] = {
+REIMPLEMENTED: dict[str, PruningMethod] = {
     "random": prune_random,
     "magnitude": prune_magnitude,
     "wanda_sp": prune_wanda_sp,

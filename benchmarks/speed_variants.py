@@ -1,7 +1,9 @@
-"""What is cut from a dense model to be timed, and what each part has to do at the least."""
+"""Pruned variants of a dense model for timing, and the minimum work of each part."""
 
 import copy
 from typing import Any, NamedTuple
+
+import torch
 
 from pruneflow.models.structure import block_weights, layers_of, matrix, sizes_of
 from pruneflow.models.surgery import cut_heads, cut_neurons
@@ -15,24 +17,22 @@ Models = dict[str, Any]
 
 
 class Work(NamedTuple):
-    """Operations and bytes: of a computation, or those that a device does in a second."""
+    """Operations and bytes: of a computation, or per second of a device."""
 
     flops: float
     bytes: float
 
     def least_seconds(self, speed: "Work") -> float:
-        """How long a device takes at the least."""
+        """Minimum duration on a device."""
         return max(self.flops / speed.flops, self.bytes / speed.bytes)
 
 
 def pruned(dense: Any, ratio: float, heads: bool = False, extra: int = 0) -> Any | None:
-    """A copy without this share of the block weights, as nearly as multiples of neurons allow.
+    """A copy without this share of the block weights, as close as multiples of neurons allow.
 
-    With `heads` the same share of KV groups goes too; None where none would go, or none stay. Every
-    layer keeps `extra` neurons above a multiple. Weights that nothing is cut from are shared.
+    With `heads` the same share of KV groups is removed; None if that would be none or all of them.
+    Every layer keeps `extra` neurons above a multiple. Unpruned weights are shared.
     """
-    import torch
-
     model = copy.deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})
     layers = layers_of(model)
     for layer in layers if heads else []:
@@ -41,15 +41,15 @@ def pruned(dense: Any, ratio: float, heads: bool = False, extra: int = 0) -> Any
             return None
         cut_heads(layer, torch.arange(groups * layer.heads_per_group).view(groups, -1))
     excess = block_weights(model) - (1 - ratio) * block_weights(dense)
-    left = 1 - excess / sum(layer.neurons * layer.neuron_weights for layer in layers)
+    kept = 1 - excess / sum(layer.neurons * layer.neuron_weights for layer in layers)
     for layer in layers:
-        multiples = max(1, round(left * layer.neurons / MULTIPLE))
+        multiples = max(1, round(kept * layer.neurons / MULTIPLE))
         cut_neurons(layer, torch.arange(multiples * MULTIPLE + extra))
     return model
 
 
 def variants(dense: Any) -> Models:
-    """The dense model and all that is cut from it, by name."""
+    """The dense model and its pruned variants, by name."""
     models = {DENSE: dense}
     for ratio in RATIOS:
         models[f"aligned {ratio:.0%}"] = pruned(dense, ratio)
@@ -59,10 +59,10 @@ def variants(dense: Any) -> Models:
 
 
 def facts(model: Any, dense: Any) -> dict[str, Any]:
-    """What the results say of a variant's size."""
-    left = block_weights(model) / block_weights(dense)
+    """Sizes of a variant for the results."""
+    kept = block_weights(model) / block_weights(dense)
     stored = sum(parameter.nbytes for parameter in model.parameters())
-    gain = {"ratio": 1 - left, "ideal_by_block_weights": 1 / left}
+    gain = {"ratio": 1 - kept, "ideal_by_block_weights": 1 / kept}
     return {**sizes_of(model).to_json(), **gain, "bytes": stored}
 
 
@@ -70,7 +70,7 @@ def modules_of(model: Any) -> dict[str, list[Any]]:
     """The modules of each part; those of `ACTIVATION` and `SCORES` contain the linears."""
     layers = layers_of(model)
     family = layers[0].family
-    mlp = family.mlp_consumer.rpartition(".")[0]  # OPT's linears lie in the block itself
+    mlp = family.mlp_consumer.rpartition(".")[0]  # OPT's linears are in the block itself
     in_mlp = (*family.mlp_producers, family.mlp_consumer)
     in_attention = (*family.attention_producers, family.attention_consumer)
     return {
@@ -83,7 +83,7 @@ def modules_of(model: Any) -> dict[str, list[Any]]:
 
 
 def work_of(model: Any, phase: str, prompt: Any, new_tokens: int) -> dict[str, Work]:
-    """What each part of a model has to do in a phase, by the formulae of `benchmarks.speed`."""
+    """Minimum work of each part of a model in a phase, by the formulas of `benchmarks.speed`."""
     batch, length = prompt.shape
     if phase == "prefill":
         passes, tokens, cached = 1, length, length

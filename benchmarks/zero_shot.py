@@ -1,28 +1,27 @@
 """Zero-shot accuracy on question files: ARC-easy, PIQA and the last word of LAMBADA.
 
-A question with choices counts as answered by the choice with the highest log-likelihood a byte, as
-lm-eval's `acc_bytes` does; LAMBADA's last word as known where it is what greedy decoding says.
-Questions are drawn once by the seed, so that every row answers the same.
+For multiple choice, the answer is the choice with the highest log-likelihood per byte, as in
+lm-eval's `acc_bytes`; for LAMBADA, the last word is correct if greedy decoding gives it. The sample
+of questions depends only on the seed, so it is the same for every row.
 """
 
 import json
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.errors import InputError
 from pruneflow.progress import track
 from pruneflow.questions.likelihood import Question, batches_by_tokens, by_context, score_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DATA = Path(__file__).parent.parent.parent / "shared/data/zero-shot"
 TASKS = ("arc_easy", "piqa", "lambada_openai")
 
 
 class Item(NamedTuple):
-    """A question: its text, the answers to choose from, and which of them is right."""
+    """A question: its text, the answers to choose from, and the index of the correct one."""
 
     context: str
     answers: list[str]
@@ -30,7 +29,7 @@ class Item(NamedTuple):
 
 
 def read_items(folder: Path, count: int, seed: int) -> dict[str, list[Item]]:
-    """So many questions of every task, drawn without replacement.
+    """Sample `count` questions of every task, without replacement.
 
     Raises:
         InputError: a file is missing.
@@ -57,20 +56,20 @@ def _item(row: dict[str, Any]) -> Item:
 
 
 def answers(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     items: dict[str, list[Item]],
     batch_tokens: int,
 ) -> dict[str, list[bool]]:
-    """Of every task, whether each question was answered rightly."""
+    """For every task, whether each question was answered correctly."""
     return {
         task: _task(model, tokenizer, asked, batch_tokens, task) for task, asked in items.items()
     }
 
 
 def _task(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     items: list[Item],
     batch_tokens: int,
     label: str,

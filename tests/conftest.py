@@ -17,6 +17,8 @@ settings.load_profile("repeatable")
 # Before torch is imported: sharing out the work of such small models takes longer than doing it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Stages in this process and in processes of their own then come to the same bytes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +86,16 @@ def sequence_losses(model: Any, tokens: Any) -> Any:
 
 
 # Minutes each: begun first, so that no process is left alone with one of them at the end.
-LONGEST = ("test_crash_safety", "test_golden_run", "test_golden_tiny", "test_damage")
+LONGEST = (
+    "test_golden_run",
+    "test_crash_safety",
+    "test_damage",
+    "test_golden_tiny",
+    "test_services",
+    "test_default_domains",
+    "test_own_model",
+    "test_lm_eval_agreement",
+)
 
 
 def pytest_collection_finish() -> None:

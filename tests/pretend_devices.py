@@ -7,11 +7,11 @@ any.
 
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 CPU = torch.device("cpu")
 ANY_DEVICE = (  # they bring values from elsewhere, or ask whether they could
@@ -58,7 +58,7 @@ class PretendDevices(TorchFunctionMode):
             return self._sent(func, args, kwargs)
         asked = kwargs.pop("device", None)
         kwargs.pop("pin_memory", None)
-        given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        given = list(_tensors((args, kwargs)))
         if func in ANY_DEVICE:
             meeting = [args[:1]]
         elif func.__name__.startswith("_foreach"):  # each by itself; torch sorts them by device
@@ -79,8 +79,8 @@ class PretendDevices(TorchFunctionMode):
         if place is None and not given:
             place = CPU
         if place is not None and func != torch.Tensor.data.__set__:
-            for x in pytree.tree_leaves(made):
-                if isinstance(x, torch.Tensor) and (asked is not None or _where(x) is None):
+            for x in _tensors(made):
+                if asked is not None or _where(x) is None:
                     self._put(x, place)
         return made
 
@@ -118,6 +118,15 @@ def pretend_gpus(patch: Any, *free: float) -> None:
 def _device(asked: Any) -> torch.device:
     device = torch.device("cuda", asked) if isinstance(asked, int) else torch.device(asked)
     return torch.device("cuda", 0) if str(device) == "cuda" else device
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested arguments or results."""
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, list | tuple | dict):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
 
 
 def _places(tensors: Any) -> set[torch.device]:

@@ -45,25 +45,25 @@ def place_by_settings(
     Raises:
         InputError: placement is `spread`, and the weights do not fit the GPUs.
     """
-    asked = compute.placement
+    placement = compute.placement
     if device == "cpu":
-        return place(model, device, streamed=asked == "streamed")
+        return place(model, device, streamed=placement == "streamed")
     gpus, weights = own_gpus(), tensor_bytes(model)
-    if asked == "auto" and weights <= WEIGHTS_SHARE * free_memory(gpus[0]):
-        asked = "whole"
-    if asked in ("auto", "spread"):
+    if placement == "auto" and weights <= WEIGHTS_SHARE * free_memory(gpus[0]):
+        placement = "whole"
+    if placement in ("auto", "spread"):
         free = min(map(free_memory, gpus))  # each holds an equal share
-        if asked == "auto":
-            asked = "spread" if weights <= WEIGHTS_SHARE * free * len(gpus) else "streamed"
+        if placement == "auto":
+            placement = "spread" if weights <= WEIGHTS_SHARE * free * len(gpus) else "streamed"
         elif weights > free * len(gpus):
             raise InputError(
                 f"compute.placement is spread, and {weights / 2**30:.1f} GiB of weights do not fit "
                 f"{len(gpus)} GPU(s) with {free / 2**30:.1f} GiB free on the fullest: set it to "
                 "streamed"
             )
-    if asked == "spread" and len(gpus) > 1:
+    if placement == "spread" and len(gpus) > 1:
         return place(model, spread_over(model, [f"cuda:{gpu}" for gpu in gpus]))
-    return place(model, f"cuda:{gpus[0]}", streamed=asked == "streamed")
+    return place(model, f"cuda:{gpus[0]}", streamed=placement == "streamed")
 
 
 def spread_over(model: PreTrainedModel, devices: list[str]) -> DeviceMap:

@@ -94,15 +94,7 @@ def build_documents(
                     for source in domains[name]:
                         reader.read(name, source, reading)
             with selection(work) as selected:
-                selected.drop_equal()
-                if settings.near_duplicate_similarity < 1:
-                    selected.drop_near_duplicates(signatures, settings.near_duplicate_similarity)
-                for (domain, unusable), reasons in selected.unusable_sources().items():
-                    raise InputError(
-                        f"domain {domain}, source {unusable}: none of its documents is usable"
-                        f"{_listed(reasons)}: correct it in configs/domains.yaml or remove it"
-                    )
-                selected.sample(settings)
+                _select(selected, settings, signatures)
                 facts = _facts(selected, domains)
                 selected.write_documents(folder / TABLE, settings.domains)
                 selected.write_dropped(folder / DROPPED)
@@ -115,10 +107,7 @@ def build_documents(
             package_files=reading.package_files,
             text_files=reading.text_files,
             hub=reading.hub,
-            questions={
-                "asked": len(ngrams.questions),
-                "unrecognisable": ngrams.unrecognisable,
-            },
+            questions={"asked": len(ngrams.questions), "unrecognisable": ngrams.unrecognisable},
         )
 
 
@@ -212,6 +201,19 @@ class _Reader:
         self._kept += 1
         if settings.near_duplicate_similarity < 1 and candidate.hashes is not None:
             self._signatures.add_hashes(candidate.hashes)
+
+
+def _select(selected: Selection, settings: DocumentSettings, signatures: Signatures) -> None:
+    """Drop duplicates and near-duplicates, and sample; raises if a source has no documents."""
+    selected.drop_equal()
+    if settings.near_duplicate_similarity < 1:
+        selected.drop_near_duplicates(signatures, settings.near_duplicate_similarity)
+    for (domain, source), reasons in selected.unusable_sources().items():
+        raise InputError(
+            f"domain {domain}, source {source}: none of its documents is usable{_listed(reasons)}: "
+            "correct it in configs/domains.yaml or remove it"
+        )
+    selected.sample(settings)
 
 
 def _facts(selected: Selection, domains: dict[str, list[Source]]) -> dict[str, Any]:

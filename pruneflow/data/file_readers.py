@@ -164,9 +164,9 @@ def parquet_rows(path: Path, name: str, settings: RecordFormat, max_bytes: int) 
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=CHUNK) as file:
             known = file.schema_arrow.names
-            wanted = [field for field in settings.fields if field in known]
+            needed = [field for field in settings.fields if field in known]
             # If a column is missing, read all: every row then reports the available fields.
-            columns = wanted if len(wanted) == len(settings.fields) else known
+            columns = needed if len(needed) == len(settings.fields) else known
             number = 0
             for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
                 for value in batch.to_pylist():

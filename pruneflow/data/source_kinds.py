@@ -210,7 +210,7 @@ def source_kind(function: Reader) -> Reader:
 
 @source_kind
 def package(source: PackageSource, reading: Reading) -> Records:
-    """Records, whole files or docstrings of an installed package."""
+    """Records, text files or docstrings of an installed package."""
     for path, name in package_files(source.package, source.files):
         if source.content == "records":
             check_locked(path, name, reading)

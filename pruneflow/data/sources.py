@@ -173,14 +173,14 @@ def _resolve(
 ) -> tuple[Lock, list[str]]:
     """Return the current pins, and the hub ids that have none."""
     sources = [source for group in load_domains(domains_file).values() for source in group]
-    wanted = [
+    locked = [
         (source.package, source.files) for source in sources if isinstance(source, PackageSource)
     ]
-    wanted += [
+    locked += [
         (source.package, [source.file]) for source in load_question_sources(lm_eval_dir).values()
     ]
     found = {
-        name: path for package, files in wanted for path, name in package_files(package, files)
+        name: path for package, files in locked for path, name in package_files(package, files)
     }
     hub_ids = sorted(
         {

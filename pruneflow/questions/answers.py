@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.artifacts import verify_manifest
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.questions.likelihood import language_model
+from pruneflow.questions.likelihood import TokenBudgetLM
 from pruneflow.questions.task_files import METRICS, TaskFile, quiet, read_questions, read_task
 
 Sample = dict[str, Any]
@@ -136,7 +136,7 @@ def _ask(
                 config["dataset_kwargs"]["cache_dir"] = cache
             loaded = TaskManager(include_defaults=False).load(configs)
             results = evaluate(
-                lm=language_model(model, tokenizer, batch_tokens, label, terminal),
+                lm=TokenBudgetLM(model, tokenizer, batch_tokens, label, terminal),
                 task_dict=loaded,
                 log_samples=True,
                 bootstrap_iters=0,

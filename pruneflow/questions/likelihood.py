@@ -49,14 +49,8 @@ class Question(NamedTuple):
         return len(self.context) + max(len(answer) for answer in self.answers) - 1
 
 
-def language_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batch_tokens: int,
-    label: str,
-    terminal: TextIO,
-) -> HFLM:
-    """Return lm-eval's wrapper of a loaded model, with batches by tokens.
+class TokenBudgetLM(HFLM):
+    """lm-eval's wrapper of a loaded model, with batches by tokens and hardly any padding.
 
     Log-likelihoods and generated texts are those of lm-eval (``softmax_dtype=float32``). Questions
     whose row exceeds `batch_tokens`, or the model's `plain_reach`, are left to lm-eval.
@@ -70,77 +64,88 @@ def language_model(
         terminal: stream of the progress bar, because stderr is redirected while lm-eval runs.
     """
 
-    class TokenBudgetLM(HFLM):
-        """Sorts requests by length, which avoids most padding."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_tokens: int,
+        label: str,
+        terminal: TextIO,
+    ) -> None:
+        super().__init__(
+            pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32"
+        )
+        self._batch_tokens, self._label, self._terminal = batch_tokens, label, terminal
 
-        def _loglikelihood_tokens(
-            self,
-            requests: list[Request],
-            disable_tqdm: bool = False,
-            override_bs: int | None = None,
-        ) -> list[Likelihood]:
-            _check_lengths(requests, self.max_length)
-            on_cpu = self.device.type == "cpu"
-            budget = min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens
-            reach = plain_reach(self.model, self.max_length)
-            in_rows: list[Question] = []
-            others: list[Question] = []
-            for question in by_context(requests):
-                fits = question.reach <= reach and question.tokens <= batch_tokens
-                (in_rows if fits else others).append(question)
-            found: dict[int, Likelihood] = {}
+    def _loglikelihood_tokens(
+        self,
+        requests: list[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[Likelihood]:
+        _check_lengths(requests, self.max_length)
+        on_cpu = self.device.type == "cpu"
+        budget = min(self._batch_tokens, CPU_TOKENS) if on_cpu else self._batch_tokens
+        reach = plain_reach(self.model, self.max_length)
+        in_rows: list[Question] = []
+        others: list[Question] = []
+        for question in by_context(requests):
+            fits = question.reach <= reach and question.tokens <= self._batch_tokens
+            (in_rows if fits else others).append(question)
+        found: dict[int, Likelihood] = {}
 
-            def score_in_rows(questions: list[Question]) -> None:
-                found.update(score_rows(self.model, questions))
+        def score_in_rows(questions: list[Question]) -> None:
+            found.update(score_rows(self.model, questions))
 
-            def score_by_lm_eval(passes: list[list[int]]) -> None:
-                indices = [index for one in passes for index in one]
-                self.batch_size_per_gpu = len(passes)
-                scored = super(TokenBudgetLM, self)._loglikelihood_tokens(
-                    [requests[index] for index in indices], disable_tqdm=True
-                )
-                found.update(zip(indices, scored, strict=True))
+        def score_by_lm_eval(passes: list[list[int]]) -> None:
+            indices = [index for one in passes for index in one]
+            self.batch_size_per_gpu = len(passes)
+            scored = super(TokenBudgetLM, self)._loglikelihood_tokens(
+                [requests[index] for index in indices], disable_tqdm=True
+            )
+            found.update(zip(indices, scored, strict=True))
 
-            work: list[tuple[Callable[[Any], None], list[Any]]] = [
-                (score_in_rows, [in_rows[index] for index in batch])
-                for batch in batches_by_tokens([one.tokens for one in in_rows], budget)
+        work: list[tuple[Callable[[Any], None], list[Any]]] = [
+            (score_in_rows, [in_rows[index] for index in batch])
+            for batch in batches_by_tokens([one.tokens for one in in_rows], budget)
+        ]
+        # Not in one batch: too long a row would change the rotary positions of all others.
+        for passes in _single_passes(requests, others, reach):
+            lengths = [_length(requests[first]) for first, *_ in passes]
+            work += [
+                (score_by_lm_eval, [passes[index] for index in batch])
+                for batch in batches_by_tokens(lengths, budget)
             ]
-            # Not in one batch: too long a row would change the rotary positions of all others.
-            for passes in _single_passes(requests, others, reach):
-                lengths = [_length(requests[first]) for first, *_ in passes]
-                work += [
-                    (score_by_lm_eval, [passes[index] for index in batch])
-                    for batch in batches_by_tokens(lengths, budget)
-                ]
-            with contextlib.redirect_stderr(terminal):
-                for compute, batch in track(work, label):
-                    compute(batch)
-            return [found[index] for index in range(len(requests))]
+        with contextlib.redirect_stderr(self._terminal):
+            for compute, batch in track(work, self._label):
+                compute(batch)
+        return [found[index] for index in range(len(requests))]
 
-        def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-            lengths = []
-            for prompt, options in (request.args for request in requests):
-                new = normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
-                if new >= self.max_length:
-                    raise InputError(
-                        f"{new} new tokens leave no space for a prompt in the model's "
-                        f"{self.max_length}: lower max_gen_toks in the task's file"
-                    )
-                lengths.append(len(self.tok_encode(prompt)) + new)
-            batches = batches_by_tokens(lengths, GENERATION * batch_tokens)
-            texts = [""] * len(requests)
-            with contextlib.redirect_stderr(terminal):
-                for batch in track(batches, f"{label}, generated"):
-                    self.batch_size_per_gpu = len(batch)
-                    of_batch = [requests[index] for index in batch]
-                    generated = super().generate_until(of_batch, disable_tqdm=True)
-                    for index, text in zip(batch, generated, strict=True):
-                        texts[index] = text
-            return texts
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Generate in batches of similar lengths.
 
-    return TokenBudgetLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=1, softmax_dtype="float32"
-    )
+        Raises:
+            InputError: a task's new tokens exceed the model's context.
+        """
+        lengths = []
+        for prompt, options in (request.args for request in requests):
+            new = normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
+            if new >= self.max_length:
+                raise InputError(
+                    f"{new} new tokens leave no space for a prompt in the model's "
+                    f"{self.max_length}: lower max_gen_toks in the task's file"
+                )
+            lengths.append(len(self.tok_encode(prompt)) + new)
+        batches = batches_by_tokens(lengths, GENERATION * self._batch_tokens)
+        texts = [""] * len(requests)
+        with contextlib.redirect_stderr(self._terminal):
+            for batch in track(batches, f"{self._label}, generated"):
+                self.batch_size_per_gpu = len(batch)
+                of_batch = [requests[index] for index in batch]
+                generated = super().generate_until(of_batch, disable_tqdm=True)
+                for index, text in zip(batch, generated, strict=True):
+                    texts[index] = text
+        return texts
 
 
 def plain_reach(model: PreTrainedModel, max_length: int) -> int:

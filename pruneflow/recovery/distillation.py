@@ -94,22 +94,14 @@ def recover(
     if is_streamed(student):  # training updates all blocks in one step
         place(student, str(student.device))
     step_tokens = settings.batch_sequences * next(iter(tokens.values())).shape[1]
-    steps = settings.token_budget // step_tokens
-    if steps == 0:
-        raise InputError(
-            f"{label}: token_budget {settings.token_budget} is below one step's {step_tokens} "
-            "tokens: raise it, lower batch_sequences, or set it to 0"
-        )
+    steps = _number_of_steps(settings, step_tokens, label)
     run: dict[str, str] = {}
     checkpoint = None
     if checkpoint_dir is not None:
         data = {"training": tokens, "validation": validation}
         run = identity(student, teacher, data, weights, settings)
         checkpoint = read_checkpoint(checkpoint_dir, run)
-    recompute = (
-        gradient_checkpointing(student) if settings.gradient_checkpointing else nullcontext()
-    )
-    with _reproducible(student.device, settings.seed), recompute:
+    with _reproducible(student, settings):
         trainer = Trainer(
             student, teacher, settings, steps=steps, batch_tokens=batch_tokens, label=label
         )
@@ -137,6 +129,16 @@ def recover(
         stopped_early=progress.step < steps,
         history=progress.history,
     )
+
+
+def _number_of_steps(settings: RecoverySettings, step_tokens: int, label: str) -> int:
+    steps = settings.token_budget // step_tokens
+    if steps == 0:
+        raise InputError(
+            f"{label}: token_budget {settings.token_budget} is below one step's {step_tokens} "
+            "tokens: raise it, lower batch_sequences, or set it to 0"
+        )
+    return steps
 
 
 def _check_blocks(
@@ -205,11 +207,15 @@ def _check_models(
 
 
 @contextmanager
-def _reproducible(device: torch.device, seed: int) -> Iterator[None]:
+def _reproducible(student: PreTrainedModel, settings: RecoverySettings) -> Iterator[None]:
     """Seed torch's generators and use deterministic attention; restores the generators after."""
+    device = student.device
     on_gpu = device.type == "cuda"
     # On a GPU the backward pass of fused attention sums in any order.
     attention = sdpa_kernel(SDPBackend.MATH) if on_gpu else nullcontext()
-    with torch.random.fork_rng([device] if on_gpu else []), attention:
-        torch.manual_seed(seed)
+    recompute = (
+        gradient_checkpointing(student) if settings.gradient_checkpointing else nullcontext()
+    )
+    with torch.random.fork_rng([device] if on_gpu else []), attention, recompute:
+        torch.manual_seed(settings.seed)
         yield

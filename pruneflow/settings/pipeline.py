@@ -296,8 +296,8 @@ def load_notify_settings(path: Path = PIPELINE_FILE) -> NotifySettings:
         return NotifySettings()
 
 
-def _first_absent(wanted: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str | None:
-    for key, value in wanted.items():
+def _first_absent(expected: dict[str, Any], given: dict[str, Any], prefix: str = "") -> str | None:
+    for key, value in expected.items():
         if key not in given:
             return f"{prefix}{key}"
         if isinstance(value, dict) and isinstance(given[key], dict):

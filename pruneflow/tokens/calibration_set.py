@@ -125,18 +125,14 @@ class CalibrationSet:
             sequence_length: tokens in a sequence.
             weights: share of every domain, summing to 1; None for equal shares, with `sequences`
                 rounded up to a multiple of the number of domains.
-            reserve: sequences stored per domain, as a multiple of those used, so that the closed
-                loop (`Recipe.domain_feedback`) can use more of a domain whose loss rises.
+            reserve: sequences stored per domain, as a multiple of those used without feedback.
             validation_share: share of documents and of sequences for validation.
             seed: for sampling sequences.
 
         Raises:
             InputError: a domain has too little text, or the shares cannot be reached.
         """
-        if not texts:
-            raise InputError("a calibration set needs text: give it at least one domain")
-        if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end-of-text token (eos_token): set one")
+        _check_tokenizer(tokenizer)
         mixture = _mixture_of(list(texts), sequences, sequence_length, weights, reserve)
         blocks: dict[str, dict[str, torch.Tensor]] = {"calibration": {}, "validation": {}}
         for domain, documents in texts.items():
@@ -205,17 +201,13 @@ def build_blocks(
         InputError: a domain has too few tokens, its share cannot be reached, or a sequence is
             longer than the model supports.
     """
-    if tokenizer.eos_token_id is None:
-        raise InputError("the model's tokenizer has no end-of-text token (eos_token): set one")
+    _check_tokenizer(tokenizer)
     domains = document_settings.domains
     mixture = Mixture.of(settings, settings.calibrated(domains))
     requests = block_requests(settings, mixture, recovery, domains)
-    for request in requests:
-        if longest is not None and request.length > longest:
-            raise InputError(
-                f"{request.length_setting} is {request.length}, and the model supports sequences "
-                f"of up to {longest} tokens (max_position_embeddings): lower it"
-            )
+    if longest is not None:
+        for request in requests:
+            request.check_length(longest)
     documents = verify_manifest(documents_dir)["digest"]
     packed = sample_blocks(requests, documents_dir, tokenizer, settings.seed)
     facts = {"tokenizer": tokenizer_digest, "documents": documents}
@@ -225,18 +217,18 @@ def build_blocks(
         "mixture": mixture.facts,
     }
     with staged_directory(set_out) as calibration, staged_directory(held_out_out) as held_out:
+        test = {request: found for request, found in packed.items() if request.split == "test"}
+        others = {request: found for request, found in packed.items() if request not in test}
+        test_facts = {**facts, "sequence_length": settings.test_sequence_length}
         return (
-            _write(
-                calibration,
-                {request: found for request, found in packed.items() if request.split != "test"},
-                {**facts, **set_facts},
-            ),
-            _write(
-                held_out,
-                {request: found for request, found in packed.items() if request.split == "test"},
-                {**facts, "sequence_length": settings.test_sequence_length},
-            ),
+            _write(calibration, others, {**facts, **set_facts}),
+            _write(held_out, test, test_facts),
         )
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if tokenizer.eos_token_id is None:
+        raise InputError("the model's tokenizer has no end-of-text token (eos_token): set one")
 
 
 def _mixture_of(
@@ -247,6 +239,8 @@ def _mixture_of(
     reserve: float,
 ) -> Mixture:
     """The mixture of a set built in memory, validated like the settings."""
+    if not domains:
+        raise InputError("a calibration set needs text: give it at least one domain")
     if weights is None:
         sequences = len(domains) * -(-sequences // len(domains))
     values = {

@@ -46,6 +46,18 @@ class BlockRequest:
         """The split of the documents that the blocks are packed from."""
         return "calibration" if self.split == "recovery" else self.split
 
+    def check_length(self, longest: int) -> None:
+        """Check that the model supports the length.
+
+        Raises:
+            InputError: a block is longer than `longest`.
+        """
+        if self.length > longest:
+            raise InputError(
+                f"{self.length_setting} is {self.length}, and the model supports sequences of up "
+                f"to {longest} tokens (max_position_embeddings): lower it"
+            )
+
     def check(self, available: int) -> None:
         """Check that a domain has enough blocks.
 
@@ -72,42 +84,24 @@ def block_requests(
     Test blocks are of every domain in `measured`, all others of the mixture's domains; recovery
     blocks only if recovery has a token budget.
     """
-    number = "calibration.tokens" if settings.tokens else "calibration.sequences"
+    size = "calibration.tokens" if settings.tokens else "calibration.sequences"
+    length = (settings.sequence_length, "calibration.sequence_length")
+    test_length = (settings.test_sequence_length, "calibration.test_sequence_length")
+    validation, test = settings.validation_sequences, settings.test_sequences
     requests = []
     for domain, count in mixture.counts.items():
         most = math.ceil(settings.reserve * count)
-        calibration = (settings.sequence_length, "calibration.sequence_length")
-        validation = settings.validation_sequences
-        requests += [
-            BlockRequest("calibration", domain, *calibration, count, most, number),
-            BlockRequest(
-                "validation",
-                domain,
-                *calibration,
-                validation,
-                validation,
-                "calibration.validation_sequences",
-            ),
-        ]
-        if recovery is not None and recovery.token_budget:
-            length = recovery.sequence_length
-            most = -(-recovery.token_budget // length)
-            requests.append(
-                BlockRequest(
-                    "recovery", domain, length, "recovery.sequence_length", 1, most, setting=None
-                )
-            )
-    test = settings.test_sequences
-    requests += [
-        BlockRequest(
-            "test",
-            domain,
-            settings.test_sequence_length,
-            "calibration.test_sequence_length",
-            test,
-            test,
-            "calibration.test_sequences",
+        requests.append(BlockRequest("calibration", domain, *length, count, most, size))
+        setting = "calibration.validation_sequences"
+        requests.append(
+            BlockRequest("validation", domain, *length, validation, validation, setting)
         )
+        if recovery is not None and recovery.token_budget:
+            recovery_length = (recovery.sequence_length, "recovery.sequence_length")
+            most = -(-recovery.token_budget // recovery.sequence_length)
+            requests.append(BlockRequest("recovery", domain, *recovery_length, 1, most, None))
+    requests += [
+        BlockRequest("test", domain, *test_length, test, test, "calibration.test_sequences")
         for domain in measured
     ]
     return requests

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import random
 
@@ -67,6 +68,18 @@ def test_splits_take_their_shares():
     counts = pandas.Series(splits).value_counts(normalize=True)
     assert counts["test"] == pytest.approx(0.25, abs=0.02)
     assert counts["validation"] == pytest.approx(0.15, abs=0.02)
+
+
+def test_a_text_is_in_the_same_split_on_every_machine():
+    hashes = [hashlib.sha256(letter.encode()).hexdigest() for letter in "abcdef"]
+    assert [split_of(sha256, 0.15, 0.25) for sha256 in hashes] == [
+        "calibration",
+        "calibration",
+        "validation",
+        "calibration",
+        "calibration",
+        "test",
+    ]
 
 
 def test_the_seed_draws_other_calibration_documents_and_the_same_test_documents(workspace):

@@ -4,6 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
+
+from flows import cli
+from pruneflow.stages import run_stage_by_name
+
+PROMOTE_AT_ONCE = str(Path(__file__).with_name("promote_at_once.py"))
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -21,6 +27,28 @@ def run(*command: str, timeout: float = 600) -> "subprocess.CompletedProcess[str
         env=environment(),
         timeout=timeout,
     )
+
+
+def pruneflow_here(*arguments: str) -> int:
+    """Run `pruneflow ARGUMENTS` in this process, for imports take longer than most commands.
+
+    Returns:
+        Its exit code; what it prints goes to this process's streams.
+    """
+    with patch.dict(os.environ), patch.object(sys, "argv", ["pruneflow", *arguments]):
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
+
+
+def make(*stages: str) -> None:
+    """Run stages in this process, for imports take longer than stages, and let DVC record them."""
+    for name in stages:
+        assert run_stage_by_name(name) == 0
+    done = run("dvc", "commit", "--force", *stages)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def repro(*arguments: str) -> list[str]:

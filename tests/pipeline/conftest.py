@@ -9,25 +9,34 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from pruneflow.plan import plan_rounds
 from pruneflow.settings.pipeline import parse_settings, write_settings
 from pruneflow.settings.pruning import Target
-from tests.pipeline.commands import repro
+from tasks.dvc.repro import stage_order
+from tests.pipeline.commands import make
 from tests.pipeline.tiny import RECOVERY, SMALL, STAGES
 from tests.pipeline.toy import Workspace, toy_workspace
 from tests.servers import Webhook, listening
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[None]:
-    """A Prefect server for flows that run in this process.
+def server() -> Iterator[str]:
+    """A Prefect server for flows that run in this process; yields its PREFECT_API_URL.
 
     One for all: what Prefect keeps of a concurrency limit in a process is of its first server.
     """
     with prefect_test_harness(server_startup_timeout=120):
-        yield
+        yield str(get_current_settings().api.url)
+
+
+@pytest.fixture
+def on_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands use the server of this session, which spares each the start of its own."""
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
 
 
 @pytest.fixture
@@ -66,9 +75,9 @@ def finished_pipeline(
     tiny_model_directory: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
-    """A tiny pipeline of two rounds and recovery that `dvc repro` has run; returns its settings.
+    """A finished tiny pipeline of two rounds and recovery; returns its settings.
 
-    It takes minutes, so one test runs it for all, and each gets a copy of its own.
+    Its stages run once, in this process, where the imports are paid for; each test gets a copy.
     """
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -81,7 +90,8 @@ def finished_pipeline(
             rounds=2, recovery=RECOVERY, model={"source": str(model), "dtype": "float32"}
         )
         if not shared.exists():
-            assert sorted(repro()) == sorted(STAGES)
+            assert sorted(stage_order()) == sorted(STAGES)
+            make(*STAGES)
             shutil.copytree(real_workspace, f"{shared}.new")
             Path(f"{shared}.new").rename(shared)
     shutil.copytree(shared, real_workspace, dirs_exist_ok=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from pruneflow.artifacts import sha256_file
 from pruneflow.workspace import STATE
 from tasks.dvc.repair import mend_dvc
 from tests.pipeline.commands import environment, executed, repro, run
@@ -23,9 +23,23 @@ from tests.pipeline.tiny import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-POINTS = 25
-# Where `pruneflow run` is killed too, and whether alone, so that its stage goes on.
-THROUGH_PREFECT = {"documents": True, "round@r2": False}
+# One stage of each kind, and how often it is killed: before, in and after the swap of each folder
+# that it writes, before and after that of each file.
+SWAPS = {"model": 3, "calibration": 5, "round@r2": 3, "select": 3, "evaluation": 2, "report": 8}
+DVC, RUN = ("dvc", "repro"), ("flows.cli", "run")
+# The stage to be at work or a later one, how many seconds after it began, whether the command is
+# killed alone, so that its stage goes on, and the command.
+KILLS = [
+    ("model", 0.3, False, DVC),
+    ("documents", 2.0, True, RUN),
+    ("calibration", 0.1, False, DVC),
+    ("baseline", 1.0, True, DVC),
+    ("round@r1", 2.0, False, DVC),
+    ("round@r2", 2.0, False, RUN),
+    ("select", 3.0, False, DVC),
+    ("latency", 1.0, True, DVC),
+    ("report", 0.5, False, DVC),
+]
 RUNS = """
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
@@ -42,6 +56,15 @@ def outs() -> dict[str, str]:
         if name not in ("latency", "report")
         for out in stage["outs"]
     }
+
+
+def files(out: Path) -> list[Path]:
+    return [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+
+
+def leftovers() -> list[Path]:
+    """What a killed writer leaves next to the outs."""
+    return [path for path in Path("data").rglob(".*") if path.name.endswith((".new", ".old"))]
 
 
 def start_afresh() -> None:
@@ -129,6 +152,20 @@ def _is_held() -> bool:
         return True
 
 
+def test_a_stage_that_is_killed_at_any_swap_ends_with_the_same_bytes(
+    finished_pipeline: dict[str, Any],
+) -> None:
+    made = {path: sha256_file(path) for out in outs() for path in files(Path(out))}
+    script = Path(__file__).with_name("killed_stages.py")
+    done = subprocess.run(
+        [sys.executable, script, *SWAPS], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == SWAPS
+    assert {path: sha256_file(path) for out in outs() for path in files(Path(out))} == made
+    assert not leftovers()
+
+
 def test_what_is_killed_ends_with_the_model_of_an_uninterrupted_run(
     finished_pipeline: dict[str, Any],
 ) -> None:
@@ -136,43 +173,22 @@ def test_what_is_killed_ends_with_the_model_of_an_uninterrupted_run(
     Path("configs/gates.yaml").write_text(yaml.safe_dump({"run_mode": "enabled", "gates": [gates]}))
     expected = outs()
     start_afresh()
-    hits = _killed_at_25_points()
+    hits = Counter(
+        str(kill_in(STAGES[STAGES.index(stage) :], delay, orphan, *command))
+        for stage, delay, orphan, command in KILLS
+    )
     done = run("flows.cli", "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert outs() == expected
     assert repro() == []
     ran = Counter(executed(Path("said.log").read_text()))
-    print(hits, ran)
-    assert sum(hits.values()) - hits["ended"] >= POINTS
-    # The quickest may be done before it is seen.
-    assert sum(hits[stage] > 0 for stage in STAGES) >= len(STAGES) - 2
+    assert hits["ended"] == 0 and len(hits) >= len(KILLS) - 2, hits
     for stage in STAGES:
         # What was done before a kill is not done again: a stage runs once, and once more for each
         # kill in it or between it and the next.
         assert 1 <= ran[stage] <= 1 + hits[stage] + hits["None"], (stage, ran, hits)
-    left = [path for path in Path("data").rglob(".*") if path.name.endswith((".new", ".old"))]
-    assert not left
+    assert not leftovers()
     assert _states_of_runs() == ["Accepted", "Crashed", "Crashed"]
-
-
-def _killed_at_25_points() -> Counter[str]:
-    """Kill `dvc repro` at 25 points, and `pruneflow run` at two; returns where it hit."""
-    chance = random.Random(0)
-    # Two in every stage, one more in that which is done last.
-    points = sorted([*range(len(STAGES))] * 2 + [len(STAGES) - 1])
-    assert len(points) == POINTS
-    hits: Counter[str] = Counter()
-    for number, place in enumerate(points):
-        # Soon after it began, and then about when it writes.
-        delay = chance.uniform(0.0, 1.0) if number % 2 == 0 else chance.uniform(1.0, 4.0)
-        if number % 2 == 0 and STAGES[place] in THROUGH_PREFECT:
-            orphan = THROUGH_PREFECT[STAGES[place]]
-            hit = kill_in([STAGES[place]], 2.0, orphan, "flows.cli", "run")
-            assert hit == STAGES[place]
-            hits[hit] += 1
-        hit = kill_in(STAGES[place:], delay, chance.random() < 0.3, "dvc", "repro")
-        hits[str(hit)] += 1
-    return hits
 
 
 def _states_of_runs() -> list[str]:

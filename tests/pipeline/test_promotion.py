@@ -1,11 +1,8 @@
-"""Moves of production: what they check, what a kill leaves, and twenty at once."""
+"""Moves of production: what they check, what a kill leaves, and ten at once."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,10 @@ from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import promotion, versions
 from tasks.registry.promotion import Approval
 from tasks.registry.smoke_test import SmokeError
+from tests.pipeline.commands import PROMOTE_AT_ONCE, pruneflow_here
 from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
 from tests.pipeline.toy import Workspace
+from tests.servers import wait_until
 
 __all__ = ["empty_store", "store"]
 
@@ -49,14 +48,6 @@ class Model(mlflow.pyfunc.PythonModel):
         return ["" if Path("silent").exists() else "a text" for _ in model_input.iloc[:, 0]]
 
 mlflow.models.set_model(Model())
-"""
-PROMOTE = """
-import sys
-from contextlib import nullcontext
-from pruneflow.settings.pipeline import RegistrySettings
-from tasks import promotion
-promotion.smoke_tests = lambda store: nullcontext(lambda uri: ["a text"])
-promotion.promote(RegistrySettings(), sys.argv[1], promotion.Approval("test", "why not"))
 """
 
 
@@ -209,61 +200,64 @@ def test_a_move_that_was_killed_is_undone_or_done_and_never_half(
 
 
 def running(workspace: Workspace) -> Registry:
+    """A registry whose models are loaded for real."""
     Path("mlflow/served_model.py").write_text(SERVED)
+    workspace.set(registry={"name": SETTINGS.name})
     return Registry()
 
 
-def test_the_smoke_test_loads_the_model_in_a_process_of_its_own(workspace: Workspace) -> None:
+def test_the_smoke_test_loads_the_model_in_a_process_of_its_own(
+    workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
     store = running(workspace)
-    settings = {"name": SETTINGS.name}
-    workspace.set(registry=settings)
     store.register("a")
-    for fault, said in (("broken", "the weights are unusable"), ("silent", "generates nothing")):
+    capfd.readouterr()
+    for fault, message in (("broken", "the weights are unusable"), ("silent", "generates nothing")):
         Path(fault).touch()
-        done = workspace.pruneflow("promote")
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert said in done.stderr and "nothing was changed" in done.stderr
+        assert pruneflow_here("promote") == 2
+        errors = capfd.readouterr().err
+        assert errors.count("\n") == 1, errors
+        assert message in errors and "nothing was changed" in errors
         Path(fault).unlink()
     assert store.aliases() == {"candidate": "1"}
-    done = workspace.pruneflow("promote", "--approved-by", "ada", "--because", "it is small")
-    assert "version 1 of pruneflow is in production" in done.stdout, done.stderr
-    status = workspace.pruneflow("status").stdout
+    assert pruneflow_here("promote", "--approved-by", "ada", "--because", "it is small") == 0
+    assert "version 1 of pruneflow is in production" in capfd.readouterr().out
+    assert str(os.getpid()) not in [path.read_text() for path in Path().glob("loaded-*")]
+    assert pruneflow_here("status") == 0
+    status = capfd.readouterr().out
     assert "promotion of version 1" in status and "by ada (it is small)" in status
 
 
 def test_after_kill_9_in_the_middle_the_next_command_makes_the_registry_whole(
-    workspace: Workspace,
+    workspace: Workspace, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store = running(workspace)
-    workspace.set(registry={"name": SETTINGS.name})
     store.register("a")
-    assert workspace.pruneflow("promote").returncode == 0
+    assert pruneflow_here("promote") == 0
     store.register("b")
     for path in Path().glob("loaded-*"):
         path.unlink()
     Path("slow").touch()
     with workspace.start("-m", "flows.cli", "promote") as process:
-        deadline = time.monotonic() + 120
-        while not Path("loaded-1").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        assert wait_until(lambda: Path("loaded-1").exists())
         assert versions.status(SETTINGS)["production"]["version"] == "2"  # moved, not yet seen
         process.kill()
         os.kill(int(Path("loaded-1").read_text()), signal.SIGKILL)
-    status = json.loads(workspace.pruneflow("status", "--json").stdout)
+    capfd.readouterr()
+    assert pruneflow_here("status", "--json") == 0
+    status = json.loads(capfd.readouterr().out)
     assert (status["production"]["version"], status["previous"]) == ("1", None)
-    assert workspace.pruneflow("promote").returncode == 0
+    assert pruneflow_here("promote") == 0
     assert store.aliases() == {"candidate": "2", "production": "2", "previous": "1"}
 
 
-def test_twenty_promotions_at_once_end_with_one_production_and_a_true_previous(
+def test_ten_promotions_at_once_end_with_one_production_and_a_true_previous(
     store: Registry, workspace: Workspace
 ) -> None:
-    numbers = [store.register(f"model {number}") for number in range(20)]
-    running = [
-        subprocess.Popen([sys.executable, "-c", PROMOTE, number], env=workspace.environment)
-        for number in numbers
-    ]
-    assert [process.wait(timeout=600) for process in running] == [0] * 20
+    numbers = [store.register(f"model {number}") for number in range(10)]
+    workspace.set(registry={"name": SETTINGS.name})
+    done = workspace.do(PROMOTE_AT_ONCE, *(f"{each}={workspace.folder}" for each in numbers))
+    assert done.returncode == 0, done.stderr
     told = promotion.history(SETTINGS)
     assert sorted(each["version"] for each in told) == sorted(numbers)
     assert [each["former"] for each in told] == [None, *(each["version"] for each in told[:-1])]

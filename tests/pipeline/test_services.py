@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,11 +123,13 @@ def flow_run(workspace: Workspace, deployment: str, wait: float = 300.0) -> dict
     return found
 
 
-def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
+def test_the_worker_runs_the_pipeline_and_survives_kills_and_all_stop_together(
     workspace: Workspace, services: "subprocess.Popen[str]", webhook: Webhook
 ) -> None:
     mlflow = f"http://127.0.0.1:{workspace.environment['MLFLOW_PORT']}"
     assert wait_until(lambda: answers(f"{mlflow}/health"))
+    assert workspace.do("-c", SCHEDULE).stdout.strip() == "False"
+    assert workspace.do("-c", SCHEDULE, "on").returncode == 0
 
     first = flow_run(workspace, "pipeline/weekly")
     assert first["state"] == "Accepted", first
@@ -140,70 +141,65 @@ def test_the_worker_runs_the_pipeline_and_survives_a_kill_and_all_stop_together(
         rounds={"r1": {"parent": "dense", "ratio": 0.15}, "r2": {"parent": "r1", "ratio": 0.3}},
         notify={"webhook": webhook.url},
     )
-    Path("slow-r2").touch()
-    killed = flow_run(workspace, "pipeline/weekly", wait=0)
-    assert wait_until(lambda: Path("pids.json").exists())
-    stage, helper = json.loads(Path("pids.json").read_text())
+    killed, stage = stuck_in_r2(workspace)
     flow = next(
         process
         for process in psutil.Process(stage).parents()
         if "prefect" in " ".join(process.cmdline()) and "dvc" not in process.cmdline()
     )
     flow.kill()
-    for pid in (stage, helper):
-        os.kill(pid, signal.SIGKILL)
-    state = ["-c", STATE, killed["id"]]
-    assert wait_until(lambda: workspace.do(*state).stdout.strip() == "Crashed", 120)
+    kill_stage()
+    assert wait_until(lambda: state(workspace, killed) == "Crashed", 120)
     assert wait_until(lambda: webhook.heard, 60)
     (told,) = webhook.heard
     assert told["state"] == "Crashed" and told["production"] == "1"
+
+    # Power is cut while the next one runs; the deployment lets one run at a time, and the dead one
+    # had its place.
+    cut_off, _ = stuck_in_r2(workspace)
+    kill_all(workspace)
+    services.wait()
     Path("slow-r2").unlink()
+    let_leases_end(workspace)
     workspace.executed()
-    again = flow_run(workspace, "pipeline/weekly")
-    assert again["state"] == "Accepted", again
-    assert workspace.executed() == ["r2", "select", "report"]
+    restarted = start(workspace)
+    try:
+        assert workspace.do("-c", SCHEDULE).stdout.strip() == "True"
+        again = flow_run(workspace, "pipeline/weekly", wait=0)
+        assert wait_until(lambda: state(workspace, again["id"]) == "Accepted", 400)
+        assert workspace.executed() == ["r2", "select", "report"]
+        assert state(workspace, cut_off) == "Crashed"
+        assert [told["state"] for told in webhook.heard] == ["Crashed"] * 2
 
-    rolled_back = flow_run(workspace, "rollback/rollback")
-    assert rolled_back["state"] == "Completed", rolled_back
-    assert "version 1 of" in rolled_back["message"]
-    command = "deployment run promotion/promotion -p version=2 -p approved_by=ada --watch"
-    done = workspace.do("-m", "prefect", *command.split())
-    assert done.returncode == 0, done.stdout + done.stderr
-    status = json.loads(workspace.pruneflow("status", "--json").stdout)
-    assert status["production"]["version"] == "2"
-
-    started = time.monotonic()
-    services.send_signal(signal.SIGINT)
-    services.wait(timeout=60)
-    assert time.monotonic() - started < 60
+        rolled_back = flow_run(workspace, "rollback/rollback")
+        assert rolled_back["state"] == "Completed", rolled_back
+        assert "version 1 of" in rolled_back["message"]
+        command = "deployment run promotion/promotion -p version=2 -p approved_by=ada --watch"
+        done = workspace.do("-m", "prefect", *command.split())
+        assert done.returncode == 0, done.stdout + done.stderr
+        status = json.loads(workspace.pruneflow("status", "--json").stdout)
+        assert status["production"]["version"] == "2"
+    finally:
+        restarted.send_signal(signal.SIGINT)
+        restarted.wait(timeout=60)
     for port in (workspace.environment["PREFECT_PORT"], workspace.environment["MLFLOW_PORT"]):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(port))) != 0
 
 
-def test_services_that_start_again_free_what_the_dead_held_and_leave_schedules_on(
-    workspace: Workspace, services: "subprocess.Popen[str]", webhook: Webhook
-) -> None:
-    workspace.set(notify={"webhook": webhook.url})
-    assert workspace.do("-c", SCHEDULE).stdout.strip() == "False"
-    assert workspace.do("-c", SCHEDULE, "on").returncode == 0
-    Path("slow-r1").touch()
-    killed = flow_run(workspace, "pipeline/weekly", wait=0)
+def stuck_in_r2(workspace: Workspace) -> tuple[str, int]:
+    """Start a run that stays in round r2; returns its id and the process of the stage."""
+    Path("pids.json").unlink(missing_ok=True)
+    Path("slow-r2").touch()
+    run = flow_run(workspace, "pipeline/weekly", wait=0)
     assert wait_until(lambda: Path("pids.json").exists())
-    kill_all(workspace)
-    services.wait()
-    Path("slow-r1").unlink()
-    let_leases_end(workspace)
+    return run["id"], json.loads(Path("pids.json").read_text())[0]
 
-    again = start(workspace)
-    try:
-        assert workspace.do("-c", SCHEDULE).stdout.strip() == "True"
-        # The deployment lets one run at work at a time, and the dead one had its place.
-        run = flow_run(workspace, "pipeline/weekly", wait=0)
-        state = ["-c", STATE, run["id"]]
-        assert wait_until(lambda: workspace.do(*state).stdout.strip() == "Accepted", 400)
-        assert workspace.do("-c", STATE, killed["id"]).stdout.strip() == "Crashed"
-        assert [told["state"] for told in webhook.heard] == ["Crashed"]
-    finally:
-        again.send_signal(signal.SIGTERM)
-        again.wait(timeout=60)
+
+def kill_stage() -> None:
+    for pid in json.loads(Path("pids.json").read_text()):
+        os.kill(pid, signal.SIGKILL)
+
+
+def state(workspace: Workspace, run: str) -> str:
+    return workspace.do("-c", STATE, run).stdout.strip()

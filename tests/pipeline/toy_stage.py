@@ -7,11 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-from pruneflow.artifacts import read_json, sha256_json, write_json, write_manifest
+from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json, write_manifest
 from pruneflow.errors import InputError, PruneflowError
-from pruneflow.models.digests import model_digest
 from pruneflow.settings.pipeline import load_settings
 from pruneflow.workspace import stage_lock
+
+
+def model_digest(directory):
+    """As the engine's, without torch, which takes longer to import than a stage to run."""
+    return sha256_json({"config.json": sha256_file(directory / "config.json")})
 
 
 def model(directory, content):

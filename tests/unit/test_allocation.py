@@ -129,6 +129,16 @@ def test_worthless_attention_goes_first_and_precious_stays():
     assert {t.shape for t in dear.heads} == {(GROUPS, RATIO)}
 
 
+def test_a_group_is_worth_what_is_left_of_its_heads():
+    """Of two groups the better one loses a third of its worth with one head, and goes."""
+    heads = torch.tensor([1.0, 9, 9, 5, 5, 5, 9, 9, 9, 9, 9, 9]).double()
+    groups = torch.tensor([100.0, 105, 1000, 1000]).double()
+    layer = LayerUnits(torch.ones(WIDTH).double(), heads, groups, NEURON, HEAD, GROUP)
+    limits = _limits(kinds=("heads", "kv_groups"), attention={(4, 2), (3, 2)})
+    kept = allocate([layer], [[0]], limits, GROUPS * HEAD + GROUP - HEAD)
+    assert kept.heads[0].tolist() == [[1, 2], [7, 8], [10, 11]]
+
+
 def test_ties_break_by_index():
     flat = LayerUnits(
         torch.ones(WIDTH).double(), torch.ones(12).double(), torch.ones(4).double(), 72, 200, 1000
@@ -138,6 +148,10 @@ def test_ties_break_by_index():
     assert kept.neurons[0].tolist() == list(range(8, WIDTH))
     first = allocate([flat] * LAYERS, APART, limits, 8 * NEURON)
     assert [len(t) for t in first.neurons] == [WIDTH - 8, WIDTH, WIDTH]
+    kept = allocate([flat] * LAYERS, TOGETHER, _limits(kinds=("heads",)), LAYERS * GROUPS * HEAD)
+    assert kept.heads[0].tolist() == [[1, 2], [4, 5], [7, 8], [10, 11]]
+    kept = allocate([flat] * LAYERS, TOGETHER, _limits(kinds=("kv_groups",)), LAYERS * GROUP)
+    assert kept.heads[0].tolist() == [[3, 4, 5], [6, 7, 8], [9, 10, 11]]
 
 
 @pytest.mark.parametrize("pools", [TOGETHER, APART])

@@ -181,7 +181,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_the_same_held_out(d
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sequences": 400}, r"domain one has 38 calibration sequences of 8 tokens, 200 are asked"),
+        (
+            {"sequences": 400},
+            r"domain one has 38 calibration sequences of 8 tokens, and 200 are needed",
+        ),
         ({"validation_sequences": 99}, "lower calibration.validation_sequences, or add sources to"),
         ({"test_sequences": 99}, "lower calibration.test_sequences"),
     ],

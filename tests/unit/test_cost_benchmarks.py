@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import external_tools
-from benchmarks.cost import Case, How, measure, random_model
+from benchmarks.cost import Case, RunSettings, measure, random_model
 from benchmarks.growth import cases, exponent
 from benchmarks.operations import VOCABULARY, Shape, neurons_after, work
 from docs.scale import (
@@ -55,9 +55,9 @@ def test_a_batch_shows_as_many_numbers_as_are_counted():
 
 def test_widths_after_a_round_are_those_that_a_round_makes():
     case = Case("small", Shape(2, 64, 640, 1, 1), 2, sequences=4)  # one head stays
-    found = measure(case, How(rounds=2, dtype="float32", length=16), digests=True)
+    found = measure(case, RunSettings(rounds=2, dtype="float32", length=16), digests=True)
     assert found["neurons"] == [neurons_after(case.shape, ratio) for ratio in (0.1, 0.2)]
-    again = measure(case, How(rounds=2, dtype="float32", length=16), digests=True)
+    again = measure(case, RunSettings(rounds=2, dtype="float32", length=16), digests=True)
     assert again["digests"] == found["digests"]
 
 
@@ -80,7 +80,7 @@ def test_scale_counts_the_weights_of_a_block_and_shares_what_ranks_can_share():
 
 def test_a_rival_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(external_tools.importlib.util, "find_spec", lambda _name: None)
-    for prune in external_tools.RIVALS.values():
+    for prune in external_tools.EXTERNAL_TOOLS.values():
         assert not prune.installed
         with pytest.raises(InputError, match="pip install --no-deps"):
             prune(None, {}, 0.2)

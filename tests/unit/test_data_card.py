@@ -5,14 +5,13 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from pruneflow.report.data_card import render_data_card
 from tests.unit.data_example import CALIBRATION, DOCUMENTS, HELD_OUT, VALIDATION
 
 
 def data_card(documents: dict[str, Any] = DOCUMENTS) -> tuple[dict[str, Any], str]:
-    import yaml
-
     card = render_data_card(documents, CALIBRATION, HELD_OUT, VALIDATION)
     _, header, body = card.split("---\n", 2)
     return yaml.safe_load(header), body

@@ -10,14 +10,17 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from dvc.repo import Repo
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from flows.cli import app
 from pruneflow import footprint
 from pruneflow.errors import InputError
 from pruneflow.models import loading
+from pruneflow.models.source import source_parameters
 from pruneflow.plan import configure
-from pruneflow.settings.pipeline import load_settings
+from pruneflow.settings.pipeline import ModelSettings, load_settings
 from tasks.doctor import checks, installed_versions
 from tasks.doctor.checks import CHECKS, OK, PROBLEM, WARNING, Finding, examine
 from tasks.dvc import remote as dvc_remote
@@ -189,11 +192,6 @@ def test_too_little_memory_is_told_of_where_nothing_makes_do_with_it(
 def test_weights_are_counted_without_loading_them(
     tiny_model_directory: Path, project: Path
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
-    from pruneflow.models.source import source_parameters
-    from pruneflow.settings.pipeline import ModelSettings
-
     model = AutoModelForCausalLM.from_pretrained(tiny_model_directory)
     counted = source_parameters(ModelSettings(source=str(tiny_model_directory)))
     assert counted == sum(parameter.numel() for parameter in model.parameters())
@@ -202,8 +200,6 @@ def test_weights_are_counted_without_loading_them(
 
 
 def test_a_remote_that_cannot_be_written_is_said_before_a_run(project: Path) -> None:
-    from dvc.repo import Repo
-
     Repo.init(str(project), no_scm=True).close()
     config = project / ".dvc/config"
     config.write_text("[core]\n    no_scm = true\n    analytics = false\n")

@@ -6,9 +6,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pruneflow import Recipe, prune
 from pruneflow.errors import InputError
 from pruneflow.measure import drift
 from pruneflow.measure.drift import compare_models, greedy_text, repetition
@@ -17,8 +19,6 @@ from tests.conftest import FAMILIES
 
 
 def perturbed(model, seed=3, size=0.05):
-    import torch
-
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     for parameter in other.parameters():
@@ -127,8 +127,6 @@ def test_losses_are_those_of_the_perplexity(pair, tiny_tokens):
 
 def by_argmax(model, prompts, new_tokens):
     """Greedy text, every token from a whole pass; end of text (1) is never taken."""
-    import torch
-
     ids = prompts
     for _ in range(new_tokens):
         logits = model(input_ids=ids, use_cache=False).logits[:, -1].clone()
@@ -149,8 +147,6 @@ def test_every_family_is_compared_and_its_text_is_the_greedy_one(tiny_model, tin
 
 
 def test_layers_of_different_widths_are_compared_too(tiny_model, tiny_tokens):
-    from pruneflow import Recipe, prune
-
     model = tiny_model()
     recipe = Recipe(ratio=0.4, rounds=1, layout="per_layer", neuron_multiple=1)
     pruned = prune(copy.deepcopy(model), tiny_tokens, recipe).model

@@ -16,9 +16,9 @@ from pruneflow.models.structure import layers_of
 from pruneflow.models.surgery import cut_heads, cut_neurons
 from pruneflow.questions.likelihood import (
     GENERATION,
+    TokenBudgetLM,
     batches_by_tokens,
     by_context,
-    language_model,
     plain_reach,
     score_rows,
 )
@@ -43,7 +43,7 @@ def plain(model, tokenizer):
 
 
 def ours(model, tokenizer, batch_tokens, terminal=None):
-    return language_model(model, tokenizer, batch_tokens, "dense", terminal or io.StringIO())
+    return TokenBudgetLM(model, tokenizer, batch_tokens, "dense", terminal or io.StringIO())
 
 
 def greedy(model, context, tokens):

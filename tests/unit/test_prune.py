@@ -218,5 +218,5 @@ def test_the_example_of_the_documentation_runs(tiny_model_directory, tmp_path, m
 
 
 def test_too_little_text_for_a_calibration_set_is_refused(tiny_tokenizer):
-    with pytest.raises(InputError, match=r"domain few has .* are asked for"):
+    with pytest.raises(InputError, match=r"domain few has .* are needed"):
         CalibrationSet.from_texts({"few": ["a short text", "another"]}, tiny_tokenizer)

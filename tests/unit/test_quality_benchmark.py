@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import bench_v1, quality, zero_shot
 from benchmarks.quality_table import continued, merge, with_ratios
+from pruneflow import Recipe
 from pruneflow.artifacts import write_json
 from pruneflow.errors import InputError
 
@@ -121,8 +122,6 @@ def test_a_run_goes_on_from_its_own_file_and_leaves_anothers_alone(tmp_path):
 
 
 def test_every_row_has_a_method_and_every_recipe_of_ours_is_valid():
-    from pruneflow import Recipe
-
     assert set(quality.QUICK_ROWS) <= set(quality.ROWS)
     for row in quality.OURS.values():
         Recipe(ratio=0.2, layout=row.layout, **row.recipe)

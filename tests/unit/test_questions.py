@@ -120,7 +120,7 @@ def test_the_file_is_stable_sorted_and_drawn_by_the_seed(folder):
 
 def test_too_few_questions_are_refused_and_the_earlier_ones_stay(folder):
     build(folder)
-    with pytest.raises(InputError, match=r"task task has 50 usable questions, 51 are asked for"):
+    with pytest.raises(InputError, match=r"task task has 50 usable questions, and 51 are needed"):
         build(folder, questions=51)
     assert len(load_questions(folder / "out")["task"]) == 20
 
@@ -147,7 +147,7 @@ def test_a_task_without_an_entry_names_the_known_ones(folder):
 
 def test_an_empty_task_is_refused(folder):
     write_rows(folder, [row(number, answer="?") for number in range(5)])
-    with pytest.raises(InputError, match="task task has 0 usable questions, some are asked for"):
+    with pytest.raises(InputError, match="task task has 0 usable questions, and some are needed"):
         build(folder, questions=None)
 
 

@@ -48,6 +48,18 @@ def test_with_a_drift_it_is_the_optimum_for_the_old_output_and_the_drift():
         assert torch.allclose(refitted, best, rtol=1e-6, atol=1e-8)
 
 
+def test_the_ridge_draws_towards_the_old_weights_whatever_the_scale_of_the_inputs():
+    x, weight = _problem()
+    keep = torch.tensor([0, 2, 3, 5])
+    damping = (0.1 * x[:, keep].square().sum(0).mean()).sqrt()
+    rows = torch.cat([x[:, keep], damping * torch.eye(4, dtype=torch.double)])
+    target = torch.cat([x @ weight.T, damping * weight[:, keep].T])
+    best = torch.linalg.lstsq(rows, target).solution.T
+    for scale in (1, 1000):
+        refitted = refitted_columns(weight, _normal(scale * x), keep, ridge=0.1)
+        assert torch.allclose(refitted, best)
+
+
 def test_keeping_everything_changes_nothing():
     x, weight = _problem()
     refitted = refitted_columns(weight, _normal(x), torch.arange(12), ridge=0.01)

@@ -212,7 +212,7 @@ def test_every_peer_reaches_the_ratio_and_still_runs(tiny_model, tiny_tokens, na
     step = max(layer.group_weights for layer in layers_of(model))
     if name not in ("flap", "llm_pruner"):
         step = 3 * layers_of(model)[0].neuron_weights
-    achieved = reimplemented_methods.PEERS[name](
+    achieved = reimplemented_methods.REIMPLEMENTED[name](
         model, tiny_tokens, ratio, batch_tokens=40, **options
     )
     assert achieved == pytest.approx(1 - block_weights(model) / before)
@@ -232,7 +232,7 @@ def test_every_peer_reaches_the_ratio_and_still_runs(tiny_model, tiny_tokens, na
 @pytest.mark.parametrize("name", ["wanda_sp", "flap", "llm_pruner", "osscar"])
 def test_peers_work_on_other_families(tiny_model, tiny_tokens, family, name):
     model = tiny_model(family)
-    assert reimplemented_methods.PEERS[name](model, tiny_tokens, RATIO) >= RATIO
+    assert reimplemented_methods.REIMPLEMENTED[name](model, tiny_tokens, RATIO) >= RATIO
     with torch.no_grad():
         assert torch.isfinite(model(tiny_tokens["code"]).logits).all()
 
@@ -253,8 +253,8 @@ def test_osscar_beats_random_removal_at_the_consumers_output(tiny_model, tiny_to
 def test_a_peers_result_does_not_depend_on_the_batch(tiny_model, tiny_tokens):
     for name in ("flap", "llm_pruner", "osscar"):
         one, many = tiny_model(), tiny_model()
-        reimplemented_methods.PEERS[name](one, tiny_tokens, RATIO, batch_tokens=32)
-        reimplemented_methods.PEERS[name](many, tiny_tokens, RATIO, batch_tokens=10_000)
+        reimplemented_methods.REIMPLEMENTED[name](one, tiny_tokens, RATIO, batch_tokens=32)
+        reimplemented_methods.REIMPLEMENTED[name](many, tiny_tokens, RATIO, batch_tokens=10_000)
         for (_, a), (_, b) in zip(one.named_parameters(), many.named_parameters(), strict=True):
             assert a.shape == b.shape, name
             assert torch.allclose(a, b, atol=1e-9), name
@@ -263,7 +263,7 @@ def test_a_peers_result_does_not_depend_on_the_batch(tiny_model, tiny_tokens):
 def test_a_ratio_that_the_floors_forbid_is_refused(tiny_model, tiny_tokens):
     for name in ("random", "llm_pruner"):
         with pytest.raises(InputError, match="lower"):
-            reimplemented_methods.PEERS[name](tiny_model(), tiny_tokens, 0.97)
+            reimplemented_methods.REIMPLEMENTED[name](tiny_model(), tiny_tokens, 0.97)
 
 
 def test_global_methods_never_empty_a_layer(tiny_model, tiny_tokens):

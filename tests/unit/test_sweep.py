@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from pruneflow.errors import InputError
 from pruneflow.judge.intervals import Estimate
@@ -182,8 +183,6 @@ def test_figures_are_those_of_the_summary() -> None:
 
 
 def test_the_table_fits_80_columns_and_says_why_a_recipe_failed() -> None:
-    from rich.console import Console
-
     rows = pareto_table({"per_layer": figures_of(summarise())}, {"broken": "the [disk] is full"})
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(sweep_table(rows))
