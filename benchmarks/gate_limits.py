@@ -24,10 +24,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.machine import machine
-from pruneflow.artifacts import read_json, write_json
+from pruneflow.artifacts import write_json
 from pruneflow.judge.compare import compare
+from pruneflow.measure.evaluation_record import Evaluation
 from pruneflow.models.loading import resolve_device
 from pruneflow.plan import load_profile
+from pruneflow.records import read_record
 from pruneflow.settings.pipeline import PipelineSettings, write_settings
 
 ROOT = Path(__file__).parent.parent
@@ -74,13 +76,14 @@ def measure(folder: Path, settings: PipelineSettings) -> dict[str, Any]:
     rounds = [f"round@{name}" for name in settings.rounds]
     run(folder, "baseline", *rounds, "select", "evaluation")
     dense, pruned = (
-        read_json(folder / f"data/reports/{name}.json") for name in ("baseline", "evaluation")
+        read_record(Evaluation, folder / f"data/reports/{name}.json")
+        for name in ("baseline", "evaluation")
     )
     return {
         "score": settings.pruning.score,
         "refit": settings.pruning.refit,
         "seed": settings.calibration.seed,
-        **compare(dense, pruned, settings.evaluation),
+        **compare(dense, pruned, settings.evaluation).to_json(),
     }
 
 

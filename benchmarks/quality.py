@@ -205,7 +205,8 @@ def measure(name: str, ratio: float, bench: Bench, recipe: dict[str, Any]) -> di
 def _speedup(model: Any, bench: Bench) -> dict[str, Any]:
     """Speed-up over the dense model, both timed in turn at batch size 1."""
     settings = LatencySettings(prompt_tokens=512, new_tokens=32, repeats=bench.setup.repeats)
-    return speedups(time_in_turn({"dense": bench.dense, "pruned": model}, settings))
+    found = speedups(time_in_turn({"dense": bench.dense, "pruned": model}, settings))
+    return found.to_json()
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

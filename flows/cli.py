@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so that `pruneflow --help` 
 import os
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,7 +143,7 @@ def run(as_json: AsJson = False) -> None:
             set_environment()
         outcome = standing or run_flow()
     if as_json:
-        print_json(asdict(outcome))
+        print_json(outcome.to_json())
     elif standing is not None:
         _print_standing(standing, settings.registry.name)
     else:

@@ -77,7 +77,7 @@ def compare(a: Model, b: Model, as_json: AsJson = False) -> None:
     settings = load_settings()
     found = side_by_side(find_side(a, settings), find_side(b, settings), settings.evaluation)
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
         return
     from rich.console import Console
 

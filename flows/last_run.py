@@ -3,13 +3,13 @@
 Only files, DVC and a local store are read. In any doubt the answer is no, and the flow runs.
 """
 
-from typing import Any
-
 from flows.outcome import Outcome
 from pruneflow.artifacts import read_json, sha256_json
 from pruneflow.errors import PruneflowError
-from pruneflow.judge.gates import GatesSettings, may_register
+from pruneflow.judge.gates import Decision, GatesSettings
+from pruneflow.judge.summary import Summary
 from pruneflow.paths import DECISION, SUMMARY
+from pruneflow.records import parse_record, read_record
 from pruneflow.settings.pipeline import PipelineSettings
 from pruneflow.workspace import FLOW_RUN
 from tasks.dvc.status import is_pushed, is_up_to_date
@@ -37,55 +37,56 @@ def standing_outcome(settings: PipelineSettings, gates: GatesSettings) -> Outcom
     if model is None or PENDING in model.tags or FLOW_RUN.exists():
         return None
     try:
-        summary, decision = read_json(SUMMARY), read_json(DECISION)
+        summary, stored = read_record(Summary, SUMMARY), read_json(DECISION)
+        decision = parse_record(Decision, stored, str(DECISION))
         if not _is_about(decision, summary, settings, gates, model) or not is_up_to_date():
             return None
-        return _outcome(summary, decision, settings, model)
-    except (PruneflowError, KeyError, TypeError, AttributeError):
+        return _outcome(summary, decision, sha256_json(stored), settings, model)
+    except (PruneflowError, KeyError):
         return None
 
 
 def _is_about(
-    decision: dict[str, Any],
-    summary: dict[str, Any],
+    decision: Decision,
+    summary: Summary,
     settings: PipelineSettings,
     gates: GatesSettings,
     model: RegisteredModel,
 ) -> bool:
     """Whether a decision was made from this summary, these gates and this production version."""
-    digests, production = decision["digests"], model.by_alias()[PRODUCTION]
+    digests, production = decision.digests, model.by_alias()[PRODUCTION]
     if (
-        digests["summary"] != sha256_json(summary)
+        digests["summary"] != sha256_json(summary.to_json())
         or digests["settings"] != settings.digest()
         or digests["gates"] != sha256_json(gates.model_dump(mode="json"))
     ):
         return False
-    if production is not None and production["model_digest"] == decision["model"]:
+    if production is not None and production["model_digest"] == decision.model:
         return True
-    compared = (decision["production"] or {}).get("version")
-    asked = any(gate["against"] == "production" for gate in decision["gates"])
+    compared = decision.production.version if decision.production else None
+    asked = any(gate.against == "production" for gate in decision.gates)
     return not asked or compared == (production or {}).get("version")
 
 
 def _outcome(
-    summary: dict[str, Any],
-    decision: dict[str, Any],
+    summary: Summary,
+    decision: Decision,
+    digest: str,
     settings: PipelineSettings,
     model: RegisteredModel,
 ) -> Outcome | None:
-    digest, registry = sha256_json(decision), settings.registry
-    accepted, reasons = bool(decision["accepted"]), list(decision["reasons"])
+    registry, accepted, reasons = settings.registry, decision.accepted, decision.reasons
     run_id = find_run(registry, "decision_digest", digest)
     if run_id is None:
         return None
-    if not may_register(decision):
-        broken = any(not gate["passed"] for gate in decision["gates"])
-        # Files that were stale may be as they were again: only broken gates refuse again.
+    if not decision.may_register:
+        broken = any(not gate.passed for gate in decision.gates)
+        # Files that were outdated may be current again: only a failed gate refuses again.
         return Outcome(accepted, reasons, summary, run_id) if broken else None
     version = model.by_alias()[CANDIDATE]
     if (
         version is None
-        or version["model_digest"] != decision["model"]
+        or version["model_digest"] != decision.model
         or version["decision_digest"] != digest
         or (accepted and registry.push and not is_pushed())
     ):

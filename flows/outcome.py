@@ -1,7 +1,9 @@
 """How a run of the pipeline ended."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from pruneflow.judge.summary import Summary
 
 REFUSED = "Refused"
 """Name of the state of a run whose model the gates did not accept."""
@@ -9,7 +11,7 @@ REFUSED = "Refused"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: whether the gates accepted the model, and what became of it.
+    """How a run ended: whether the gates accepted the model, and what was done with it.
 
     Attributes:
         accepted: by the gates.
@@ -24,9 +26,13 @@ class Outcome:
 
     accepted: bool
     reasons: list[str]
-    summary: dict[str, Any]
+    summary: Summary
     run_id: str
     version: str | None = None
     in_production: bool = False
     new: bool = False
     not_pushed: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as plain JSON values."""
+        return {**asdict(self), "summary": self.summary.to_json()}

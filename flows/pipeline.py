@@ -4,7 +4,7 @@
 has side effects outside the workspace's data, and so is no DVC stage.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -22,9 +22,11 @@ from prefect.states import Completed
 
 from flows.outcome import REFUSED, Outcome
 from flows.run_notification import HOOKS, notify_run
-from pruneflow.artifacts import read_json, sha256_file, sha256_json, write_json
+from pruneflow.artifacts import read_json, sha256_file, sha256_json
 from pruneflow.errors import InputError, PruneflowError
-from pruneflow.judge.gates import GatesSettings, decide, load_gates, may_register, refuse
+from pruneflow.judge.gates import Decision, GatesSettings, decide, load_gates, refuse
+from pruneflow.judge.summary import Summary
+from pruneflow.measure.evaluation_record import Evaluation
 from pruneflow.paths import (
     CALIBRATION_SET,
     DECISION,
@@ -35,6 +37,7 @@ from pruneflow.paths import (
     PAGE,
     SUMMARY,
 )
+from pruneflow.records import read_record, write_record
 from pruneflow.settings.pipeline import PipelineSettings, load_settings
 from pruneflow.workspace import check_workspace, run_lock, wait_for_leftover_stage
 from tasks.dvc.remote import push
@@ -123,7 +126,7 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
         state = run_stage(name, position, environment, return_state=True)
         if not state.is_completed():
             # An older decision must not stand as if it were about this run.
-            write_json(DECISION, refuse(name, str(state.message), gates))
+            write_record(DECISION, refuse(name, str(state.message), gates))
         _result(state)
         update_progress_artifact(progress, 100 * place / len(names))
 
@@ -131,15 +134,15 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
 def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
     """Decide, track, and register what was accepted."""
     logger = get_run_logger()
-    summary = read_json(SUMMARY)
+    summary = read_record(Summary, SUMMARY)
     decision = _step("gates", lambda: _decide(summary, settings, gates))
-    lineage = _lineage(decision)
+    lineage = _lineage(summary, decision)
     run_id = _step(
         "tracking", lambda: log_run(settings, summary, decision, {**lineage.tags(), **_versions()})
     )
-    accepted, reasons = bool(decision["accepted"]), list(decision["reasons"])
+    accepted, reasons = decision.accepted, decision.reasons
     _publish(summary, accepted, reasons)
-    if not may_register(decision):
+    if not decision.may_register:
         logger.info("refused by the gates: nothing is registered, production stays as it is")
         return Outcome(accepted, reasons, summary, run_id)
     name = settings.registry.name
@@ -176,36 +179,34 @@ def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
     )
 
 
-def _decide(
-    summary: dict[str, Any], settings: PipelineSettings, gates: GatesSettings
-) -> dict[str, Any]:
+def _decide(summary: Summary, settings: PipelineSettings, gates: GatesSettings) -> Decision:
     from pruneflow.judge.freshness import stale
 
     production = None
     if gates.run_mode != "disabled" and any(gate.against == "production" for gate in gates.gates):
-        production = compare_with_production(settings, read_json(EVALUATION))
+        production = compare_with_production(settings, read_record(Evaluation, EVALUATION))
     decision = decide(summary, gates, production, stale(summary, settings))
-    write_json(DECISION, decision)
+    write_record(DECISION, decision)
     return decision
 
 
-def _lineage(decision: Mapping[str, Any]) -> versions.Lineage:
+def _lineage(summary: Summary, decision: Decision) -> versions.Lineage:
     from pruneflow.models.digests import model_digest
 
     digest = model_digest(MODEL)
-    if digest != decision["model"]:
+    if digest != decision.model:
         raise InputError(
-            f"{MODEL} is not the model that was evaluated: somebody changed it; run "
+            f"{MODEL} is not the model that was evaluated: it was changed since; run "
             "`dvc repro -f -s select` and then `pruneflow run` again"
         )
     commit, dirty = git_state()
     return versions.Lineage(
         model_digest=digest,
-        dense_digest=decision["digests"]["dense"],
+        dense_digest=summary.digests.dense,
         data_digest=str(read_json(CALIBRATION_SET / "manifest.json")["digest"]),
-        recipe_digest=decision["digests"]["settings"],
-        gates_digest=decision["digests"]["gates"],
-        decision_digest=sha256_json(decision),
+        recipe_digest=summary.digests.settings,
+        gates_digest=str(decision.digests["gates"]),
+        decision_digest=sha256_json(read_json(DECISION)),
         git_commit=commit,
         git_dirty=dirty,
         dvc_lock=sha256_file(DVC_LOCK),
@@ -217,7 +218,7 @@ def _versions() -> dict[str, str]:
     return {f"version.{name}": version(name) for name in names}
 
 
-def _publish(summary: dict[str, Any], accepted: bool, reasons: list[str]) -> None:
+def _publish(summary: Summary, accepted: bool, reasons: list[str]) -> None:
     """Show the result on the run's page in Prefect."""
     from pruneflow.report.comparison_table import comparison
 
@@ -235,7 +236,7 @@ def _publish(summary: dict[str, Any], accepted: bool, reasons: list[str]) -> Non
     create_markdown_artifact(
         key="result",
         markdown="\n".join([*lines, "", *verdict, "", f"Report: `{PAGE}`"]),
-        description="Dense against pruned",
+        description="Dense and pruned",
     )
 
 

@@ -14,10 +14,12 @@ from prefect.task_runners import TaskRunner
 from prefect_dask import DaskTaskRunner
 
 from flows.run_notification import HOOKS, notify_run
-from pruneflow.artifacts import read_json, write_json
+from pruneflow.artifacts import write_json
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.judge.pareto import Row, figures_of, pareto_table
+from pruneflow.judge.summary import Summary
 from pruneflow.paths import SUMMARY, SWEEP, SWEEP_TABLE
+from pruneflow.records import read_record
 from pruneflow.report.sweep_table import sweep_rows
 from pruneflow.settings.pipeline import PipelineSettings, load_settings
 from pruneflow.sweep_recipes import load_recipes
@@ -76,7 +78,7 @@ def _sweep(
         stop_recipes(folders)
         raise
     summaries = {
-        name: read_json(each.folder / SUMMARY)
+        name: read_record(Summary, each.folder / SUMMARY)
         for name, each in workspaces.items()
         if name not in errors
     }

@@ -43,6 +43,7 @@ from pruneflow.paths import (
     SUMMARY,
     VALIDATION,
 )
+from pruneflow.records import read_record, write_record
 from pruneflow.settings.pipeline import DENSE, PipelineSettings, load_settings
 from pruneflow.workspace import stage_lock
 
@@ -230,35 +231,39 @@ def evaluation(settings: PipelineSettings) -> None:
 def _evaluate(settings: PipelineSettings, directory: Path, out: Path, label: str) -> None:
     from pruneflow.measure.evaluation import measure_model
 
-    write_json(out, measure_model(directory, HELD_OUT, QUESTIONS, settings.compute, label))
+    write_record(out, measure_model(directory, HELD_OUT, QUESTIONS, settings.compute, label))
 
 
 def latency(settings: PipelineSettings) -> None:
     """Measure speed and memory, and load the model alone: data/reports/latency.json."""
     from pruneflow.measure.deployment import lm_eval_command, task_to_ask
     from pruneflow.measure.latency import measure_latency
+    from pruneflow.measure.latency_record import Latency
     from pruneflow.models.loading import resolve_device, resolve_dtype
 
     verify_manifest(QUESTIONS)
     task = task_to_ask(settings.evaluation.tasks, QUESTIONS)
     compute, asked = settings.compute, settings.latency.lm_eval_questions
     measured = measure_latency(CHECKPOINTS / DENSE, MODEL, settings.latency, compute)
-    measured["lm_eval"] = lm_eval_command(
+    answers = lm_eval_command(
         MODEL,
         QUESTIONS,
         task,
         asked,
         resolve_dtype(compute, MODEL),
         resolve_device(compute),
-        fits=measured["placement"]["pruned"] == "whole",
+        fits=measured.placement.pruned == "whole",
     )
-    write_json(LATENCY, measured)
+    write_record(LATENCY, Latency(**dict(measured), lm_eval=answers))
 
 
 def report(settings: PipelineSettings) -> None:
     """Write the report, summary.json, the cards, and the plots and metrics of DVC."""
+    from pruneflow.judge.freshness import json_digest
     from pruneflow.judge.gates import load_gates
-    from pruneflow.judge.summary import build_summary
+    from pruneflow.judge.summary import ReportDigests, build_summary
+    from pruneflow.measure.evaluation_record import Evaluation
+    from pruneflow.measure.latency_record import Latency
     from pruneflow.models.round_record import read_round_record
     from pruneflow.report.data_card import render_data_card
     from pruneflow.report.dvc_plots import headline, series
@@ -267,22 +272,27 @@ def report(settings: PipelineSettings) -> None:
     from pruneflow.report.verdict import rule
 
     gates = load_gates(GATES_FILE)
-    rounds = [read_round_record(CHECKPOINTS / name).to_json() for name in settings.rounds]
+    rounds = [read_round_record(CHECKPOINTS / name) for name in settings.rounds]
     drawn, chosen = verify_manifest(DOCUMENTS), verify_manifest(CALIBRATION_SET)
     held_out, checked = verify_manifest(HELD_OUT), read_json(VALIDATION)
     summary = build_summary(
-        read_json(BASELINE),
-        read_json(EVALUATION),
-        read_json(LATENCY),
+        read_record(Evaluation, BASELINE),
+        read_record(Evaluation, EVALUATION),
+        read_record(Latency, LATENCY),
         rounds,
         settings,
         chosen,
         drawn,
+        ReportDigests(
+            baseline=json_digest(BASELINE),
+            evaluation=json_digest(EVALUATION),
+            latency=json_digest(LATENCY),
+        ),
     )
     sources = Sources(
-        read_round_record(CHECKPOINTS / DENSE).to_json(),
+        read_round_record(CHECKPOINTS / DENSE),
         rounds,
-        read_disagreement(CHECKPOINTS / summary["model"]["delivered"]),
+        read_disagreement(CHECKPOINTS / summary.model.delivered),
         drawn,
         chosen,
         checked,
@@ -300,7 +310,7 @@ def report(settings: PipelineSettings) -> None:
         for name, points in series(summary, rounds).items():
             write_json(directory / f"{name}.json", points)
     write_json(METRICS, headline(summary))
-    write_json(SUMMARY, summary)
+    write_record(SUMMARY, summary)
 
 
 STAGES: dict[str, Callable[[PipelineSettings], None]] = {

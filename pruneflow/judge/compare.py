@@ -1,137 +1,218 @@
-"""One model against another, from the records that the stages `baseline` and `evaluation` write.
+"""Compare the evaluations of two models: pruned with dense, or candidate with production."""
 
-The reference is the dense model, or the model that is in production.
-"""
+from typing import Annotated, NamedTuple
 
-from typing import Any
+from pydantic import Field
 
 from pruneflow.errors import InputError
+from pruneflow.judge.intervals import Estimate
 from pruneflow.judge.retention import mean_over_tasks, perplexity_estimates, task_retention
+from pruneflow.measure.evaluation_record import EvaluatedModel, Evaluation, TaskQuestions
+from pruneflow.records import DomainLoss, Record
 from pruneflow.settings.pipeline import EvaluationSettings
 
-# What two records must share to be compared, and what it is called.
+# What two evaluations must share to be compared, and what it is called.
 SAME = {
     "tokenizer": "tokenizer",
     "held_out": "held-out text",
     "questions": "questions and prompts",
     "dtype": "compute.dtype",
 }
-_MEASURED = ("correct", "acc", "acc_norm", "exact_match", "answers")
+
+
+class Counts(Record):
+    """One count of both models."""
+
+    dense: int = Field(description="The dense model.")
+    pruned: int = Field(description="The pruned model.")
+
+
+class ParameterCounts(Counts):
+    """Parameters of both models."""
+
+    ratio: float = Field(description="Share of the dense model's parameters that is removed.")
+    block_weights: Counts = Field(description="Weights in the matrices of all blocks.")
+    block_ratio: float = Field(description="Share of the block weights that is removed.")
+
+
+class WeightBytes(Counts):
+    """Bytes of the weight files of both models."""
+
+    ratio: float = Field(description="pruned / dense.")
+
+
+class BitsPerByte(Record):
+    """Bits per byte of both models."""
+
+    dense: float = Field(description="The dense model.")
+    pruned: float = Field(description="The pruned model.")
+
+
+class DomainPerplexity(Record):
+    """Perplexity of both models on the test text of one domain."""
+
+    dense: float = Field(description="The dense model.")
+    pruned: float = Field(description="The pruned model.")
+    ratio: Estimate = Field(description="pruned / dense.")
+    tokens: int = Field(description="Scored tokens.")
+    windows: int = Field(description="Windows, the units of the bootstrap.")
+    bytes: int = Field(description="Bytes of the scored text.")
+    bits_per_byte: BitsPerByte = Field(description="Comparable between tokenizers.")
+
+
+class WorstDomain(Estimate):
+    """The highest ratio, and its domain."""
+
+    domain: Annotated[str, Field(description="Its domain.")]
+
+
+class PerplexityComparison(Record):
+    """Perplexity of both models on test text."""
+
+    domains: dict[str, DomainPerplexity] = Field(description="By domain.")
+    mean_ratio: Estimate = Field(description="Geometric mean of the ratios.")
+    worst: WorstDomain = Field(description="The domain with the highest ratio.")
+
+
+class TaskComparison(TaskQuestions):
+    """Accuracy of both models on one task."""
+
+    dense: Estimate = Field(description="Accuracy of the dense model.")
+    pruned: Estimate = Field(description="Accuracy of the pruned model.")
+    difference: Estimate = Field(description="pruned - dense, question by question.")
+    measurable: bool = Field(description="Whether the dense model's interval is above chance.")
+    retention: Estimate | None = Field(description="pruned / dense; null if not measurable.")
+    above_chance: Estimate | None = Field(
+        description="(pruned - chance) / (dense - chance); null if not measurable."
+    )
+
+
+class Comparison(Record):
+    """Two evaluations compared; the reference's figures are named `dense`."""
+
+    parameters: ParameterCounts = Field(description="Parameters.")
+    bytes: WeightBytes = Field(description="Bytes of weights.")
+    perplexity: PerplexityComparison = Field(description="Perplexity on test text.")
+    tasks: dict[str, TaskComparison] = Field(description="Accuracy, by task.")
+    mean_difference: Estimate | None = Field(
+        description="Mean of `difference` over the measurable tasks; null where there is none."
+    )
+    mean_retention: Estimate | None = Field(description="Mean of `retention` over the same tasks.")
+
+
+class Names(NamedTuple):
+    """What errors call the two models."""
+
+    reference: str
+    candidate: str
+
+
+STAGES = Names("baseline", "evaluation")
 
 
 def compare(
-    reference: dict[str, Any],
-    candidate: dict[str, Any],
+    reference: Evaluation,
+    candidate: Evaluation,
     settings: EvaluationSettings,
-    between: tuple[str, str] = ("baseline", "evaluation"),
-) -> dict[str, Any]:
-    """Put the candidate's measurements beside the reference's, with paired 95 % intervals.
+    names: Names = STAGES,
+) -> Comparison:
+    """Compare two evaluations, with paired 95 % intervals.
 
     Args:
-        reference: record of the model to compare with.
-        candidate: record of the pruned model.
+        reference: of the model to compare with.
+        candidate: of the pruned model.
         settings: bootstrap resamples and seed.
-        between: what the two are called in an error.
-
-    Returns:
-        ``parameters`` (with ``block_ratio``, the share of the reference's block weights that is
-        gone), ``bytes``, ``perplexity`` by domain, ``tasks``, and ``mean_difference`` and
-        ``mean_retention`` over the measurable tasks. The reference's figures are named ``dense``.
+        names: what errors call the two.
 
     Raises:
         InputError: the two were measured on different text or questions, or with another
             tokenizer or data type.
     """
-    check_comparable(reference, candidate, between)
-    tasks, draws = {}, {}
-    for place, (name, asked) in enumerate(candidate["tasks"].items()):
-        facts, draws[name] = task_retention(
-            reference["tasks"][name]["correct"],
-            asked["correct"],
-            asked["chance"],
+    check_comparable(reference, candidate, names)
+    found, draws = {}, {}
+    for place, (name, asked) in enumerate(candidate.tasks.items()):
+        found[name], draws[name] = task_retention(
+            reference.tasks[name].correct,
+            asked.correct,
+            asked.chance,
             settings.bootstrap_samples,
             settings.seed + place,
         )
-        how = {key: value for key, value in asked.items() if key not in _MEASURED}
-        tasks[name] = {**how, **facts}
-    means = mean_over_tasks(tasks, draws)
-    before, after = reference["model"], candidate["model"]
-    return {
-        "parameters": _parameters(before, after),
-        "bytes": {
-            "dense": before["bytes"],
-            "pruned": after["bytes"],
-            "ratio": after["bytes"] / before["bytes"],
+    means = mean_over_tasks(found, draws)
+    before, after = reference.model, candidate.model
+    return Comparison(
+        parameters=_parameters(before, after),
+        bytes=WeightBytes(dense=before.bytes, pruned=after.bytes, ratio=after.bytes / before.bytes),
+        perplexity=_perplexity(reference.perplexity, candidate.perplexity, settings),
+        tasks={
+            name: TaskComparison(
+                **asked.model_dump(include=set(TaskQuestions.model_fields)),
+                **found[name]._asdict(),
+            )
+            for name, asked in candidate.tasks.items()
         },
-        "perplexity": _perplexity(reference["perplexity"], candidate["perplexity"], settings),
-        "tasks": tasks,
-        "mean_difference": means["difference"],
-        "mean_retention": means["retention"],
-    }
+        mean_difference=means.difference,
+        mean_retention=means.retention,
+    )
 
 
-def check_comparable(
-    reference: dict[str, Any], candidate: dict[str, Any], between: tuple[str, str]
-) -> None:
-    """Check that two records are of the same text, questions, tokenizer and data type.
+def check_comparable(reference: Evaluation, candidate: Evaluation, names: Names) -> None:
+    """Check that two evaluations are of the same text, questions, tokenizer and data type.
 
     Raises:
         InputError: they are not, or one has no task or domain of the other.
     """
-    for key, name in SAME.items():
-        if reference.get(key) != candidate.get(key):
+    for key, called in SAME.items():
+        first, second = getattr(reference, key), getattr(candidate, key)
+        if first != second:
             raise InputError(
-                f"{between[0]} and {between[1]} differ in {name} ({_short(reference.get(key))} "
-                f"and {_short(candidate.get(key))}), so they cannot be compared: {_way_out(key)}"
+                f"{names.reference} and {names.candidate} differ in {called} ({first[:12]} "
+                f"and {second[:12]}), so they cannot be compared: {_fix(key)}"
             )
-    if set(reference["tasks"]) != set(candidate["tasks"]):
-        name = sorted(set(reference["tasks"]) ^ set(candidate["tasks"]))[0]
+    if set(reference.tasks) != set(candidate.tasks):
+        name = sorted(set(reference.tasks) ^ set(candidate.tasks))[0]
         raise InputError(
-            f"{between[0]} and {between[1]} were not asked the same tasks ({name}), so they "
-            "cannot be compared: run `dvc repro` again"
+            f"{names.reference} and {names.candidate} were not asked the same tasks ({name}), so "
+            "they cannot be compared: run `dvc repro` again"
         )
 
 
-def _way_out(key: str) -> str:
+def _fix(key: str) -> str:
     if key == "dtype":
         return "set compute.dtype in configs/pipeline.yaml, so that both are measured in one type"
     return "run `dvc repro` again"
 
 
-def _short(value: Any) -> str:
-    return str(value)[:12]
-
-
-def _parameters(dense: dict[str, Any], pruned: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "dense": dense["parameters"],
-        "pruned": pruned["parameters"],
-        "ratio": 1 - pruned["parameters"] / dense["parameters"],
-        "block_weights": {"dense": dense["block_weights"], "pruned": pruned["block_weights"]},
-        "block_ratio": 1 - pruned["block_weights"] / dense["block_weights"],
-    }
+def _parameters(dense: EvaluatedModel, pruned: EvaluatedModel) -> ParameterCounts:
+    return ParameterCounts(
+        dense=dense.parameters,
+        pruned=pruned.parameters,
+        ratio=1 - pruned.parameters / dense.parameters,
+        block_weights=Counts(dense=dense.block_weights, pruned=pruned.block_weights),
+        block_ratio=1 - pruned.block_weights / dense.block_weights,
+    )
 
 
 def _perplexity(
-    dense: dict[str, Any], pruned: dict[str, Any], settings: EvaluationSettings
-) -> dict[str, Any]:
+    dense: dict[str, DomainLoss], pruned: dict[str, DomainLoss], settings: EvaluationSettings
+) -> PerplexityComparison:
     found = perplexity_estimates(dense, pruned, settings.bootstrap_samples, settings.seed)
-    return {
-        "domains": {
-            domain: {
-                "dense": dense[domain]["perplexity"],
-                "pruned": pruned[domain]["perplexity"],
-                "ratio": ratio,
-                "tokens": dense[domain]["tokens"],
-                "windows": len(dense[domain]["windows"]),
-                "bytes": dense[domain]["bytes"],
-                "bits_per_byte": {
-                    "dense": dense[domain]["bits_per_byte"],
-                    "pruned": pruned[domain]["bits_per_byte"],
-                },
-            }
-            for domain, ratio in found["domains"].items()
+    return PerplexityComparison(
+        domains={
+            domain: DomainPerplexity(
+                dense=dense[domain]["perplexity"],
+                pruned=pruned[domain]["perplexity"],
+                ratio=ratio,
+                tokens=dense[domain]["tokens"],
+                windows=len(dense[domain]["windows"]),
+                bytes=dense[domain]["bytes"],
+                bits_per_byte=BitsPerByte(
+                    dense=dense[domain]["bits_per_byte"],
+                    pruned=pruned[domain]["bits_per_byte"],
+                ),
+            )
+            for domain, ratio in found.domains.items()
         },
-        "mean_ratio": found["mean"],
-        "worst": found["worst"],
-    }
+        mean_ratio=found.mean,
+        worst={"domain": found.worst, **found.domains[found.worst]},
+    )

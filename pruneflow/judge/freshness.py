@@ -1,12 +1,12 @@
-"""Whether a summary is still about the files that there are."""
+"""Whether a summary was made from the current files."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pruneflow.artifacts import read_json, sha256_json
 from pruneflow.errors import DamagedArtifactError
+from pruneflow.judge.summary import Summary
 from pruneflow.models.digests import model_digest
 from pruneflow.paths import (
     BASELINE,
@@ -21,49 +21,44 @@ from pruneflow.paths import (
 from pruneflow.settings.pipeline import PIPELINE_FILE, PipelineSettings
 
 
-def stale(summary: dict[str, Any], settings: PipelineSettings) -> list[str]:
-    """Name what is no longer as it was when the summary was made.
+def stale(summary: Summary, settings: PipelineSettings) -> list[str]:
+    """Name what has changed since the summary was made.
 
     Args:
         summary: what the stage `report` wrote.
-        settings: those of now.
+        settings: the current ones.
 
     Returns:
         A sentence for each file or folder that is missing or has another digest; none when the
         summary is fresh.
     """
-    kept = summary.get("digests") or {}
-    reports = kept.get("reports") or {}
-    now: dict[Path, tuple[Any, Callable[[], Any]]] = {
-        MODEL: (kept.get("pruned"), lambda: model_digest(MODEL)),
-        PIPELINE_FILE: (
-            kept.get("settings"),
-            settings.digest,
-        ),
+    then = summary.digests
+    now: dict[Path, tuple[str, Callable[[], str]]] = {
+        MODEL: (then.pruned, lambda: model_digest(MODEL)),
+        PIPELINE_FILE: (then.settings, settings.digest),
+        DOCUMENTS: (then.documents, partial(_manifest_digest, DOCUMENTS)),
+        CALIBRATION_SET: (then.calibration_set, partial(_manifest_digest, CALIBRATION_SET)),
+        HELD_OUT: (then.held_out, partial(_manifest_digest, HELD_OUT)),
+        QUESTIONS: (then.questions, partial(_manifest_digest, QUESTIONS)),
+        BASELINE: (then.reports.baseline, partial(json_digest, BASELINE)),
+        EVALUATION: (then.reports.evaluation, partial(json_digest, EVALUATION)),
+        LATENCY: (then.reports.latency, partial(json_digest, LATENCY)),
     }
-    for name, path in (
-        ("documents", DOCUMENTS),
-        ("calibration_set", CALIBRATION_SET),
-        ("held_out", HELD_OUT),
-        ("questions", QUESTIONS),
-    ):
-        now[path] = (kept.get(name), partial(_manifest_digest, path))
-    for path in (BASELINE, EVALUATION, LATENCY):
-        now[path] = (reports.get(path.stem), partial(_json_digest, path))
     return [sentence for place in now if (sentence := _changed(place, *now[place]))]
 
 
-def _manifest_digest(directory: Path) -> Any:
-    return read_json(directory / "manifest.json")["digest"]
-
-
-def _json_digest(path: Path) -> str:
+def json_digest(path: Path) -> str:
+    """Return the digest of a JSON file as it is stored."""
     return sha256_json(read_json(path))
 
 
-def _changed(place: Path, then: Any, digest: Callable[[], Any]) -> str | None:
+def _manifest_digest(directory: Path) -> str:
+    return str(read_json(directory / "manifest.json")["digest"])
+
+
+def _changed(place: Path, then: str, digest: Callable[[], str]) -> str | None:
     try:
-        if then is not None and digest() == then:
+        if digest() == then:
             return None
     except DamagedArtifactError as error:
         return f"The report is stale: {error}."

@@ -1,22 +1,24 @@
-"""The gates a pruned model must pass, and the decision they come to.
+"""The gates a pruned model must pass, and their decision.
 
 A gate compares one metric (see `metrics.py`) with a limit, against the dense model or against the
-model that is in production. It looks at the worse end of the metric's 95 % interval, so that few
-questions refuse rather than excuse. An unknown metric, a measurement that is missing or not
-finite, and a report about other files than those there are now: each is a refusal, never a pass.
+model that is in production. It uses the worse end of the metric's 95 % interval, so that few
+questions make it stricter, not more lenient. An unknown metric, a measurement that is missing or
+not finite, and a report about other files than the current ones are refusals, never passes.
 """
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from pruneflow.artifacts import sha256_json
 from pruneflow.errors import InputError
-from pruneflow.judge.metrics import Comparison, find_metric, known_metrics, measure
+from pruneflow.judge.compare import Comparison
+from pruneflow.judge.intervals import Estimate
+from pruneflow.judge.metrics import Measured, find_metric, known_metrics, measure
+from pruneflow.judge.summary import Summary
+from pruneflow.records import Record
 from pruneflow.settings.base import Settings, check, read_yaml
-
-SIDES = {"at_least": ("below", "low"), "at_most": ("above", "high")}
 
 
 class GateSettings(Settings):
@@ -32,7 +34,7 @@ class GateSettings(Settings):
         "within `limit` of it and smaller on disk."
     )
     limit: float = Field(description="The limit itself passes.")
-    why: str = Field(min_length=1, description="One sentence for who reads a refusal.")
+    why: str = Field(min_length=1, description="One sentence for the reader of a refusal.")
 
     @property
     def title(self) -> str:
@@ -41,13 +43,64 @@ class GateSettings(Settings):
 
 
 class GatesSettings(Settings):
-    """The whole of configs/gates.yaml."""
+    """configs/gates.yaml."""
 
     run_mode: Literal["enabled", "dry_run", "disabled"] = Field(
         description="`dry_run` records the decision without enforcing it; `disabled` checks "
         "nothing."
     )
     gates: list[GateSettings] = Field(min_length=1, description="All must pass.")
+
+
+class GateResult(Record):
+    """One gate and its result."""
+
+    name: str = Field(description="What reports call it.")
+    metric: str = Field(description="The metric.")
+    against: Literal["baseline", "production"] = Field(
+        "baseline", description="The model that the metric compares with."
+    )
+    comparison: Literal["at_least", "at_most", "improves"] = Field(
+        description="Side of the limit to be on."
+    )
+    limit: float = Field(description="The limit.")
+    why: str = Field(description="Why the gate exists.")
+    value: float | None = Field(None, description="The metric; null where it was not measured.")
+    low: float | None = Field(None, description="Lower end of its 95 % interval.")
+    high: float | None = Field(None, description="Upper end of its 95 % interval.")
+    domain: str | None = Field(None, description="The domains the metric is about, if any.")
+    reason: str | None = Field(None, description="Why it failed, or why it was not needed.")
+    passed: bool = Field(description="Whether it passed.")
+
+
+class JudgedAgainst(Record):
+    """The model that was in production when the gates decided."""
+
+    version: str = Field(description="In the registry.")
+    model: str = Field(description="Its model digest.")
+
+
+class Decision(Record):
+    """The content of decision.json."""
+
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
+    accepted: bool = Field(description="Whether all gates passed; false when none was evaluated.")
+    enforced: bool = Field(description="Whether a refusal keeps the model out of the registry.")
+    run_mode: Literal["enabled", "dry_run", "disabled"] = Field(description="run_mode.")
+    reasons: list[str] = Field(description="A sentence for each failed gate and stale file.")
+    gates: list[GateResult] = Field(description="Every gate.")
+    digests: dict[str, str | dict[str, str]] = Field(
+        description="Digests of the summary, with `summary` for its own and `gates` for the gates."
+    )
+    model: str | None = Field(description="Digest of the judged model; null where a stage failed.")
+    production: JudgedAgainst | None = Field(
+        description="The model then in production; null where there was none, or no gate asked."
+    )
+
+    @property
+    def may_register(self) -> bool:
+        """Whether the model may become a registered version."""
+        return self.accepted or not self.enforced
 
 
 class Production(NamedTuple):
@@ -81,11 +134,11 @@ def load_gates(path: Path) -> GatesSettings:
 
 
 def decide(
-    summary: Comparison,
+    summary: Summary,
     gates: GatesSettings,
     production: Production | None = None,
     stale: list[str] | None = None,
-) -> dict[str, Any]:
+) -> Decision:
     """Compare a summary with every gate.
 
     Args:
@@ -93,130 +146,125 @@ def decide(
         gates: metrics and limits.
         production: the model now in production; None when there is none.
         stale: sentences about files that are not those the summary was made from.
-
-    Returns:
-        ``accepted`` (all gates passed; false when none was evaluated), ``enforced`` (whether a
-        refusal stops the model), ``run_mode``, a sentence for each failed gate in ``reasons``,
-        each gate with its measured ``value`` and interval (None when there is none) and whether it
-        ``passed``, the ``digests`` that were judged, and the version in ``production``.
     """
     evaluated = gates.gates if gates.run_mode != "disabled" else []
     judged = [_judge(gate, summary, production) for gate in evaluated]
-    failed = [entry["reason"] for entry in judged if not entry["passed"]]
+    failed = [str(entry.reason) for entry in judged if not entry.passed]
     if evaluated:
         failed = [*(stale or []), *failed]
     else:
         failed = ["The gates are disabled (run_mode), so nothing was checked."]
-    return {
-        "accepted": bool(judged) and not failed,
-        "enforced": gates.run_mode == "enabled",
-        "run_mode": gates.run_mode,
-        "reasons": failed,
-        "gates": judged,
-        "digests": {
-            **summary["digests"],
-            "summary": sha256_json(summary),
-            "gates": sha256_json(gates.model_dump(mode="json")),
+    return Decision(
+        accepted=bool(judged) and not failed,
+        enforced=gates.run_mode == "enabled",
+        run_mode=gates.run_mode,
+        reasons=failed,
+        gates=judged,
+        digests={
+            **summary.digests.to_json(),
+            "summary": sha256_json(summary.to_json()),
+            "gates": _digest(gates),
         },
-        "model": summary["digests"]["pruned"],
-        "production": None
+        model=summary.digests.pruned,
+        production=None
         if production is None
-        else {"version": production.version, "model": production.model},
-    }
+        else JudgedAgainst(version=production.version, model=production.model),
+    )
 
 
-def refuse(stage: str, reason: str, gates: GatesSettings) -> dict[str, Any]:
+def refuse(stage: str, reason: str, gates: GatesSettings) -> Decision:
     """Return the decision about a run that a stage ended: there is no model, so it is refused."""
-    return {
-        "accepted": False,
-        "enforced": gates.run_mode == "enabled",
-        "run_mode": gates.run_mode,
-        "reasons": [f"{stage} ended in an error, so there is no model to judge: {reason}"],
-        "gates": [],
-        "digests": {"gates": sha256_json(gates.model_dump(mode="json"))},
-        "model": None,
-        "production": None,
-    }
+    return Decision(
+        accepted=False,
+        enforced=gates.run_mode == "enabled",
+        run_mode=gates.run_mode,
+        reasons=[f"{stage} ended in an error, so there is no model to judge: {reason}"],
+        gates=[],
+        digests={"gates": _digest(gates)},
+        model=None,
+        production=None,
+    )
 
 
-def may_register(decision: dict[str, Any]) -> bool:
-    """Whether a model with this decision may become a registered version."""
-    return bool(decision["accepted"] or not decision["enforced"])
+def _digest(gates: GatesSettings) -> str:
+    return sha256_json(gates.model_dump(mode="json"))
 
 
 def _unknown(gate: GateSettings) -> str | None:
-    """Say what a gate asks for that there is not, or None."""
+    """Return what a gate asks for that does not exist, or None."""
     found = find_metric(gate.metric)
     if found is None:
         return f"metric {gate.metric} is unknown: choose one of {known_metrics()}"
     if gate.against == "production" and not found[0].of_two_records:
-        return (
-            f"metric {gate.metric} is measured beside the dense model only: use against: baseline"
-        )
+        return f"metric {gate.metric} compares with the dense model only: use against: baseline"
     if gate.comparison == "improves":
         if found[0].parity is None:
-            return f"metric {gate.metric} cannot say which model is better: use at_least or at_most"
+            return f"metric {gate.metric} has no better side: use at_least or at_most"
         if gate.against != "production":
             return f"gate {gate.title}: `improves` needs against: production"
     return None
 
 
-def _judge(
-    gate: GateSettings, summary: Comparison, production: Production | None
-) -> dict[str, Any]:
+def _judge(gate: GateSettings, summary: Summary, production: Production | None) -> GateResult:
     """Return one gate's entry of the decision."""
-    entry: dict[str, Any] = {
-        "name": gate.title,
-        **gate.model_dump(mode="json", exclude={"name"}),
-        **dict.fromkeys(("value", "low", "high", "domain", "reason")),
-        "passed": False,
-    }
-    problem = _unknown(gate)
-    found = summary
+
+    def result(
+        passed: bool, reason: str | None = None, found: Measured | None = None
+    ) -> GateResult:
+        asked = gate.model_dump(exclude={"name"})
+        verdict = {"name": gate.title, "passed": passed, "reason": reason}
+        return GateResult.model_validate({**asked, **verdict, **(found or {})})
+
+    problem, compared = _unknown(gate), None
     if problem is None and gate.against == "production":
         if production is None:
-            return {**entry, "passed": True, "reason": "Nothing is in production."}
-        if production.model == summary["digests"]["pruned"]:
-            return {**entry, "passed": True, "reason": "This model is in production."}
-        if production.compared is None:
-            problem = f"version {production.version}, in production, cannot be compared: "
-            problem += str(production.problem)
-        else:
-            found = production.compared
+            return result(True, "Nothing is in production.")
+        if production.model == summary.digests.pruned:
+            return result(True, "This model is in production.")
+        compared = production.compared
+        if compared is None:
+            problem = (
+                f"version {production.version}, in production, cannot be compared: "
+                f"{production.problem}"
+            )
     if problem is not None:
-        return {**entry, "reason": f"{gate.title}: {problem}. {gate.why}"}
+        return result(False, f"{gate.title}: {problem}. {gate.why}")
+    found = compared or summary
     value = measure(gate.metric, found)
     if value is None:
         whose = " against production" if gate.against == "production" else ""
         reason = f"{gate.title}: {gate.metric} was not measured{whose} or is not finite"
-        return {**entry, "reason": f"{reason}{_unmeasurable(gate, found)}. {gate.why}"}
-    entry.update(value)
-    broken = _broken(gate, entry, found)
+        return result(False, f"{reason}{_unmeasurable(gate, found)}. {gate.why}")
+    broken = _broken(gate, value, found)
     if broken is None:
-        return {**entry, "passed": True}
-    return {**entry, "reason": f"{gate.title}: {gate.metric} {broken}. {gate.why}"}
+        return result(True, None, value)
+    return result(False, f"{gate.title}: {gate.metric} {broken}. {gate.why}", value)
 
 
-def _broken(gate: GateSettings, value: dict[str, Any], found: Comparison) -> str | None:
-    """Say how a value breaks its gate, or None."""
+def _broken(gate: GateSettings, value: Measured, found: Comparison) -> str | None:
+    """Describe how a value breaks its gate, or return None."""
     if gate.comparison == "improves":
         return _no_improvement(gate, value, found)
-    side, end = SIDES[gate.comparison]
-    passed = value[end] >= gate.limit if side == "below" else value[end] <= gate.limit
+    low, high = _interval(value)
+    if gate.comparison == "at_least":
+        side, passed = "below", low >= gate.limit
+    else:
+        side, passed = "above", high <= gate.limit
     if passed:
         return None
     return f"is {_figures(value)}, {side} the limit {gate.limit:g}{_where(value)}"
 
 
-def _no_improvement(gate: GateSettings, value: dict[str, Any], found: Comparison) -> str | None:
+def _no_improvement(gate: GateSettings, value: Measured, found: Comparison) -> str | None:
     known = find_metric(gate.metric)
-    assert known is not None and known[0].parity is not None  # _unknown has looked
+    assert known is not None and known[0].parity is not None  # _unknown has checked
     parity = known[0].parity
+    low, high = _interval(value)
     if known[0].better == "lower":
-        better, no_worse = value["high"] < parity, value["high"] <= gate.limit
+        better, no_worse = high < parity, high <= gate.limit
     else:
-        better, no_worse = value["low"] > parity, value["low"] >= gate.limit
-    smaller = found["bytes"]["pruned"] < found["bytes"]["dense"]
+        better, no_worse = low > parity, low >= gate.limit
+    smaller = found.bytes.pruned < found.bytes.dense
     if better or (no_worse and smaller):
         return None
     short = "the model is no smaller" if no_worse else f"worse than the limit {gate.limit:g}"
@@ -226,24 +274,30 @@ def _no_improvement(gate: GateSettings, value: dict[str, Any], found: Comparison
     )
 
 
-def _figures(value: dict[str, Any]) -> str:
+def _interval(value: Estimate) -> tuple[float, float]:
+    """Return the ends, which a measured metric has."""
+    assert value["low"] is not None and value["high"] is not None
+    return value["low"], value["high"]
+
+
+def _figures(value: Estimate) -> str:
     if value["low"] is None or value["low"] == value["high"]:
         return f"{value['value']:.6g}"
     return f"{value['value']:.4g} (95 % interval {value['low']:.4g} to {value['high']:.4g})"
 
 
-def _where(value: dict[str, Any]) -> str:
+def _where(value: Measured) -> str:
     """Name the domains behind a figure whose metric does not."""
     return f", on {value['domain']}" if value["domain"] else ""
 
 
 def _unmeasurable(gate: GateSettings, found: Comparison) -> str:
-    """Say why a task that was asked has no figure."""
-    task = found.get("tasks", {}).get(gate.metric.partition(".")[2])
-    if not isinstance(task, dict) or task.get("measurable") is not False:
+    """Explain why a task that was asked has no figure."""
+    task = found.tasks.get(gate.metric.partition(".")[2])
+    if task is None or task.measurable:
         return ""
     whose = "dense" if gate.against == "baseline" else "production"
     return (
-        f" (the {whose} model's own accuracy, {_figures(task['dense'])}, is not above chance, "
-        f"{task['chance']:.4g})"
+        f" (the {whose} model's own accuracy, {_figures(task.dense)}, is not above chance, "
+        f"{task.chance:.4g})"
     )

@@ -12,10 +12,12 @@ factor: `pooled`.
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Annotated
 
 import numpy
+from pydantic import Field
 from scipy.special import ndtr, ndtri, stdtrit
+from typing_extensions import TypedDict
 
 CONFIDENCE = 0.95
 
@@ -24,18 +26,18 @@ _CHUNK = 100
 
 
 class Estimate(TypedDict):
-    """A measured value and the ends of its 95 % interval; ends are None when too few units."""
+    """A measured value and its 95 % interval."""
 
-    value: float
-    low: float | None
-    high: float | None
+    value: Annotated[float, Field(description="The value.")]
+    low: Annotated[float | None, Field(description="Lower end; null with too few units.")]
+    high: Annotated[float | None, Field(description="Upper end; null with too few units.")]
 
 
 def draw_means(units: numpy.ndarray, samples: int, seed: int) -> numpy.ndarray:
     """Return the means of `samples` resamples of the units.
 
     Args:
-        units: ``[measures, units]``; a column is drawn as a whole.
+        units: ``[measures, units]``; columns are drawn.
         samples: how many resamples.
         seed: of the draws.
 
@@ -60,7 +62,7 @@ def pooled(
 ) -> numpy.ndarray:
     """Return draws of the mean of several measures, spread as few units ask for.
 
-    A resample of n units varies by a factor of (n - 1) / n too little, which is mended in each
+    A resample of n units varies by a factor of (n - 1) / n too little, which is corrected in each
     measure. Student's t is wider than the normal distribution; its degrees of freedom are those of
     B. L. Welch (Biometrika 34, 1947) and F. E. Satterthwaite (Biometrics 2, 1946), n - 1 for one
     measure alone.
@@ -68,8 +70,8 @@ def pooled(
     Args:
         values: of the measures, from the units as they are.
         draws: of each measure, ``[samples]``.
-        units: how many units each measure has; of one alone there is no telling, and the draws
-            are not a number.
+        units: how many units each measure has; a single unit gives draws that are not a
+            number.
     """
     middle = math.fsum(values) / len(values)
     if min(units) < 2:

@@ -1,4 +1,4 @@
-"""What a gate can look at: each metric is one function of a comparison of two models.
+"""The metrics a gate can name: each is one function of a comparison of two models.
 
 A new metric is one function below. Where a metric has an interval, gates look at its worse end.
 """
@@ -8,14 +8,14 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from pruneflow.judge.compare import Comparison
 from pruneflow.judge.intervals import Estimate
-
-Comparison = dict[str, Any]
-"""A summary, or what `compare` says of candidate and production model."""
+from pruneflow.judge.summary import Summary
+from pruneflow.measure.latency_record import Median
 
 
 class Measured(Estimate):
-    """An estimate, and the domains that it is about where the metric's name does not say."""
+    """An estimate, and the domains it is about where the metric's name does not give them."""
 
     domain: str | None
 
@@ -26,10 +26,10 @@ class Metric(NamedTuple):
     Attributes:
         measure: of a comparison and, where it takes one, the part of the metric's name after the
             dot; gives a number or an `Estimate`, or None where there is no measurement.
-        parity: its value when both models are equal; None where it cannot say which is better.
+        parity: its value when both models are equal; None where neither side is better.
         better: on which side of parity the candidate is better.
-        of_two_records: whether two models' records are enough for it, so that it can be held
-            against the model in production, which no stage runs.
+        of_two_records: whether two evaluations are enough for it, so that it can be compared with
+            the model in production; else it needs a summary.
     """
 
     measure: Callable[..., Estimate | float | None]
@@ -67,7 +67,7 @@ def metric(
 @metric(parity=1, better="lower")
 def perplexity_ratio_mean(found: Comparison) -> Estimate:
     """Geometric mean over domains of pruned perplexity over dense perplexity."""
-    return found["perplexity"]["mean_ratio"]
+    return found.perplexity.mean_ratio
 
 
 @metric(parity=1, better="lower")
@@ -77,100 +77,104 @@ def perplexity_ratio_worst(found: Comparison) -> Measured:
     The domain with the highest ratio need not be the one that is worst off: another, measured on
     windows that differ more, may be.
     """
-    ratios = {name: facts["ratio"] for name, facts in found["perplexity"]["domains"].items()}
+    ratios = {name: domain.ratio for name, domain in found.perplexity.domains.items()}
 
-    def badness(domain: str) -> float:
-        return ratios[domain]["high"] if math.isfinite(ratios[domain]["high"]) else math.inf
+    def upper_end(domain: str) -> float:
+        high = ratios[domain]["high"]
+        return math.inf if high is None else high
 
-    worst = max(ratios, key=badness)
-    value, low, high = (ratios[worst][key] for key in ("value", "low", "high"))
-    return {"value": value, "low": low, "high": high, "domain": worst}
+    worst = max(ratios, key=upper_end)
+    return {**ratios[worst], "domain": worst}
 
 
 @metric(parity=1, better="lower")
-def perplexity_ratio(found: Comparison, domain: str) -> Estimate:
+def perplexity_ratio(found: Comparison, domain: str) -> Estimate | None:
     """Perplexity ratio of one domain."""
-    return found["perplexity"]["domains"][domain]["ratio"]
+    measured = found.perplexity.domains.get(domain)
+    return measured.ratio if measured else None
 
 
 @metric(parity=1, better="higher")
 def task_retention(found: Comparison, task: str) -> Estimate | None:
     """Pruned accuracy over dense accuracy on one task."""
-    return found["tasks"][task]["retention"]
+    asked = found.tasks.get(task)
+    return asked.retention if asked else None
 
 
 @metric(parity=1, better="higher")
 def task_above_chance(found: Comparison, task: str) -> Estimate | None:
-    """Task retention of what both accuracies have above chance."""
-    return found["tasks"][task]["above_chance"]
+    """Task retention of the accuracy above chance."""
+    asked = found.tasks.get(task)
+    return asked.above_chance if asked else None
 
 
 @metric(parity=0, better="higher")
 def task_difference(found: Comparison, task: str) -> Estimate | None:
     """Pruned accuracy minus dense accuracy on one task, question by question."""
-    facts = found["tasks"][task]
-    return facts["difference"] if facts["measurable"] else None
+    asked = found.tasks.get(task)
+    return asked.difference if asked and asked.measurable else None
 
 
 @metric(parity=1, better="higher")
 def mean_retention(found: Comparison) -> Estimate | None:
     """Mean of task retention over the measurable tasks."""
-    return found["mean_retention"]
+    return found.mean_retention
 
 
 @metric(parity=0, better="higher")
 def mean_difference(found: Comparison) -> Estimate | None:
     """Mean of pruned accuracy minus dense accuracy over the measurable tasks."""
-    return found["mean_difference"]
+    return found.mean_difference
 
 
 @metric(parity=0, better="higher")
 def block_ratio(found: Comparison) -> float:
-    """Share of the dense model's block weights that is gone."""
-    return found["parameters"]["block_ratio"]
+    """Share of the dense model's block weights that is removed."""
+    return found.parameters.block_ratio
 
 
 @metric(parity=1, better="lower")
 def bytes_ratio(found: Comparison) -> float:
     """Bytes of weights on disk, pruned over dense."""
-    return found["bytes"]["ratio"]
+    return found.bytes.ratio
 
 
 @metric(of_two_records=False)
-def reload_ok(found: Comparison) -> float:
+def reload_ok(found: Summary) -> float:
     """1 when a fresh process without this project loads the model and generates, else 0."""
-    return float(found["reload"]["ok"])
+    return float(found.reload.ok)
 
 
 @metric(of_two_records=False)
-def lm_eval_ok(found: Comparison) -> float:
+def lm_eval_ok(found: Summary) -> float:
     """1 when the command ``lm_eval --model hf`` runs on the model's directory, else 0."""
-    return float(found["lm_eval"]["ok"])
+    return float(found.lm_eval.ok)
 
 
 @metric(parity=1, better="higher", of_two_records=False)
-def decode_speedup(found: Comparison) -> Estimate:
+def decode_speedup(found: Summary) -> Estimate:
     """Decoded tokens per second, pruned over dense, median of interleaved repeats."""
-    return _median(found["latency"]["speedup"]["decode"])
+    return estimate_of(found.latency.speedup.decode)
 
 
 @metric(parity=1, better="higher", of_two_records=False)
-def prefill_speedup(found: Comparison) -> Estimate:
+def prefill_speedup(found: Summary) -> Estimate:
     """Prefilled tokens per second, pruned over dense, median of interleaved repeats."""
-    return _median(found["latency"]["speedup"]["prefill"])
+    return estimate_of(found.latency.speedup.prefill)
 
 
 @metric(of_two_records=False)
-def uncalibrated_domains(found: Comparison) -> Measured:
-    """How many of the measured domains the calibration set holds no text of."""
-    calibrated = found["calibration_domains"]
-    missing = [domain for domain in found["perplexity"]["domains"] if not calibrated.get(domain)]
+def uncalibrated_domains(found: Summary) -> Measured:
+    """How many of the measured domains have no text in the calibration set."""
+    calibrated = found.calibration_domains
+    missing = [domain for domain in found.perplexity.domains if not calibrated.get(domain)]
     count = float(len(missing))
     return {"value": count, "low": count, "high": count, "domain": ", ".join(missing) or None}
 
 
-def _median(spread: dict[str, Any]) -> Estimate:
-    return {"value": spread["median"], "low": spread["low"], "high": spread["high"]}
+def estimate_of(found: Median) -> Estimate:
+    """Return a median as an estimate, without the extremes."""
+    return {"value": found["median"], "low": found["low"], "high": found["high"]}
 
 
 def find_metric(name: str) -> tuple[Metric, str] | None:
@@ -192,7 +196,7 @@ def known_metrics() -> str:
 
 
 def measure(name: str, found: Comparison) -> Measured | None:
-    """Return a metric of a comparison; None where it was not measured or is not finite.
+    """Return a metric of a comparison; None where it was not measured or has no interval.
 
     A number without an interval is its own interval. ``domain`` is None unless the metric names
     one itself.
@@ -201,14 +205,17 @@ def measure(name: str, found: Comparison) -> Measured | None:
     if known is None:
         return None
     chosen, part = known
-    try:
-        value: Any = chosen.measure(found, part) if part else chosen.measure(found)
-        if not isinstance(value, dict):
-            value = {"value": value, "low": value, "high": value}
-        ends = [value[key] for key in ("value", "low", "high")]
-    except (AttributeError, KeyError, TypeError, ValueError):
+    if not (chosen.of_two_records or isinstance(found, Summary)):
         return None
-    if not all(isinstance(end, int | float) and math.isfinite(end) for end in ends):
+    value = chosen.measure(found, part) if part else chosen.measure(found)
+    if value is None:
         return None
-    low, high = float(ends[1]), float(ends[2])
-    return {"value": float(ends[0]), "low": low, "high": high, "domain": value.get("domain")}
+    if not isinstance(value, dict):
+        value = {"value": value, "low": value, "high": value}
+    if not all(end is not None and math.isfinite(end) for end in _ends(value)):
+        return None
+    return {"domain": None, **value}
+
+
+def _ends(value: Estimate) -> tuple[float | None, ...]:
+    return value["value"], value["low"], value["high"]

@@ -1,31 +1,85 @@
-"""Any two models side by side: what each came to, and what was not measured for one of them."""
+"""Any two models side by side: their measures, and what was not measured for one of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
+
+from pydantic import Field
 
 from pruneflow.errors import InputError
-from pruneflow.judge.compare import compare
+from pruneflow.judge.compare import Comparison, Names, compare
+from pruneflow.judge.intervals import Estimate
+from pruneflow.measure.evaluation_record import Evaluation
+from pruneflow.measure.latency_record import Median, Speed
+from pruneflow.records import Record
 from pruneflow.settings.pipeline import EvaluationSettings
 
 SIZES = ("parameters", "block_weights", "bytes")
-SPEEDS = ("prefill", "decode", "first_token")
 
 Value = TypeVar("Value")
 
 
+class Pair(Record, Generic[Value]):
+    """A measure of two models."""
+
+    a: Value | None = Field(description="The first model; null where it was not measured.")
+    b: Value | None = Field(description="The second model.")
+
+
+class PerplexityPair(Pair[float]):
+    """Perplexity of two models on the test text of a domain."""
+
+    ratio: Estimate | None = Field(description="b / a; null where they cannot be compared.")
+
+
+class AccuracyPair(Pair[float]):
+    """Accuracy of two models on a task."""
+
+    retention: Estimate | None = Field(description="b / a; null where it is not measurable.")
+
+
+class PairedPerplexity(Record):
+    """Perplexity of two models on test text."""
+
+    domains: dict[str, PerplexityPair] = Field(description="By domain.")
+    mean_ratio: Estimate | None = Field(description="Geometric mean of the ratios.")
+
+
+class Named(Record):
+    """Which model."""
+
+    name: str = Field(description="As it was asked for.")
+    title: str = Field(description="What it is.")
+
+
+class SideBySide(Record):
+    """Two models side by side, as `pruneflow compare --json` prints it."""
+
+    a: Named = Field(description="The first model.")
+    b: Named = Field(description="The second model.")
+    size: dict[str, Pair[int]] = Field(description="Parameters, block weights and bytes.")
+    perplexity: PairedPerplexity = Field(description="On test text.")
+    validation: dict[str, Pair[float]] = Field(description="Perplexity on validation text.")
+    tasks: dict[str, AccuracyPair] = Field(description="By task.")
+    speed: dict[str, Pair[Median]] = Field(description="Prefill, decode and first token.")
+    health: dict[str, Pair[float]] = Field(description="Health of a round, by measure.")
+    settings: dict[str, Pair[str]] = Field(description="Settings that differ, by dotted name.")
+    digests: dict[str, Pair[str]] = Field(description="Digests.")
+    notes: list[str] = Field(description="What was not measured, or cannot be compared.")
+
+
 @dataclass(frozen=True)
 class Side:
-    """A model, and what is known of it.
+    """A model, and what is known about it.
 
     Attributes:
-        name: what one calls it, e.g. ``production`` or ``r1``.
+        name: as it was asked for, e.g. ``production`` or ``r1``.
         title: what it is, e.g. ``version 3``.
-        sizes: what is known of SIZES.
-        evaluation: its record on test text and questions; None when it was not evaluated.
-        speed: medians with intervals, by SPEEDS; None when it was not timed.
+        sizes: those of SIZES that are known.
+        evaluation: on test text and questions; None when it was not evaluated.
+        speed: None when it was not timed.
         validation: perplexity on validation text, by domain; empty when unknown.
-        health: how a round stands to the dense model, by measure; empty when it is no round.
+        health: of a round, by measure; empty when it is no round.
         settings: by dotted name, as text; those that are recorded.
         digests: of the model and of what it was made from.
     """
@@ -33,99 +87,101 @@ class Side:
     name: str
     title: str
     sizes: Mapping[str, int]
-    evaluation: dict[str, Any] | None = None
-    speed: Mapping[str, Any] | None = None
+    evaluation: Evaluation | None = None
+    speed: Speed | None = None
     validation: Mapping[str, float] = field(default_factory=dict)
     health: Mapping[str, float | None] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-def side_by_side(a: Side, b: Side, settings: EvaluationSettings) -> dict[str, Any]:
+def side_by_side(a: Side, b: Side, settings: EvaluationSettings) -> SideBySide:
     """Put two models side by side.
 
     Args:
         a: the one that the other is compared with.
         b: the other.
         settings: bootstrap resamples and seed of the intervals.
-
-    Returns:
-        By section, for each measure the values of ``a`` and ``b``, None where there is none:
-        ``size``, ``perplexity`` (test text, with the paired ``ratio`` of b to a), ``validation``
-        (text that rounds are checked on), ``tasks`` (with the ``retention`` of b against a),
-        ``speed``, ``health``, ``settings`` (those that differ) and ``digests``. ``notes`` say
-        what was not measured, or cannot be compared.
     """
     compared, problem = _compared(a, b, settings)
-    return {
-        "a": {"name": a.name, "title": a.title},
-        "b": {"name": b.name, "title": b.title},
-        "size": {key: _pair(a.sizes, b.sizes, key) for key in SIZES},
-        "perplexity": _perplexity(a, b, compared),
-        "validation": {
-            domain: _pair(a.validation, b.validation, domain)
-            for domain in _names(a.validation, b.validation)
+    speeds = [dict(side.speed) if side.speed else {} for side in (a, b)]
+    return SideBySide(
+        a=Named(name=a.name, title=a.title),
+        b=Named(name=b.name, title=b.title),
+        size={key: Pair[int](a=a.sizes.get(key), b=b.sizes.get(key)) for key in SIZES},
+        perplexity=_perplexity(a, b, compared),
+        validation=_pairs(Pair[float], a.validation, b.validation),
+        tasks=_tasks(a, b, compared),
+        speed={
+            key: Pair[Median](a=speeds[0].get(key), b=speeds[1].get(key))
+            for key in Speed.model_fields
         },
-        "tasks": _tasks(a, b, compared),
-        "speed": {key: _pair(a.speed or {}, b.speed or {}, key) for key in SPEEDS},
-        "health": {key: _pair(a.health, b.health, key) for key in _names(a.health, b.health)},
-        "settings": {
-            key: _pair(a.settings, b.settings, key)
+        health=_pairs(Pair[float], a.health, b.health),
+        settings={
+            key: Pair[str](a=a.settings[key], b=b.settings[key])
             for key in sorted(a.settings.keys() & b.settings.keys())
             if a.settings[key] != b.settings[key]
         },
-        "digests": {key: _pair(a.digests, b.digests, key) for key in _names(a.digests, b.digests)},
-        "notes": [*_not_measured(a), *_not_measured(b), *([problem] if problem else [])],
-    }
+        digests=_pairs(Pair[str], a.digests, b.digests),
+        notes=[*_not_measured(a), *_not_measured(b), *([problem] if problem else [])],
+    )
 
 
 def _compared(
     a: Side, b: Side, settings: EvaluationSettings
-) -> tuple[dict[str, Any] | None, str | None]:
-    """Compare the records of both in pairs; or say why that cannot be done."""
+) -> tuple[Comparison | None, str | None]:
+    """Compare the evaluations of both in pairs; or return why that cannot be done."""
     if a.evaluation is None or b.evaluation is None:
         return None, None
     try:
-        return compare(a.evaluation, b.evaluation, settings, (a.title, b.title)), None
+        return compare(a.evaluation, b.evaluation, settings, Names(a.title, b.title)), None
     except InputError as error:
         return None, str(error)
 
 
-def _perplexity(a: Side, b: Side, compared: dict[str, Any] | None) -> dict[str, Any]:
-    first, second = (_of(side, "perplexity", lambda found: found["perplexity"]) for side in (a, b))
-    ratios = compared["perplexity"]["domains"] if compared else {}
-    rows = {
-        domain: {**_pair(first, second, domain), "ratio": (ratios.get(domain) or {}).get("ratio")}
-        for domain in _names(first, second)
-    }
-    mean = compared["perplexity"]["mean_ratio"] if compared else None
-    return {"domains": rows, "mean_ratio": mean}
+def _perplexity(a: Side, b: Side, compared: Comparison | None) -> PairedPerplexity:
+    first, second = (
+        {name: loss["perplexity"] for name, loss in found.perplexity.items()} if found else {}
+        for found in (a.evaluation, b.evaluation)
+    )
+    domains = compared.perplexity.domains if compared else {}
+    return PairedPerplexity(
+        domains={
+            name: PerplexityPair(
+                a=first.get(name),
+                b=second.get(name),
+                ratio=domains[name].ratio if name in domains else None,
+            )
+            for name in {**first, **second}
+        },
+        mean_ratio=compared.perplexity.mean_ratio if compared else None,
+    )
 
 
-def _tasks(a: Side, b: Side, compared: dict[str, Any] | None) -> dict[str, Any]:
-    first, second = (_of(side, "tasks", lambda found: found[found["metric"]]) for side in (a, b))
-    facts = compared["tasks"] if compared else {}
+def _tasks(a: Side, b: Side, compared: Comparison | None) -> dict[str, AccuracyPair]:
+    first, second = (
+        {name: task.accuracy for name, task in found.tasks.items()} if found else {}
+        for found in (a.evaluation, b.evaluation)
+    )
+    tasks = compared.tasks if compared else {}
     return {
-        task: {**_pair(first, second, task), "retention": (facts.get(task) or {}).get("retention")}
-        for task in _names(first, second)
+        name: AccuracyPair(
+            a=first.get(name),
+            b=second.get(name),
+            retention=tasks[name].retention if name in tasks else None,
+        )
+        for name in {**first, **second}
     }
 
 
-def _of(side: Side, part: str, value: Any) -> dict[str, float]:
-    records = (side.evaluation or {}).get(part, {})
-    return {name: value(found) for name, found in records.items()}
-
-
-def _pair(a: Mapping[str, Value], b: Mapping[str, Value], key: str) -> dict[str, Value | None]:
-    return {"a": a.get(key), "b": b.get(key)}
-
-
-def _names(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    return list({**a, **b})
+def _pairs(
+    kind: type[Pair[Value]], a: Mapping[str, Value | None], b: Mapping[str, Value | None]
+) -> dict[str, Pair[Value]]:
+    return {key: kind(a=a.get(key), b=b.get(key)) for key in {**a, **b}}
 
 
 def _not_measured(side: Side) -> list[str]:
-    """Say what is not known of a model."""
+    """Name what is not known about a model."""
     missing = {
         "perplexity on test text and tasks": side.evaluation is None,
         "speed": side.speed is None,

@@ -1,31 +1,26 @@
-"""Recipes compared: what each kept, how small and how fast it is, and which no other one beats."""
+"""Recipes compared by quality, size and speed, and which of them are Pareto-optimal."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from pruneflow.judge.intervals import Estimate
-from pruneflow.judge.metrics import (
-    block_ratio,
-    decode_speedup,
-    mean_retention,
-    perplexity_ratio_mean,
-    prefill_speedup,
-)
+from pruneflow.judge.metrics import decode_speedup, prefill_speedup
+from pruneflow.judge.summary import Summary
 
 
 class Figures(TypedDict):
-    """What a recipe came to, against the dense model.
+    """What a recipe achieved, relative to the dense model.
 
     Attributes:
         digest: of the delivered model.
         delivered: the round that it is.
-        parameters: left, embeddings included.
-        block_ratio: share of the block weights that is gone.
+        parameters: that remain, embeddings included.
+        block_ratio: share of the block weights that is removed.
         perplexity_ratio: geometric mean over domains; lower is better.
         task_retention: mean over the measurable tasks; None where there is none.
         prefill: speed-up; above 1 the pruned model is faster.
-        decode: speed-up of what follows.
+        decode: speed-up of decoding.
     """
 
     digest: str
@@ -39,7 +34,7 @@ class Figures(TypedDict):
 
 
 class Row(TypedDict):
-    """A recipe of a sweep: its figures, or the one line that says why it has none."""
+    """A recipe of a sweep: its figures, or the one-line error."""
 
     recipe: str
     error: str | None
@@ -47,18 +42,17 @@ class Row(TypedDict):
     pareto: bool
 
 
-def figures_of(summary: Mapping[str, Any]) -> Figures:
-    """Return the figures of a pipeline's data/reports/summary.json."""
-    found = dict(summary)
+def figures_of(summary: Summary) -> Figures:
+    """Return the figures of a pipeline's summary."""
     return {
-        "digest": found["digests"]["pruned"],
-        "delivered": found["model"]["delivered"],
-        "parameters": found["parameters"]["pruned"],
-        "block_ratio": block_ratio(found),
-        "perplexity_ratio": perplexity_ratio_mean(found),
-        "task_retention": mean_retention(found),
-        "prefill": prefill_speedup(found),
-        "decode": decode_speedup(found),
+        "digest": summary.digests.pruned,
+        "delivered": summary.model.delivered,
+        "parameters": summary.parameters.pruned,
+        "block_ratio": summary.parameters.block_ratio,
+        "perplexity_ratio": summary.perplexity.mean_ratio,
+        "task_retention": summary.mean_retention,
+        "prefill": prefill_speedup(summary),
+        "decode": decode_speedup(summary),
     }
 
 
@@ -84,7 +78,7 @@ def pareto_table(figures: Mapping[str, Figures], errors: Mapping[str, str]) -> l
 
 
 def costs(figures: Figures) -> tuple[float, float, float]:
-    """Return what is compared, each the lower the better.
+    """Return the costs that are compared; lower is better.
 
     They are the mean perplexity ratio, the parameters, and the time taken against the dense model,
     the geometric mean of prefill and decode. Task retention is left out: a few hundred questions

@@ -1,14 +1,63 @@
-"""How much of the dense model is left: ratios of perplexities and of accuracies, with intervals."""
+"""How much of the dense model is kept: ratios of perplexities and accuracies, with intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy
 
 from pruneflow.errors import InputError
 from pruneflow.judge.intervals import Estimate, draw_means, estimate, pooled
 from pruneflow.records import DomainLoss
+
+
+class PerplexityEstimates(NamedTuple):
+    """Ratios of two models' perplexities.
+
+    Attributes:
+        domains: pruned / dense of each domain.
+        mean: their geometric mean.
+        worst: the domain with the highest ratio.
+    """
+
+    domains: dict[str, Estimate]
+    mean: Estimate
+    worst: str
+
+
+class TaskRetention(NamedTuple):
+    """Two models' answers to the same questions.
+
+    Attributes:
+        dense: accuracy.
+        pruned: accuracy.
+        difference: pruned - dense.
+        measurable: whether the dense model's interval is above chance.
+        retention: pruned / dense; None where it is not measurable.
+        above_chance: (pruned - chance) / (dense - chance); None where it is not measurable.
+    """
+
+    dense: Estimate
+    pruned: Estimate
+    difference: Estimate
+    measurable: bool
+    retention: Estimate | None
+    above_chance: Estimate | None
+
+
+class TaskDraws(NamedTuple):
+    """Bootstrap draws of one task, each ``[samples]``, from so many questions."""
+
+    questions: int
+    difference: numpy.ndarray
+    retention: numpy.ndarray
+
+
+class TaskMeans(NamedTuple):
+    """Means over the measurable tasks; None where no task is measurable."""
+
+    difference: Estimate | None
+    retention: Estimate | None
 
 
 def perplexity_ratios(
@@ -54,7 +103,7 @@ def worst_ratio(ratios: Mapping[str, float]) -> tuple[str, float]:
 
 def perplexity_estimates(
     dense: Mapping[str, DomainLoss], pruned: Mapping[str, DomainLoss], samples: int, seed: int
-) -> dict[str, Any]:
+) -> PerplexityEstimates:
     """Compare two models' perplexities on the same windows, with intervals over windows.
 
     Args:
@@ -62,10 +111,6 @@ def perplexity_estimates(
         pruned: the other model's on the same windows.
         samples: bootstrap resamples.
         seed: of the draws.
-
-    Returns:
-        The ratio pruned / dense as an `Estimate` for each of ``domains``, their geometric
-        ``mean``, and the ``worst`` of them with its ``domain``.
 
     Raises:
         InputError: the two were measured on different domains, tokens or windows.
@@ -89,11 +134,7 @@ def perplexity_estimates(
         counts.append(units)
     together = numpy.exp(pooled(logs, draws, counts))
     worst, _ = worst_ratio(ratios)
-    return {
-        "domains": domains,
-        "mean": estimate(geometric_mean(ratios), together),
-        "worst": {"domain": worst, **domains[worst]},
-    }
+    return PerplexityEstimates(domains, estimate(geometric_mean(ratios), together), worst)
 
 
 def task_retention(
@@ -102,11 +143,11 @@ def task_retention(
     chance: float,
     samples: int,
     seed: int,
-) -> tuple[dict[str, Any], dict[str, numpy.ndarray]]:
+) -> tuple[TaskRetention, TaskDraws]:
     """Compare two models' answers to the same questions.
 
-    What the models answer alike says nothing about their difference: with fewer than some six
-    answers that differ, intervals are too narrow (in simulations they hold from 40 questions on).
+    Equal answers carry no information about the difference: with fewer than about six different
+    answers, intervals are too narrow (in simulations they are right from 40 questions on).
 
     Args:
         dense_correct: 1 or 0 for each question, in the order of the file.
@@ -116,12 +157,7 @@ def task_retention(
         seed: of the draws.
 
     Returns:
-        The number of ``questions``, the accuracies ``dense`` and ``pruned`` and their
-        ``difference`` pruned - dense as `Estimate`, ``measurable``: whether the dense model's
-        interval is above chance; and, where it is, else None, ``retention`` pruned / dense and
-        ``above_chance``
-        (pruned - chance) / (dense - chance). Beside it the draws of ``difference`` and
-        ``retention``, for means over tasks.
+        The figures, and their draws for means over tasks.
 
     Raises:
         InputError: the lists differ in length or are empty.
@@ -137,28 +173,27 @@ def task_retention(
     correct = numpy.asarray([dense_correct, pruned_correct], dtype=float)
     dense, pruned = (float(mean) for mean in correct.mean(axis=1))
     before, after = draw_means(correct, samples, seed)
-    facts: dict[str, Any] = {
-        "questions": count,
-        "dense": estimate(dense, before, count),
-        "pruned": estimate(pruned, after, count),
-        "difference": estimate(pruned - dense, after - before, count),
-    }
-    lowest = facts["dense"]["low"]
-    facts["measurable"] = lowest is not None and lowest > chance
+    accuracy = estimate(dense, before, count)
+    measurable = accuracy["low"] is not None and accuracy["low"] > chance
     with numpy.errstate(divide="ignore", invalid="ignore"):
         ratios = after / before
         above = numpy.where(before > chance, (after - chance) / (before - chance), numpy.nan)
-    known = facts["measurable"]
-    facts["retention"] = estimate(pruned / dense, ratios, count) if known else None
-    facts["above_chance"] = (
-        estimate((pruned - chance) / (dense - chance), above, count) if known else None
+    found = TaskRetention(
+        dense=accuracy,
+        pruned=estimate(pruned, after, count),
+        difference=estimate(pruned - dense, after - before, count),
+        measurable=measurable,
+        retention=estimate(pruned / dense, ratios, count) if measurable else None,
+        above_chance=(
+            estimate((pruned - chance) / (dense - chance), above, count) if measurable else None
+        ),
     )
-    return facts, {"difference": after - before, "retention": ratios}
+    return found, TaskDraws(count, after - before, ratios)
 
 
 def mean_over_tasks(
-    tasks: Mapping[str, Mapping[str, Any]], draws: Mapping[str, Mapping[str, numpy.ndarray]]
-) -> dict[str, Estimate | None]:
+    tasks: Mapping[str, TaskRetention], draws: Mapping[str, TaskDraws]
+) -> TaskMeans:
     """Average ``difference`` and ``retention`` over the tasks that are measurable.
 
     A task that is measurable only by the dense model's luck makes the pruned model look worse than
@@ -166,22 +201,25 @@ def mean_over_tasks(
     hardly ever too high.
 
     Args:
-        tasks: what `task_retention` says of each, with its number of ``questions``.
+        tasks: what `task_retention` gives for each.
         draws: and its draws.
-
-    Returns:
-        Both means as `Estimate`, None where no task is measurable.
     """
-    measurable = [name for name, task in tasks.items() if task["measurable"]]
+    measurable = {
+        name: (task.difference["value"], task.retention["value"])
+        for name, task in tasks.items()
+        if task.retention is not None
+    }
     if not measurable:
-        return {"difference": None, "retention": None}
-    means: dict[str, Estimate | None] = {}
-    for key in ("difference", "retention"):
-        values = [tasks[name][key]["value"] for name in measurable]
-        together = pooled(
-            values,
-            [draws[name][key] for name in measurable],
-            [tasks[name]["questions"] for name in measurable],
-        )
-        means[key] = estimate(math.fsum(values) / len(values), together)
-    return means
+        return TaskMeans(None, None)
+    units = [draws[name].questions for name in measurable]
+    differences, retentions = zip(*measurable.values(), strict=True)
+    return TaskMeans(
+        _mean(differences, [draws[name].difference for name in measurable], units),
+        _mean(retentions, [draws[name].retention for name in measurable], units),
+    )
+
+
+def _mean(
+    values: Sequence[float], draws: Sequence[numpy.ndarray], units: Sequence[int]
+) -> Estimate:
+    return estimate(math.fsum(values) / len(values), pooled(values, draws, units))

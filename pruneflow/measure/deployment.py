@@ -1,4 +1,4 @@
-"""What a user meets who takes a model directory away: does it load, does lm-eval run, how big."""
+"""Using a model directory without pruneflow: does it load, does lm-eval run, how large is it."""
 
 import json
 import math
@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
 from pruneflow.errors import DamagedArtifactError
+from pruneflow.measure.latency_record import DiskUsage, LmEvalAnswers, Memory
 from pruneflow.measure.reload import PROJECT
 from pruneflow.models.digests import weight_file_bytes
 from pruneflow.models.round_record import RECORD
@@ -31,34 +33,54 @@ LM_EVAL = (
 """``python -m lm_eval``, once every import of this project fails."""
 
 
-def reload_alone(directory: Path, dtype: str, device: str = "cpu") -> dict[str, Any]:
-    """Load a model directory in a process that cannot import this project, and let it write.
+@dataclass(frozen=True)
+class FreshProcess:
+    """What a fresh process without pruneflow does with a model directory.
+
+    Attributes:
+        ok: whether it loads the model and generates.
+        reason: why it does not.
+        text: continuation of the first prompt.
+        prompt_ids: tokens of that prompt.
+        ids: tokens of its continuation.
+        answers: the continuation of each prompt.
+        memory: None where the process failed.
+    """
+
+    ok: bool
+    reason: str | None = None
+    text: str | None = None
+    prompt_ids: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    answers: dict[str, str] = field(default_factory=dict)
+    memory: Memory | None = None
+
+
+def reload_alone(directory: Path, dtype: str, device: str = "cpu") -> FreshProcess:
+    """Load a model directory in a process that cannot import this project, and generate.
 
     Args:
         directory: a model directory of either layout.
         dtype: ``bfloat16`` or ``float32``.
-        device: ``cpu``, or ``cuda`` to write once more there and measure its memory too.
-
-    Returns:
-        ``ok``; ``reason`` when it is not; ``text`` that follows the first prompt, ``prompt_ids``
-        and ``ids``; ``answers``, each ``prompt`` and the ``text`` after it; and ``memory`` in
-        bytes: ``before`` loading and ``peak`` of the process on the CPU, ``device_peak`` on the GPU
-        (None without one, and where the model does not fit it). All but the first two are None
-        when the process failed.
+        device: ``cpu``, or ``cuda`` to generate there as well and measure its memory too.
     """
     arguments = (str(directory.resolve()), dtype, str(RELOAD_TOKENS), device)
     result = isolated(str(RELOAD.resolve()), *arguments)
     if result.returncode != 0:
-        return {
-            **dict.fromkeys(("text", "answers", "prompt_ids", "ids", "memory")),
-            "ok": False,
-            "reason": _failure(result),
-        }
+        return FreshProcess(ok=False, reason=_failure(result))
     report = json.loads(result.stdout.splitlines()[-1])
-    problems = report.pop("problems")
-    if not report["ids"]:
-        problems.append("it generated nothing")
-    return {**report, "ok": not problems, "reason": "; ".join(problems) or None}
+    problems = (
+        report["problems"] if report["ids"] else [*report["problems"], "it generated nothing"]
+    )
+    return FreshProcess(
+        ok=not problems,
+        reason="; ".join(problems) or None,
+        text=report["text"],
+        prompt_ids=report["prompt_ids"],
+        ids=report["ids"],
+        answers={answer["prompt"]: answer["text"] for answer in report["answers"]},
+        memory=Memory(**report["memory"]),
+    )
 
 
 def task_to_ask(tasks: Iterable[str], questions_dir: Path) -> str:
@@ -85,7 +107,7 @@ def lm_eval_command(
     dtype: str,
     device: str,
     fits: bool = True,
-) -> dict[str, Any]:
+) -> LmEvalAnswers:
     """Ask a model directory the first questions of a task with lm-eval's own command.
 
     The command is the one that a user types in the project folder. It runs in a fresh process that
@@ -98,12 +120,7 @@ def lm_eval_command(
         questions: how many to ask, at most, from the first on.
         dtype: ``bfloat16`` or ``float32``.
         device: ``cpu`` or ``cuda``.
-        fits: lm-eval puts the model there whole; else it shares it out over GPUs and host memory.
-
-    Returns:
-        ``ok`` and, when it is not, the ``reason``; the ``command``; ``task``; number of
-        ``questions`` asked; ``metric``, ``accuracy`` as lm-eval gives it, and whether each answer
-        was ``correct`` (1 or 0, in the order of the file). The last three are None on failure.
+        fits: whether the device holds the model; else lm-eval spreads it over GPUs and host memory.
     """
     model = f"pretrained={directory},dtype={dtype}"
     if _brings_code(directory):
@@ -113,8 +130,7 @@ def lm_eval_command(
     arguments = ["--model", "hf", "--model_args", model]
     arguments += ["--tasks", task, "--include_path", str(questions_dir)]
     arguments += ["--limit", str(questions), "--batch_size", "1", "--device", device]
-    answers: dict[str, Any] = dict.fromkeys(("metric", "accuracy", "correct"))
-    answers["questions"] = questions
+    answers: _Answers | None = None
     with tempfile.TemporaryDirectory() as output:
         keep = ["--log_samples", "--output_path", output]
         result = isolated("-c", LM_EVAL, *arguments, *keep, links=(directory, questions_dir))
@@ -127,34 +143,33 @@ def lm_eval_command(
             except (LookupError, TypeError, ValueError) as error:
                 reason = f"lm_eval's results cannot be read: {error!r}"
             else:
-                reason = answers.pop("problem")
-    return {
-        "ok": reason is None,
-        "reason": reason,
-        "command": shlex.join(["lm_eval", *arguments]),
-        "task": task,
-        **answers,
-    }
+                reason = answers.problem
+    return LmEvalAnswers(
+        ok=reason is None,
+        reason=reason,
+        command=shlex.join(["lm_eval", *arguments]),
+        task=task,
+        questions=answers.questions if answers else questions,
+        metric=answers.metric if answers else None,
+        accuracy=answers.accuracy if answers else None,
+        correct=answers.correct if answers else None,
+    )
 
 
-def disk_usage(directory: Path) -> dict[str, Any]:
-    """Bytes on disk of a model directory, without this project's record beside it.
-
-    Returns:
-        ``total``, of which ``weights``, and the bytes of each of the ``files``.
-    """
+def disk_usage(directory: Path) -> DiskUsage:
+    """Return the bytes on disk of a model directory, without round.json."""
     files = {
         path.name: path.stat().st_size
         for path in sorted(directory.iterdir())
         if path.is_file() and path.name != RECORD
     }
-    return {"total": sum(files.values()), "weights": weight_file_bytes(directory), "files": files}
+    return DiskUsage(total=sum(files.values()), weights=weight_file_bytes(directory), files=files)
 
 
 def slow_widths(model: PreTrainedModel, multiple: int) -> list[str]:
     """Name the widths that GPUs are slow at: those that are no multiple of `multiple`.
 
-    A matrix that ends within a tile of the tensor cores costs the whole tile (NVIDIA, Matrix
+    A matrix that ends within a tile of the tensor cores costs the full tile (NVIDIA, Matrix
     Multiplication Background User's Guide, section 3). Rows that are no multiple of 16 bytes cannot
     be read by the fast kernels at all: on an H200 (bfloat16, torch 2.11), widths off by 32 from a
     multiple of 64 cost about a tenth of a product's speed, widths off by 4 two thirds of it.
@@ -176,8 +191,8 @@ def slow_widths(model: PreTrainedModel, multiple: int) -> list[str]:
     )
     return [
         f"{name} {_list(bad)} in {len(bad)} of {len(widths)} layers is no multiple of {multiple}, "
-        f"which GPUs run {_cost(bad)}: {mend}"
-        for name, widths, mend in found
+        f"which GPUs run {_cost(bad)}: {fix}"
+        for name, widths, fix in found
         if (bad := [width for width in widths if width % multiple])
     ]
 
@@ -224,7 +239,7 @@ def isolated(*arguments: str, links: Sequence[Path] = ()) -> subprocess.Complete
 
 
 def _failure(result: subprocess.CompletedProcess[str]) -> str:
-    """Say in one line why a process failed."""
+    """Return in one line why a process failed."""
     if result.returncode < 0:
         name = signal.strsignal(-result.returncode) or f"signal {-result.returncode}"
         return f"the process was ended from outside ({name}): memory may have run out"
@@ -237,17 +252,22 @@ def _brings_code(directory: Path) -> bool:
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # lm-eval will say what is wrong with it
+        return False  # lm-eval will report what is wrong with it
     return isinstance(config, dict) and "auto_map" in config
 
 
-def _read_answers(output: Path, task: str) -> dict[str, Any]:
-    """Read what lm-eval wrote below `output`.
+class _Answers(NamedTuple):
+    """What lm-eval wrote; `problem` is None where there is none."""
 
-    Returns:
-        ``questions``, ``metric``, ``accuracy``, ``correct`` and ``problem``, which is None where
-        there is none.
-    """
+    questions: int
+    metric: str
+    accuracy: float | None
+    correct: list[int]
+    problem: str | None
+
+
+def _read_answers(output: Path, task: str) -> _Answers:
+    """Read the results of lm-eval below `output`."""
     (aggregated,) = output.rglob("results_*.json")
     (answered,) = output.rglob(f"samples_{task}_*.jsonl")
     results = json.loads(aggregated.read_text(encoding="utf-8"))
@@ -266,13 +286,13 @@ def _read_answers(output: Path, task: str) -> dict[str, Any]:
                 problem = f"no finite likelihood on question {sample['doc_id'] + 1} of {task}"
                 break
     accuracy = results["results"][task][f"{metric},{name}"]
-    return {
-        "questions": len(samples),
-        "metric": metric,
-        "accuracy": accuracy if math.isfinite(accuracy) else None,
-        "correct": [int(sample[metric]) for sample in samples],
-        "problem": problem,
-    }
+    return _Answers(
+        questions=len(samples),
+        metric=metric,
+        accuracy=accuracy if math.isfinite(accuracy) else None,
+        correct=[int(sample[metric]) for sample in samples],
+        problem=problem,
+    )
 
 
 def _cost(widths: list[int]) -> str:

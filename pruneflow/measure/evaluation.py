@@ -1,9 +1,9 @@
-"""The record of a model: everything it is measured by, on the held-out text and the questions."""
+"""Evaluation of a model on the held-out text and the questions."""
 
 from pathlib import Path
-from typing import Any
 
 from pruneflow.artifacts import verify_manifest
+from pruneflow.measure.evaluation_record import EvaluatedModel, Evaluation, TaskAnswers
 from pruneflow.measure.perplexity import perplexity_by_domain, with_bytes
 from pruneflow.models.digests import tokenizer_digest, weight_file_bytes
 from pruneflow.models.loading import load_model
@@ -16,7 +16,7 @@ from pruneflow.tokens.calibration_set import CalibrationSet
 
 def measure_model(
     directory: Path, held_out: Path, questions_dir: Path, compute: ComputeSettings, label: str
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure perplexity by domain and the accuracy on every task.
 
     Args:
@@ -26,14 +26,9 @@ def measure_model(
         compute: device, data type and tokens in one pass.
         label: names the work on progress bars.
 
-    Returns:
-        ``model`` (digests, sizes, bytes of weights), ``perplexity`` by domain with bits per byte,
-        ``tasks`` (see `answer_questions`), and what two records must share to be compared: the
-        digests of ``tokenizer``, ``held_out`` and ``questions``, and the ``dtype``.
-
     Raises:
         InputError: the windows are of another tokenizer, or the model gives NaN or infinity.
-        DamagedArtifactError: a file is not what its manifest or record says.
+        DamagedArtifactError: a file does not match its manifest or record.
     """
     written_for = tokenizer_digest(directory)
     chosen = CalibrationSet.load(held_out, written_for)
@@ -42,21 +37,21 @@ def measure_model(
     record = read_round_record(directory)
     windows = chosen.blocks["test"]
     losses = perplexity_by_domain(network, windows, compute.batch_tokens, f"{label} perplexity")
-    return {
-        "model": {
-            "digest": record.digest,
-            # A recovered model has another digest than the round it was made from.
-            "delivered_digest": record.delivered_digest,
-            "recovery": record.recovery and record.recovery.to_json(),
-            "bytes": weight_file_bytes(directory),
-            **sizes_of(network).to_json(),
-        },
-        "perplexity": with_bytes(losses, windows, tokenizer),
-        "tasks": answer_questions(
-            network, tokenizer, questions_dir, compute.batch_tokens, f"{label} questions"
+    answers = answer_questions(
+        network, tokenizer, questions_dir, compute.batch_tokens, f"{label} questions"
+    )
+    return Evaluation(
+        model=EvaluatedModel(
+            digest=str(record.digest),
+            delivered_digest=record.delivered_digest,
+            recovery=record.recovery,
+            bytes=weight_file_bytes(directory),
+            **dict(sizes_of(network)),
         ),
-        "tokenizer": written_for,
-        "held_out": chosen.digest,
-        "questions": asked["digest"],
-        "dtype": str(network.dtype).removeprefix("torch."),
-    }
+        perplexity=with_bytes(losses, windows, tokenizer),
+        tasks={name: TaskAnswers.model_validate(found) for name, found in answers.items()},
+        tokenizer=written_for,
+        held_out=chosen.digest,
+        questions=asked["digest"],
+        dtype=str(network.dtype).removeprefix("torch."),
+    )

@@ -1,4 +1,4 @@
-"""Speed of dense and pruned model side by side, and memory and reload proof of each alone."""
+"""Speed of dense and pruned model in turn, and memory and a reload test of each alone."""
 
 import math
 import platform
@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruneflow.errors import InputError
-from pruneflow.measure.deployment import disk_usage, reload_alone, slow_widths
+from pruneflow.measure.deployment import FreshProcess, disk_usage, reload_alone, slow_widths
+from pruneflow.measure.latency_record import (
+    Deployment,
+    DiskUsages,
+    Median,
+    Memories,
+    Placement,
+    Reload,
+    SampleOutput,
+    Speed,
+)
 from pruneflow.measure.timed_models import Turns
 from pruneflow.models.loading import resolve_device, resolve_dtype
 from pruneflow.progress import track
@@ -28,8 +39,8 @@ Turn = Callable[[str], AbstractContextManager[Any]]
 
 def measure_latency(
     dense: Path, pruned: Path, settings: LatencySettings, compute: ComputeSettings
-) -> dict[str, Any]:
-    """Time both models in turn, so that whatever else the machine does hits both alike.
+) -> Deployment:
+    """Time both models in turn, so that other load on the machine affects both alike.
 
     Each model is first loaded and run in a fresh process by plain transformers (see `reload.py`),
     where its peak memory is measured: always on the CPU, and on a GPU where one is used and holds
@@ -42,16 +53,6 @@ def measure_latency(
         settings: prompt length, decoded tokens, repeats, and the multiple of good widths.
         compute: device and data type.
 
-    Returns:
-        For ``dense`` and ``pruned``, each as ``{median, low, high, min, max}`` with ``low`` and
-        ``high`` the 95 % interval of the median: ``prefill`` and ``decode`` in tokens per second,
-        and ``first_token`` in seconds. ``speedup`` holds the same of the paired ratios (above 1:
-        the pruned model is faster). ``bytes`` on disk (see `disk_usage`) and ``memory`` in bytes
-        of each, ``reload`` of the pruned model (``ok``, ``text``, ``reason``), ``answers``: each
-        ``prompt`` and how ``dense`` and ``pruned`` continue it (None where the pruned one does not
-        load), ``warnings`` about its widths and placement, the ``placement`` of each, and the
-        circumstances.
-
     Raises:
         InputError: a directory is no model, the dense one does not reload, or the prompt does not
             fit the model's context.
@@ -62,29 +63,34 @@ def measure_latency(
         name: reload_alone(directory, dtype, device)
         for name, directory in track(list(directories.items()), "reload")
     }
-    if not alone["dense"]["ok"]:
-        raise InputError(f"the dense model {dense} does not reload: {alone['dense']['reason']}")
+    if not alone["dense"].ok:
+        raise InputError(f"the dense model {dense} does not reload: {alone['dense'].reason}")
     with Turns(directories, compute.model_copy(update={"dtype": dtype})) as turns:
         models = turns.models
         _check_prompt(models["dense"], settings)
         with turns.turn("pruned") as model:
-            _confirm_first_token(model, alone["pruned"])
+            alone["pruned"] = _confirm_first_token(model, alone["pruned"])
         runs = time_in_turn(models, settings, None if turns.together else turns.turn)
-    return {
-        "dense": {measure: _with_interval(values) for measure, values in runs["dense"].items()},
-        "pruned": {measure: _with_interval(values) for measure, values in runs["pruned"].items()},
-        "speedup": speedups(runs),
-        "bytes": {name: disk_usage(directory) for name, directory in directories.items()},
-        "memory": {name: result["memory"] for name, result in alone.items()},
-        "reload": {key: alone["pruned"][key] for key in ("ok", "text", "reason")},
-        "answers": _answers(alone["dense"]["answers"], alone["pruned"]["answers"]),
-        "warnings": [
+    reloaded, placement = alone["pruned"], Placement(**turns.placement)
+    return Deployment(
+        dense=_speed(runs["dense"]),
+        pruned=_speed(runs["pruned"]),
+        speedup=speedups(runs),
+        placement=placement,
+        device=torch.cuda.get_device_name() if device == "cuda" else device,
+        machine=platform.machine(),
+        threads=torch.get_num_threads(),
+        dtype=str(models["dense"].dtype).removeprefix("torch."),
+        **settings.model_dump(),
+        bytes=DiskUsages(dense=disk_usage(dense), pruned=disk_usage(pruned)),
+        memory=Memories(dense=alone["dense"].memory, pruned=reloaded.memory),
+        reload=Reload(ok=reloaded.ok, text=reloaded.text, reason=reloaded.reason),
+        answers=_sample_outputs(alone["dense"], reloaded),
+        warnings=[
             *slow_widths(models["pruned"], settings.width_multiple),
-            *_where_they_were(turns.placement),
+            *_placement_warnings(placement),
         ],
-        "placement": turns.placement,
-        **_circumstances(models["dense"], device, settings),
-    }
+    )
 
 
 def _check_prompt(model: PreTrainedModel, settings: LatencySettings) -> None:
@@ -97,56 +103,54 @@ def _check_prompt(model: PreTrainedModel, settings: LatencySettings) -> None:
         )
 
 
-def _where_they_were(placement: dict[str, str]) -> list[str]:
-    """What to think of a speed-up between models that were not whole on one GPU, a sentence."""
-    dense, pruned = placement["dense"], placement["pruned"]
+def _placement_warnings(placement: Placement) -> list[str]:
+    """Warn about a speed-up between models that were not whole on one GPU."""
+    dense, pruned = placement.dense, placement.pruned
     if dense == pruned == "whole":
         return []
     if dense == pruned:
         return [f"both models were timed {dense}, not whole on one GPU"]
     return [
-        f"the dense model was timed {dense} and the pruned one {pruned}, so that the speed-up is "
-        "that of where their weights were, too"
+        f"the dense model was timed {dense} and the pruned one {pruned}: the speed-up also "
+        "reflects weight placement, not only model size"
     ]
 
 
-def _confirm_first_token(model: PreTrainedModel, alone: dict[str, Any]) -> None:
+def _confirm_first_token(model: PreTrainedModel, alone: FreshProcess) -> FreshProcess:
     """Fail the reload when it continues with a token that this process finds improbable.
 
     Clean keys do not prove equal behaviour: a stale entry in config.json scrambles attention
-    without a word. Among the five likeliest, not the likeliest: ties may break either way.
+    without an error. Among the five most likely, not the most likely: ties may break either way.
     """
-    if not alone["ok"]:
-        return
+    if not alone.ok:
+        return alone
     with torch.inference_mode():
-        ids = torch.tensor([alone["prompt_ids"]], device=model.device)
+        ids = torch.tensor([alone.prompt_ids], device=model.device)
         likeliest = model(input_ids=ids).logits[0, -1].float().topk(5).indices.tolist()
-    if alone["ids"][0] not in likeliest:
-        alone["ok"] = False
-        alone["reason"] = "it continues with another token than the model in this process"
+    if alone.ids[0] in likeliest:
+        return alone
+    reason = "it continues with another token than the model in this process"
+    return replace(alone, ok=False, reason=reason)
 
 
-def _answers(
-    dense: list[dict[str, str]], pruned: list[dict[str, str]] | None
-) -> list[dict[str, str | None]]:
+def _sample_outputs(dense: FreshProcess, pruned: FreshProcess) -> list[SampleOutput]:
     """Put both models' continuations of the same prompts side by side."""
-    others = [None] * len(dense) if pruned is None else [answer["text"] for answer in pruned]
     return [
-        {"prompt": answer["prompt"], "dense": answer["text"], "pruned": other}
-        for answer, other in zip(dense, others, strict=True)
+        SampleOutput(prompt=prompt, dense=text, pruned=pruned.answers.get(prompt))
+        for prompt, text in dense.answers.items()
     ]
 
 
 def time_in_turn(
     models: dict[str, PreTrainedModel], settings: LatencySettings, turn: Turn | None = None
 ) -> dict[str, dict[str, list[float]]]:
-    """Time every model once per repeat, changing who goes first; the first round is not counted.
+    """Time every model once per repeat, in alternating order; the first repeat is not counted.
 
     Args:
         models: by name; where they are timed, unless there is a `turn`.
         settings: prompt length, decoded tokens, repeats.
         turn: brings the model of a name to where it is timed, for so long. There every run is
-            preceded by one that is not counted, for memory is taken anew.
+            preceded by one that is not counted, because memory is allocated again.
     """
     some = models["dense"]
     _check_prompt(some, settings)
@@ -190,10 +194,10 @@ def _time_once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple
         return first, time.perf_counter() - start
 
 
-def _with_interval(values: Sequence[float]) -> dict[str, float | None]:
+def _with_interval(values: Sequence[float]) -> Median:
     """Median, its exact 95 % interval, and the extremes.
 
-    The interval's ends are two of the sorted values: the median of what was drawn from is below
+    The interval's ends are two of the sorted values: the population median is below
     the k-th with the probability that fewer than k heads fall in as many tosses of a coin, whatever
     the distribution (W. J. Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2).
     Fewer than 6 values give no interval.
@@ -209,26 +213,15 @@ def _with_interval(values: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def speedups(runs: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float | None]]:
+def _speed(runs: dict[str, list[float]]) -> Speed:
+    return Speed(**{measure: _with_interval(values) for measure, values in runs.items()})
+
+
+def speedups(runs: dict[str, dict[str, list[float]]]) -> Speed:
     """Compare the two models repeat by repeat; above 1 the pruned model is faster."""
-    speedup = {}
+    ratios = {}
     for measure in runs["dense"]:
         pairs = list(zip(runs["dense"][measure], runs["pruned"][measure], strict=True))
         seconds = measure == "first_token"
-        speedup[measure] = _with_interval(
-            [dense / pruned if seconds else pruned / dense for dense, pruned in pairs]
-        )
-    return speedup
-
-
-def _circumstances(
-    model: PreTrainedModel, device: str, settings: LatencySettings
-) -> dict[str, Any]:
-
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        **settings.model_dump(),
-    }
+        ratios[measure] = [dense / pruned if seconds else pruned / dense for dense, pruned in pairs]
+    return _speed(ratios)

@@ -1,7 +1,7 @@
 """Run alone in a fresh process: load a model with plain transformers and continue some texts.
 
 ``python -I reload.py DIRECTORY DTYPE NEW_TOKENS DEVICE`` prints one line of JSON. This file imports
-nothing of this project, and makes sure that nothing else can: what it loads, any user can load.
+nothing of this project, and prevents all other imports of it: any user can load the same model.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Short beginnings of different kinds of text. The first proves the reload, all show what is left.
+# Prompts of different kinds of text. The first tests the reload, all are sample outputs.
 PROMPTS = (
     "The capital of France is",
     "Water boils when",
@@ -21,7 +21,7 @@ PROJECT = ("pruneflow", "flows", "tasks")
 
 
 def forbid_project() -> None:
-    """Make every import of this project fail, even where it is installed beside transformers."""
+    """Make every import of this project fail, even where it is installed next to transformers."""
     for name in PROJECT:
         sys.modules[name] = None  # type: ignore[assignment]
 
@@ -29,8 +29,8 @@ def forbid_project() -> None:
 def peak_memory() -> int:
     """Return the most bytes of memory this process has held so far.
 
-    Linux keeps it in VmHWM, which starts anew with each program. ``ru_maxrss`` does not: there a
-    child begins at what its parent held when it was started. It is used where there is no VmHWM.
+    Linux keeps it in VmHWM, which restarts with each program. ``ru_maxrss`` does not: there a child
+    starts from the memory of its parent. It is used where there is no VmHWM.
     """
     status = Path("/proc/self/status")
     if status.is_file():

@@ -1,4 +1,4 @@
-"""Where two models are while they are timed in turn: together, or each there for its turn alone."""
+"""Placement of two models that are timed in turn: both on the device, or one at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +18,17 @@ from pruneflow.compute.ranks import own_gpus
 from pruneflow.models.loading import load_model, resolve_device
 from pruneflow.settings.pipeline import ComputeSettings
 
-ROOM = 0.9  # of a GPU's free memory, for weights, where one sequence is all the work
+ROOM = 0.9  # of a GPU's free memory, for weights, where only one sequence is processed
 
 
 class Turns:
-    """Models on the device together where twice the first has room there; else one at a time.
+    """Models on the device together where twice the first fits; else one at a time.
 
     After ``with Turns(...) as turns`` the device is free for others.
 
     Args:
         directories: of the models by name; the first is the largest.
-        compute: device, data type and placement. With `auto` a model that has room is whole.
+        compute: device, data type and placement. With `auto` a model that fits is whole.
 
     Attributes:
         models: by name, in evaluation mode; outside their turns on the CPU, unless together.

@@ -116,7 +116,7 @@ class Recovery(Record):
 class RoundRecord(Record):
     """The content of round.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
     round: str = Field(description="Name of the round; `dense` for the dense model.")
     status: Literal["done", "unhealthy", "skipped"] = Field(
         description="`unhealthy`: a health limit is broken; `skipped`: the schedule ended before."

@@ -1,13 +1,18 @@
-"""What the report page and the data card say of the calibration data, ready to print."""
+"""Tables of the calibration data for the page and the data card, ready to print."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pruneflow.models.round_record import RoundRecord
 from pruneflow.report.number_format import MISSING, count, decimal, percent
 
+Manifest = Mapping[str, Any]
+"""What a data stage wrote: manifest.json or validation.json."""
 
-class DomainRow(NamedTuple):
-    """One domain: what was drawn of it, and how much of the calibration set it is."""
+
+class CalibrationDomainRow(NamedTuple):
+    """One domain: its documents, and its share of the calibration set."""
 
     name: str
     documents: str
@@ -42,15 +47,15 @@ class CheckRow(NamedTuple):
     found: str
 
 
-class RoundRow(NamedTuple):
-    """How one round weighed each domain, and how many sequences of it were taken."""
+class DomainWeightsRow(NamedTuple):
+    """Weight of each domain in one round, and its calibration sequences."""
 
     name: str
     cells: list[str]
 
 
-def totals(documents: dict[str, Any], calibration: dict[str, Any]) -> dict[str, str]:
-    """Return what the domains add up to, and the length of a sequence in tokens."""
+def totals(documents: Manifest, calibration: Manifest) -> dict[str, str]:
+    """Return the sums over domains, and the length of a sequence in tokens."""
     domains = documents["domains"].values()
     return {
         "domains": count(len(domains)),
@@ -63,8 +68,8 @@ def totals(documents: dict[str, Any], calibration: dict[str, Any]) -> dict[str, 
 
 
 def domain_rows(
-    documents: dict[str, Any], calibration: dict[str, Any], held_out: dict[str, int]
-) -> list[DomainRow]:
+    documents: Manifest, calibration: Manifest, held_out: dict[str, int]
+) -> list[CalibrationDomainRow]:
     """Return a row for each domain, in the order in which they were read.
 
     Args:
@@ -74,7 +79,7 @@ def domain_rows(
     """
     mixture, length = calibration["mixture"], calibration["sequence_length"]
     return [
-        DomainRow(
+        CalibrationDomainRow(
             name=name,
             documents=count(domain["documents"]),
             characters=count(domain["characters"]),
@@ -93,7 +98,7 @@ def domain_rows(
     ]
 
 
-def source_rows(documents: dict[str, Any]) -> list[SourceRow]:
+def source_rows(documents: Manifest) -> list[SourceRow]:
     """Return a row for each source, by domain."""
     return [
         SourceRow(
@@ -109,7 +114,7 @@ def source_rows(documents: dict[str, Any]) -> list[SourceRow]:
     ]
 
 
-def summed(documents: dict[str, Any], key: str) -> dict[str, int]:
+def summed(documents: Manifest, key: str) -> dict[str, int]:
     """Add up a count of every domain (`dropped`, `masked`), the largest first."""
     counts: Counter[str] = Counter()
     for domain in documents["domains"].values():
@@ -117,17 +122,26 @@ def summed(documents: dict[str, Any], key: str) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def checked(validation: dict[str, Any]) -> dict[str, Any]:
-    """Return what was checked: `success`, the two numbers, and the rows.
+class Checked(NamedTuple):
+    """The result of the validation: whether all hold, how many of each, and the rows."""
+
+    success: bool
+    expectations: str
+    checks: str
+    rows: list[CheckRow]
+
+
+def checked(validation: Manifest) -> Checked:
+    """Return what was checked.
 
     Args:
         validation: the result of the stage validate (data/calibration/validation.json).
     """
-    return {
-        "success": validation["success"],
-        "expectations": count(len(validation["expectations"])),
-        "checks": count(len(validation["checks"])),
-        "rows": [
+    return Checked(
+        success=validation["success"],
+        expectations=count(len(validation["expectations"])),
+        checks=count(len(validation["checks"])),
+        rows=[
             CheckRow(
                 (item.get("expectation") or item["check"]).replace("_", " "),
                 f"{item['over']}: {item['column']}" if item["column"] else item["over"],
@@ -136,28 +150,35 @@ def checked(validation: dict[str, Any]) -> dict[str, Any]:
             for item in validation["expectations"] + validation["checks"]
             for observed in [item["observed"].items()]
         ],
-    }
+    )
 
 
-def weighed(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the `domains` and the `rows` of the rounds that ran: "weight (sequences)" of each.
+class DomainWeights(NamedTuple):
+    """The domains, and a row for each round that ran."""
+
+    domains: list[str]
+    rows: list[DomainWeightsRow]
+
+
+def domain_weights(rounds: list[RoundRecord]) -> DomainWeights:
+    """Return "weight (sequences)" of each domain in each round that ran.
 
     Args:
         rounds: the round.json of every round, in order.
     """
-    ran = [record for record in rounds if record.get("sequences")]
-    domains = sorted({domain for record in ran for domain in record["sequences"]})
+    ran = [record for record in rounds if record.sequences]
+    domains = sorted({domain for record in ran for domain in record.sequences})
     rows = [
-        RoundRow(
-            record["round"],
+        DomainWeightsRow(
+            record.round,
             [
-                f"{decimal(record['weights'].get(domain))} ({record['sequences'].get(domain, 0)})"
+                f"{decimal(record.weights.get(domain))} ({record.sequences.get(domain, 0)})"
                 for domain in domains
             ],
         )
         for record in ran
     ]
-    return {"domains": domains, "rows": rows}
+    return DomainWeights(domains, rows)
 
 
 def _shown(value: Any) -> str:

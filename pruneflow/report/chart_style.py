@@ -1,4 +1,4 @@
-"""How every chart looks, and how it gets onto the page.
+"""The style of all charts, and their way onto the page.
 
 A chart is a Vega-Lite specification (made with Altair) that the page's own copy of Vega draws. Its
 colours are the page's CSS variables, so that it follows the page from light to dark and onto paper.
@@ -49,7 +49,7 @@ class Chart(NamedTuple):
 
     Attributes:
         spec: the Vega-Lite specification.
-        description: what it shows, for who cannot see it.
+        description: a text alternative.
     """
 
     spec: dict[str, Any]
@@ -59,7 +59,7 @@ class Chart(NamedTuple):
 def finish(
     chart: alt.Chart | alt.LayerChart | alt.FacetChart, height: int, description: str
 ) -> Chart:
-    """Give a chart the page's looks: as wide as its place, `height` pixels high."""
+    """Give a chart the style of the page: full width, `height` pixels high."""
     sized = chart.properties(
         width="container",
         height=height,

@@ -5,16 +5,17 @@ from typing import Any
 import yaml
 
 from pruneflow.report import calibration_tables
+from pruneflow.report.calibration_tables import Manifest
 from pruneflow.report.rendering import render
 
 _SIZES = [(1000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"), (10_000_000, "10M")]
 
 
 def render_data_card(
-    documents: dict[str, Any],
-    calibration: dict[str, Any],
-    held_out: dict[str, Any],
-    validation: dict[str, Any],
+    documents: Manifest,
+    calibration: Manifest,
+    held_out: Manifest,
+    validation: Manifest,
 ) -> str:
     """Return the data card in Markdown: hub metadata, domains, sources, cleaning, checks.
 
@@ -44,11 +45,11 @@ def render_data_card(
     )
 
 
-def _header(documents: dict[str, Any]) -> dict[str, Any]:
+def _header(documents: Manifest) -> dict[str, Any]:
     domains = documents["domains"].values()
     licences = sorted({licence for domain in domains for licence in domain["licences"]})
     tags = {tag.split("-")[0].lower() for domain in domains for tag in domain["languages"]}
-    languages = sorted(tags - {"zxx"})  # source code is in no language that the hub knows
+    languages = sorted(tags - {"zxx"})  # source code, which is in no language of the hub
     # The hub knows one licence by its lower-case SPDX identifier, and none for a mixture.
     one = len(licences) == 1 and not licences[0].startswith("LicenseRef-")
     licence = {"license": licences[0].lower()} if one else {"license": "other"}

@@ -1,7 +1,7 @@
-"""README.md beside a model: a model card as the Hugging Face hub reads it.
+"""README.md of a model directory: a model card as the Hugging Face hub reads it.
 
-The full card, with what was measured on the held-out text and the tasks, is the report's
-(`data/reports/model_card.md`); this one says what the directory is and how to load it.
+The full card, with the results on held-out text and tasks, is `data/reports/model_card.md` of the
+report; this one describes the directory and how to load it.
 """
 
 from pathlib import Path
@@ -57,23 +57,30 @@ def write_card(directory: Path, record: RoundRecord, model: ModelSettings) -> No
         record: its ``round.json``.
         model: the dense model.
     """
-    validation = record.validation or Validation(dense={}, pruned={})
+    dense = record.round == DENSE
     _write(
         directory,
         _TEMPLATE,
-        header=metadata(model, pruned=record.round != DENSE),
+        header=metadata(model, pruned=not dense),
         model=model,
         record=record,
-        dense=record.round == DENSE,
-        losses=[
-            (domain, loss["perplexity"], validation.pruned[domain]["perplexity"])
-            for domain, loss in validation.dense.items()
-        ],
+        dense=dense,
+        losses=_losses(record.validation),
     )
 
 
+def _losses(validation: Validation | None) -> list[tuple[str, float, float]]:
+    """Return each domain's perplexity of the dense and of the pruned model."""
+    if validation is None:
+        return []
+    return [
+        (domain, loss["perplexity"], validation.pruned[domain]["perplexity"])
+        for domain, loss in validation.dense.items()
+    ]
+
+
 def write_library_card(directory: Path, name: str, model: PreTrainedModel) -> None:
-    """Write the card of a model that the library saves: what it is, for nobody measured it.
+    """Write the card of a model that the library saves, without measurements.
 
     Args:
         directory: holds the model.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from pruneflow.report.number_format import MISSING, count, decimal
 
 
-class DomainRow(NamedTuple):
+class AgreementRow(NamedTuple):
     """How one domain's ranking of units agrees with the others'."""
 
     name: str
@@ -17,7 +17,7 @@ class DomainRow(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What the page prints.
+    """The tables on the page.
 
     Attributes:
         rows: a row for each domain.
@@ -25,18 +25,18 @@ class Tables(NamedTuple):
         matrix: by domain, its correlation with each of `names`, of neurons.
     """
 
-    rows: list[DomainRow]
+    rows: list[AgreementRow]
     names: list[str]
     matrix: list[tuple[str, list[str]]]
 
 
 def tables(disagreement: dict[str, Any]) -> Tables:
-    """Return what a round's ``disagreement.json`` says, ready to print."""
+    """Return the tables of a round's ``disagreement.json``, ready to print."""
     names, kinds = list(disagreement["domains"]), disagreement["kinds"]
     found = {kind: _pairs(kinds[kind]["correlations"]) for kind in kinds}
     alone = kinds["neurons"]["only_one_domain"]
     rows = [
-        DomainRow(
+        AgreementRow(
             name,
             **{
                 kind: _mean([rho for pair, rho in found[kind].items() if name in pair])

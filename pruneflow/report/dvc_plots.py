@@ -1,13 +1,15 @@
-"""What `dvc metrics` and `dvc plots` show: the headline figures, and tables of points to draw."""
+"""What `dvc metrics` and `dvc plots` show: headline figures, and tables of points to draw."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from pruneflow.judge.compare import DomainPerplexity
+from pruneflow.judge.summary import Summary
+from pruneflow.models.round_record import RoundRecord
 from pruneflow.settings.pipeline import DENSE
 
-Record = dict[str, Any]
+Point = dict[str, str | int | float | None]
 
-# What a round's health says about the whole model, and what the dense model would have there.
+# Health measures over all domains, with the dense model's values.
 HEALTH = {
     "mean_ratio": 1.0,
     "worst_ratio": 1.0,
@@ -18,75 +20,73 @@ HEALTH = {
 }
 
 
-def headline(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return the few figures of summary.json that runs are compared by; flat, without intervals.
+def headline(summary: Summary) -> dict[str, float]:
+    """Return the few figures of a summary that runs are compared by; flat, without intervals.
 
     What is not measurable is left out.
     """
-    perplexity, speedup = summary["perplexity"], summary["latency"]["speedup"]
+    perplexity, speedup = summary.perplexity, summary.latency.speedup
     figures = {
-        "parameters": summary["parameters"]["pruned"],
-        "block_ratio": summary["parameters"]["block_ratio"],
-        "bytes": summary["bytes"]["pruned"],
-        "perplexity_ratio": perplexity["mean_ratio"]["value"],
-        "worst_perplexity_ratio": perplexity["worst"]["value"],
-        "prefill_speedup": speedup["prefill"]["median"],
-        "decode_speedup": speedup["decode"]["median"],
+        "parameters": summary.parameters.pruned,
+        "block_ratio": summary.parameters.block_ratio,
+        "bytes": summary.bytes.pruned,
+        "perplexity_ratio": perplexity.mean_ratio["value"],
+        "worst_perplexity_ratio": perplexity.worst["value"],
+        "prefill_speedup": speedup.prefill["median"],
+        "decode_speedup": speedup.decode["median"],
     }
-    kept = summary["mean_retention"]
+    kept = summary.mean_retention
     return figures if kept is None else {**figures, "task_retention": kept["value"]}
 
 
-def series(
-    summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]
-) -> dict[str, list[Record]]:
-    """Return the tables by name: ``descent``, ``domains`` and ``widths``.
+def series(summary: Summary, rounds: Sequence[RoundRecord]) -> dict[str, list[Point]]:
+    """Return the tables by name: ``descent`` (size and health by round), ``domains``, ``widths``.
 
     Args:
         summary: data/reports/summary.json.
         rounds: the round.json of every round, in order; a skipped one has no points.
     """
-    done = [record for record in rounds if record["status"] != "skipped"]
+    done = [record for record in rounds if record.status != "skipped"]
     return {
-        "descent": _descent(done, summary["parameters"]["dense"]),
-        "domains": _domains(summary["perplexity"]["domains"]),
-        "widths": [record for each in done for record in _widths(each)],
+        "descent": [_dense_point(summary.parameters.dense), *map(_round_point, done)],
+        "domains": _domains(summary.perplexity.domains),
+        "widths": [point for record in done for point in _widths(record)],
     }
 
 
-def _descent(rounds: Sequence[Mapping[str, Any]], parameters: int) -> list[Record]:
-    """The dense model and each round: size, and health as a whole, on validation text."""
-    start = {"round": DENSE, "block_ratio": 0.0, "parameters": parameters, **HEALTH}
-    return [start, *(_point(record) for record in rounds)]
+def _dense_point(parameters: int) -> Point:
+    return {"round": DENSE, "block_ratio": 0.0, "parameters": parameters, **HEALTH}
 
 
-def _point(record: Mapping[str, Any]) -> Record:
+def _round_point(record: RoundRecord) -> Point:
     return {
-        "round": record["round"],
-        "block_ratio": record["achieved_ratio"],
-        "parameters": record["parameters"],
-        **{key: record["health"].get(key) for key in HEALTH},
+        "round": record.round,
+        "block_ratio": record.achieved_ratio,
+        "parameters": record.parameters,
+        **{key: getattr(record.health, key, None) for key in HEALTH},
     }
 
 
-def _domains(domains: Mapping[str, Any]) -> list[Record]:
+def _domains(domains: dict[str, DomainPerplexity]) -> list[Point]:
     """The delivered model by domain, on test text; the largest loss first."""
-    points = [
+    ordered = sorted(domains.items(), key=lambda item: -item[1].ratio["value"])
+    return [
         {
             "domain": domain,
-            "dense": found["dense"],
-            "pruned": found["pruned"],
-            "ratio": found["ratio"]["value"],
+            "dense": found.dense,
+            "pruned": found.pruned,
+            "ratio": found.ratio["value"],
         }
-        for domain, found in domains.items()
+        for domain, found in ordered
     ]
-    return sorted(points, key=lambda point: -point["ratio"])
 
 
-def _widths(record: Mapping[str, Any]) -> list[Record]:
-    """How many neurons, heads and KV groups a round left, by layer."""
-    widths = record["widths"]
+def _widths(record: RoundRecord) -> list[Point]:
+    """Neurons, heads and KV groups that remain after a round, by layer."""
+    if record.widths is None:
+        return []
+    widths = dict(record.widths)
     return [
-        {"round": record["round"], "layer": layer, **dict(zip(widths, left, strict=True))}
-        for layer, left in enumerate(zip(*widths.values(), strict=True))
+        {"round": record.round, "layer": layer, **dict(zip(widths, units, strict=True))}
+        for layer, units in enumerate(zip(*widths.values(), strict=True))
     ]

@@ -1,13 +1,15 @@
-"""How near each measure of a round's health came to the limit that is set for it."""
+"""How much of each health limit a round used."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pruneflow.models.round_record import Health
 from pruneflow.report.number_format import MISSING, decimal, percent, times
+from pruneflow.settings.pipeline import HealthSettings
 
 
 class Use(NamedTuple):
-    """One measure beside its limit, ready to print.
+    """One measure and its limit, ready to print.
 
     Attributes:
         measure: what it is called.
@@ -22,42 +24,42 @@ class Use(NamedTuple):
     share: float
 
 
-def uses(health: dict[str, Any], limits: dict[str, float | None]) -> Iterator[Use]:
+def uses(health: Health, limits: HealthSettings) -> Iterator[Use]:
     """Yield each measure that has a limit and was taken.
 
     Args:
-        health: of a round, as `check_round` returns it.
-        limits: the settings' section ``health``, by name.
+        health: of a round.
+        limits: the settings' section ``health``.
     """
-    ratio, most = health.get("worst_ratio"), limits["max_perplexity_ratio"]
+    ratio, most = health.worst_ratio, limits.max_perplexity_ratio
     if ratio is not None and most is not None:
         share = (ratio - 1) / (most - 1)
         yield Use("worst perplexity ratio", times(ratio), f"at most {times(most)}", max(0.0, share))
-    for measure, key, limit in (
-        ("KL, nats", "kl", "max_kl"),
-        ("repetition rise", "repetition", "max_repetition_rise"),
-        ("entropy drift", "entropy_drift", "max_entropy_drift"),
-        ("norm drift", "norm_drift", "max_norm_drift"),
+    rise = health.repetition.rise if health.repetition else None
+    entropy = health.entropy_drift
+    for measure, value, moved, limit in (
+        ("KL, nats", health.kl, health.kl, limits.max_kl),
+        ("repetition rise", rise, rise, limits.max_repetition_rise),
+        ("entropy drift", entropy, abs(entropy or 0.0), limits.max_entropy_drift),
+        ("norm drift", health.norm_drift, health.norm_drift, limits.max_norm_drift),
     ):
-        value, most = health.get(key), limits[limit]
-        value = value["rise"] if isinstance(value, dict) else value
-        if value is not None and most:
-            moved = abs(value) if key == "entropy_drift" else max(0.0, value)
-            yield Use(measure, decimal(value, 3), f"at most {decimal(most)}", moved / most)
-    agreed, least = health.get("top1_agreement"), limits["min_top1_agreement"]
+        if value is not None and moved is not None and limit:
+            share = max(0.0, moved) / limit
+            yield Use(measure, decimal(value, 3), f"at most {decimal(limit)}", share)
+    agreed, least = health.top1_agreement, limits.min_top1_agreement
     if agreed is not None and least is not None and least < 1:
         share = (1 - agreed) / (1 - least)
         yield Use("same token", percent(agreed), f"at least {percent(least)}", share)
 
 
-def limits_sentence(limits: dict[str, float | None]) -> str:
-    """Say what a round may not go beyond."""
-    said = [
-        f"worst perplexity ratio {times(limits['max_perplexity_ratio'])}",
-        f"KL {decimal(limits['max_kl'])} nats",
-        f"same token at least {percent(limits['min_top1_agreement'])}",
-        f"repetition rise {decimal(limits['max_repetition_rise'])}",
-        f"entropy drift {decimal(limits['max_entropy_drift'])} nats",
-        f"norm drift {decimal(limits['max_norm_drift'])}",
+def limits_sentence(limits: HealthSettings) -> str:
+    """Return the limits of a round in one sentence."""
+    parts = [
+        f"worst perplexity ratio {times(limits.max_perplexity_ratio)}",
+        f"KL {decimal(limits.max_kl)} nats",
+        f"same token at least {percent(limits.min_top1_agreement)}",
+        f"repetition rise {decimal(limits.max_repetition_rise)}",
+        f"entropy drift {decimal(limits.max_entropy_drift)} nats",
+        f"norm drift {decimal(limits.max_norm_drift)}",
     ]
-    return ", ".join(part for part in said if MISSING not in part)
+    return ", ".join(part for part in parts if MISSING not in part)

@@ -1,9 +1,8 @@
 """The model card: a README.md as the Hugging Face hub reads it."""
 
-from typing import Any
-
 from huggingface_hub import EvalResult
 
+from pruneflow.judge.summary import Summary
 from pruneflow.report.comparison_table import comparison
 from pruneflow.report.directory_card import metadata
 from pruneflow.report.page_tables import task_rows
@@ -12,7 +11,7 @@ from pruneflow.report.verdict import verdict
 from pruneflow.settings.pipeline import ModelSettings
 
 
-def render_card(summary: dict[str, Any], model: ModelSettings) -> str:
+def render_card(summary: Summary, model: ModelSettings) -> str:
     """Return the model card: hub metadata, how to load, what was measured, limits.
 
     Args:
@@ -29,7 +28,7 @@ def render_card(summary: dict[str, Any], model: ModelSettings) -> str:
     )
 
 
-def _results(summary: dict[str, Any]) -> list[EvalResult]:
+def _results(summary: Summary) -> list[EvalResult]:
     """What was measured of the pruned model, for the hub's own table."""
     perplexities = [
         EvalResult(
@@ -37,9 +36,9 @@ def _results(summary: dict[str, Any]) -> list[EvalResult]:
             dataset_type="held-out",
             dataset_name=f"held-out documents: {domain}",
             metric_type="perplexity",
-            metric_value=round(values["pruned"], 4),
+            metric_value=round(found.pruned, 4),
         )
-        for domain, values in summary["perplexity"]["domains"].items()
+        for domain, found in summary.perplexity.domains.items()
     ]
     accuracies = [
         EvalResult(
@@ -47,9 +46,9 @@ def _results(summary: dict[str, Any]) -> list[EvalResult]:
             dataset_type=name,
             dataset_name=name.upper(),
             metric_type="accuracy",
-            metric_name=task["metric"],
-            metric_value=round(task["pruned"]["value"], 4),
+            metric_name=task.metric,
+            metric_value=round(task.pruned["value"], 4),
         )
-        for name, task in summary["tasks"].items()
+        for name, task in summary.tasks.items()
     ]
     return [*perplexities, *accuracies]

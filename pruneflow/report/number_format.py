@@ -3,23 +3,25 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pruneflow.settings.pruning import Target
+
 MISSING = "\u2013"
 NOT_MEASURABLE = "not measurable"
 
 
 class Figure(NamedTuple):
-    """A number and what stands in brackets after it, or in small below it, ready to print."""
+    """A number and the note in brackets after it, or in small print below it, ready to print."""
 
     value: str
-    note: str  # mostly its 95 % interval, as in "1.38 to 1.52"; empty where there is nothing to say
+    note: str  # mostly its 95 % interval, as in "1.38 to 1.52"; may be empty
 
     def __str__(self) -> str:
         return f"{self.value} ({self.note})" if self.note else self.value
 
 
-def count(value: float) -> str:
-    """Write a whole number with spaces between thousands, as in ``134 515 008``."""
-    return f"{value:,.0f}".replace(",", "\u202f")
+def count(value: float | None) -> str:
+    """Write an integer with spaces between thousands, as in ``134 515 008``."""
+    return MISSING if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 
 def decimal(value: float | None, places: int = 2) -> str:
@@ -48,16 +50,19 @@ def megabytes(value: float | None) -> str:
 
 
 def change(dense: float | None, pruned: float | None) -> str:
-    """Write how far the pruned model is from the dense one, as in ``-19.4 %``."""
+    """Write the relative change from the dense to the pruned model, as in ``-19.4 %``."""
     if dense is None or pruned is None:
         return MISSING
     return signed(100 * (pruned / dense - 1), 1) + "\u202f%"
 
 
-def target(value: dict[str, float]) -> str:
-    """Write a round's target: a share of block weights, or parameters or bytes that are left."""
-    (kind, amount), *_ = value.items()
-    return {"ratio": percent, "bytes": megabytes}.get(kind, count)(amount)
+def target(value: Target | None) -> str:
+    """Write a round's target: a share of block weights, or parameters or bytes that remain."""
+    if value is None:
+        return MISSING
+    if value.ratio is not None:
+        return percent(value.ratio)
+    return count(value.parameters) if value.bytes is None else megabytes(value.bytes)
 
 
 def milliseconds(value: float) -> str:

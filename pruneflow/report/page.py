@@ -1,4 +1,4 @@
-"""The report page: one HTML file that needs no network, for a phone or a desk, light or dark."""
+"""The report page: one HTML file that needs no network, for any screen, light or dark."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,6 +7,8 @@ import yaml
 from markupsafe import Markup
 
 from pruneflow.artifacts import read_json
+from pruneflow.judge.summary import Summary
+from pruneflow.models.round_record import RoundRecord
 from pruneflow.paths import DISAGREEMENT, STATISTICS
 from pruneflow.report import (
     calibration_tables,
@@ -15,8 +17,9 @@ from pruneflow.report import (
     result_charts,
     round_charts,
 )
+from pruneflow.report.calibration_tables import Manifest
 from pruneflow.report.chart_style import library
-from pruneflow.report.comparison_table import headline, overview
+from pruneflow.report.comparison_table import overview, tiles
 from pruneflow.report.health_limit_use import limits_sentence
 from pruneflow.report.rendering import render
 from pruneflow.report.verdict import Ruling, verdict
@@ -24,7 +27,7 @@ from pruneflow.settings.pipeline import PipelineSettings
 
 
 class Sources(NamedTuple):
-    """What the page shows beside the summary.
+    """What the page shows in addition to the summary.
 
     Attributes:
         dense: the dense model's record.
@@ -36,17 +39,17 @@ class Sources(NamedTuple):
         settings: the pipeline's.
     """
 
-    dense: dict[str, Any]
-    rounds: list[dict[str, Any]]
+    dense: RoundRecord
+    rounds: list[RoundRecord]
     disagreement: dict[str, Any] | None
-    documents: dict[str, Any]
-    calibration: dict[str, Any]
-    validation: dict[str, Any]
+    documents: Manifest
+    calibration: Manifest
+    validation: Manifest
     settings: PipelineSettings
 
 
 def read_disagreement(directory: Path) -> dict[str, Any] | None:
-    """Read how far domains disagreed in a round; None for the dense model, which no round made.
+    """Read how far domains disagreed in a round; None for the dense model.
 
     Raises:
         DamagedArtifactError: the file is not JSON.
@@ -55,54 +58,53 @@ def read_disagreement(directory: Path) -> dict[str, Any] | None:
     return dict(read_json(path)) if path.is_file() else None
 
 
-def render_page(summary: dict[str, Any], sources: Sources, ruling: Ruling) -> str:
+def render_page(summary: Summary, sources: Sources, ruling: Ruling) -> str:
     """Return the report as HTML.
 
     Args:
         summary: the machine-readable result.
-        sources: what the page shows beside it.
-        ruling: what the gates against the dense model say.
+        sources: what the page shows in addition.
+        ruling: what the gates against the dense model decide.
     """
     documents, calibration, rounds = sources.documents, sources.calibration, sources.rounds
-    limits = sources.settings.health.model_dump()
-    disagreement, recovery = sources.disagreement, summary["recovery"]
+    limits, disagreement = sources.settings.health, sources.disagreement
     drawings = {
-        "retention": result_charts.retention_chart(summary["tasks"]),
-        "perplexity": result_charts.perplexity_chart(summary["perplexity"]),
-        "ratio": result_charts.ratio_chart(summary["perplexity"]),
-        "descent": round_charts.descent_chart(summary["rounds"], summary["knee"]),
-        "health": round_charts.health_chart(summary["rounds"], limits),
+        "retention": result_charts.retention_chart(summary.tasks),
+        "perplexity": result_charts.perplexity_chart(summary.perplexity),
+        "ratio": result_charts.ratio_chart(summary.perplexity),
+        "rounds": round_charts.rounds_chart(summary.rounds, summary.knee),
+        "health": round_charts.health_chart(summary.rounds, limits),
         "removed": round_charts.removed_chart(rounds, sources.dense),
         "agreement": round_charts.agreement_chart(disagreement) if disagreement else None,
-        "recovery": round_charts.recovery_chart(recovery),
-        "speedup": result_charts.speedup_chart(summary["latency"]),
+        "recovery": round_charts.recovery_chart(summary.recovery),
+        "speedup": result_charts.speedup_chart(summary.latency),
     }
-    held_out = {name: facts["tokens"] for name, facts in summary["perplexity"]["domains"].items()}
+    held_out = {name: domain.tokens for name, domain in summary.perplexity.domains.items()}
     return render(
         "page.html.jinja",
         summary=summary,
         verdict=verdict(summary),
         ruling=ruling,
-        headline=headline(summary),
+        tiles=tiles(summary),
         sections=overview(summary),
         charts=drawings,
         specs={name: chart.spec for name, chart in drawings.items() if chart},
         library=Markup(library()),
-        perplexity=page_tables.domain_rows(summary["perplexity"]),
+        perplexity=page_tables.perplexity_rows(summary.perplexity),
         accuracy=page_tables.task_rows(summary),
-        descent=page_tables.round_rows(summary),
+        rounds=page_tables.round_rows(summary),
         knee=page_tables.knee_sentence(summary),
         limits=limits_sentence(limits),
         widths=page_tables.width_rows(rounds, sources.dense),
         agreement=domain_agreement.tables(disagreement) if disagreement else None,
-        recovery=page_tables.recovery_sentence(recovery) if recovery else None,
-        speed=page_tables.speed_rows(summary["latency"]),
+        recovery=page_tables.recovery_sentence(summary.recovery) if summary.recovery else None,
+        speed=page_tables.speed_rows(summary.latency),
         sizes=page_tables.bytes_rows(summary),
         totals=calibration_tables.totals(documents, calibration),
         domains=calibration_tables.domain_rows(documents, calibration, held_out),
         sources=calibration_tables.source_rows(documents),
         checked=calibration_tables.checked(sources.validation),
-        weighed=calibration_tables.weighed(rounds),
+        weights=calibration_tables.domain_weights(rounds),
         settings=yaml.safe_dump(
             sources.settings.model_dump(mode="json", exclude={"registry", "notify"}),
             sort_keys=False,

@@ -1,4 +1,4 @@
-"""The Jinja templates beside this file."""
+"""The Jinja templates in this folder."""
 
 from pathlib import Path
 from typing import Any

@@ -1,10 +1,14 @@
-"""What was kept and gained, as charts: accuracy, perplexity and speed against the dense model."""
+"""Charts of accuracy, perplexity and speed relative to the dense model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import altair as alt
 
+from pruneflow.judge.compare import PerplexityComparison, TaskComparison
+from pruneflow.judge.intervals import Estimate
+from pruneflow.judge.metrics import estimate_of
+from pruneflow.measure.latency_record import Timing
 from pruneflow.report.chart_style import ACCENT, INK, LINE, MUTED, ROW, SECOND, Chart, finish
 from pruneflow.report.number_format import (
     NOT_MEASURABLE,
@@ -19,13 +23,13 @@ from pruneflow.report.number_format import (
 WIDEST = 250  # per cent of accuracy kept; few questions give intervals of many hundred
 
 
-def retention_chart(tasks: dict[str, Any]) -> Chart:
+def retention_chart(tasks: dict[str, TaskComparison]) -> Chart:
     """Draw each task's retention with its interval; the line at 100 % is the dense model."""
     return _estimates(
-        {name: task["retention"] for name, task in tasks.items()},
+        {name: task.retention for name, task in tasks.items()},
         share,
         {
-            name: {"dense": str(share(task["dense"])), "pruned": str(share(task["pruned"]))}
+            name: {"dense": str(share(task.dense)), "pruned": str(share(task.pruned))}
             for name, task in tasks.items()
         },
         row="task",
@@ -37,14 +41,14 @@ def retention_chart(tasks: dict[str, Any]) -> Chart:
     )
 
 
-def ratio_chart(perplexity: dict[str, Any]) -> Chart:
+def ratio_chart(perplexity: PerplexityComparison) -> Chart:
     """Draw each domain's perplexity ratio with its interval; the line at 1 is the dense model."""
     return _estimates(
-        {name: values["ratio"] for name, values in perplexity["domains"].items()},
+        {name: domain.ratio for name, domain in perplexity.domains.items()},
         ratio,
         {
-            name: {model: decimal(values[model]) for model in ("dense", "pruned")}
-            for name, values in perplexity["domains"].items()
+            name: {"dense": decimal(domain.dense), "pruned": decimal(domain.pruned)}
+            for name, domain in perplexity.domains.items()
         },
         row="domain",
         axis="perplexity, pruned / dense",
@@ -55,12 +59,13 @@ def ratio_chart(perplexity: dict[str, Any]) -> Chart:
     )
 
 
-def speedup_chart(latency: dict[str, Any]) -> Chart:
+def speedup_chart(latency: Timing) -> Chart:
     """Draw how many times as fast the pruned model is; the line at 1 is the dense model."""
-    names = {"prefill": "prefill", "decode": "decode", "first_token": "first token"}
+    speedup = latency.speedup
     found = {
-        name: {**latency["speedup"][measure], "value": latency["speedup"][measure]["median"]}
-        for measure, name in names.items()
+        "prefill": estimate_of(speedup.prefill),
+        "decode": estimate_of(speedup.decode),
+        "first token": estimate_of(speedup.first_token),
     }
     return _estimates(
         found,
@@ -74,19 +79,19 @@ def speedup_chart(latency: dict[str, Any]) -> Chart:
     )
 
 
-def perplexity_chart(perplexity: dict[str, Any]) -> Chart:
+def perplexity_chart(perplexity: PerplexityComparison) -> Chart:
     """Draw each domain's perplexity of both models, joined by a line."""
-    domains = perplexity["domains"]
-    rows = [
+    domains = perplexity.domains
+    rows: list[dict[str, str | float]] = [
         {
             "domain": name,
-            "dense value": values["dense"],
-            "pruned value": values["pruned"],
-            "dense": decimal(values["dense"]),
-            "pruned": decimal(values["pruned"]),
-            "ratio": str(ratio(values["ratio"])),
+            "dense value": domain.dense,
+            "pruned value": domain.pruned,
+            "dense": decimal(domain.dense),
+            "pruned": decimal(domain.pruned),
+            "ratio": str(ratio(domain.ratio)),
         }
-        for name, values in domains.items()
+        for name, domain in domains.items()
     ]
     points = [
         {**row, "model": model, "perplexity": row[f"{model} value"]}
@@ -116,18 +121,18 @@ def perplexity_chart(perplexity: dict[str, Any]) -> Chart:
             tooltip=tooltip,
         ),
     )
-    said = ", ".join(
-        f"{name} {decimal(values['dense'])} and {decimal(values['pruned'])}"
-        for name, values in domains.items()
+    text = ", ".join(
+        f"{name} {decimal(domain.dense)} and {decimal(domain.pruned)}"
+        for name, domain in domains.items()
     )
     return finish(
-        chart, ROW * len(rows), f"Perplexity of the dense and the pruned model by domain: {said}"
+        chart, ROW * len(rows), f"Perplexity of the dense and the pruned model by domain: {text}"
     )
 
 
 def _estimates(
-    estimates: Mapping[str, Mapping[str, Any] | None],
-    figure: Callable[[Mapping[str, Any] | None], Figure],
+    estimates: Mapping[str, Estimate | None],
+    figure: Callable[[Estimate | None], Figure],
     more: Mapping[str, dict[str, str]],
     *,
     row: str,
@@ -142,32 +147,32 @@ def _estimates(
     Args:
         estimates: by name; None where there is no measurement.
         figure: writes an estimate with its interval.
-        more: what the pointer finds beside it, by name.
+        more: further lines of the tooltip, by name.
         row: what a row is.
         axis: title of the axis.
         write: writes the number alone.
-        scale: what the axis counts in one, and so where both models are equal.
+        scale: units of the axis in 1, where both models are equal.
         description: beginning of the description.
         widest: where on the axis an interval is cut off that would hide the others.
     """
     rows: list[dict[str, Any]] = []
     reach = [scale]
     for name, found in estimates.items():
-        told = {row: name, **more.get(name, {})}
+        labels = {row: name, **more.get(name, {})}
         if found is None:
-            rows.append({**told, "kept": NOT_MEASURABLE, "nothing": NOT_MEASURABLE})
+            rows.append({**labels, "kept": NOT_MEASURABLE, "nothing": NOT_MEASURABLE})
             continue
         value = scale * found["value"]
-        low, high = (value if end is None else scale * end for end in (found["low"], found["high"]))
-        reach += [low, high]
-        numbers = {"value": value, "low": low, "high": high, "label": write(found["value"])}
-        rows.append({**told, "kept": str(figure(found)), "nothing": "", **numbers})
+        ends = [value if end is None else scale * end for end in (found["low"], found["high"])]
+        reach += ends
+        numbers = {"value": value, "low": ends[0], "high": ends[1], "label": write(found["value"])}
+        rows.append({**labels, "kept": str(figure(found)), "nothing": "", **numbers})
     if widest is not None:
         edge = max([widest, *(each.get("value", widest) for each in rows)])
         reach = [min(value, edge) for value in reach]
         for each in rows:
             each |= {"high": min(each["high"], edge)} if "high" in each else {}
-    # Room on the right for the number beside the longest interval.
+    # Room on the right for the number next to the longest interval.
     span = max(max(reach) - min(reach), 0.1 * scale)
     ends = [min(reach) - 0.05 * span, max(reach) + 0.3 * span]
     for each in rows:
@@ -189,8 +194,8 @@ def _estimates(
         base.mark_point(filled=True, size=90, opacity=1, color=ACCENT).encode(x=x),
         base.mark_text(align="left", dx=8).encode(x=high, text="label:N"),
         base.mark_text(align="left", dx=4, color=MUTED).encode(x=left, text="nothing:N"),
-        # The whole row answers the pointer.
+        # The tooltip appears anywhere on the row.
         base.mark_bar(opacity=0, color=LINE).encode(x=left, x2="to:Q", tooltip=[*tooltip, kept]),
     )
-    said = ", ".join(f"{each[row]} {each['kept']}" for each in rows)
-    return finish(chart, ROW * len(rows), description + said)
+    text = ", ".join(f"{each[row]} {each['kept']}" for each in rows)
+    return finish(chart, ROW * len(rows), description + text)

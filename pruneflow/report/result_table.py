@@ -1,10 +1,9 @@
 """The result on the terminal."""
 
-from typing import Any
-
 from rich.markup import escape
 from rich.table import Table
 
+from pruneflow.judge.summary import Summary
 from pruneflow.report.comparison_table import comparison
 
 CAPTION = (
@@ -13,13 +12,12 @@ CAPTION = (
 )
 
 
-def result_table(summary: dict[str, Any]) -> Table:
-    """Return dense against pruned: size, perplexity, accuracy with retention, speed.
+def result_table(summary: Summary) -> Table:
+    """Return dense and pruned: size, perplexity, accuracy with retention, speed.
 
     It fits a terminal of 80 columns.
     """
-    model = summary["model"]
-    title = f"{model['name']}, {model['delivered']}: dense against pruned"
+    title = f"{summary.model.name}, {summary.model.delivered}: dense and pruned"
     table = Table(title=escape(title), caption=CAPTION, show_edge=False)
     table.add_column("")
     for column in ("dense", "pruned", "change or kept"):

@@ -1,54 +1,63 @@
-"""The descent as charts: perplexity and health by round, what was removed, what domains need."""
+"""Charts of the rounds: perplexity, health, removed units, agreement of domains, recovery."""
 
 from typing import Any
 
 import altair as alt
 
+from pruneflow.judge.summary import RoundSummary
+from pruneflow.models.round_record import Recovery, RoundRecord, Widths
 from pruneflow.report.chart_style import ACCENT, BAD, INK, ROW, SECOND, Chart, finish
 from pruneflow.report.health_limit_use import uses
 from pruneflow.report.number_format import decimal, percent, times
 from pruneflow.report.page_tables import span_of
+from pruneflow.settings.pipeline import HealthSettings
 
 LINEAR = 10  # perplexity ratio up to which an axis is linear; one broken round would hide the rest
 NAMES = {"neurons": "neurons", "heads": "query heads", "kv_groups": "KV groups"}
 _CELL = 22  # pixels
-_SHADES = [0.06, 1]  # opacities of nothing and of the most: an empty cell is seen to be one
+_SHADES = [0.06, 1]  # opacities of zero and of the maximum: an empty cell stays visible
 
 
-def descent_chart(rounds: list[dict[str, Any]], knee: str | None) -> Chart | None:
-    """Draw validation perplexity over the descent, mean and worst domain, from the dense model.
+def rounds_chart(rounds: list[RoundSummary], knee: str | None) -> Chart | None:
+    """Draw validation perplexity over the rounds, mean and worst domain, from the dense model.
 
     Args:
         rounds: the summary's.
-        knee: name of the round after which the descent gets steep.
+        knee: name of the round after which the loss rises steeply.
 
     Returns:
         The chart, or None where no round was measured.
     """
-    done = [record for record in rounds if record["mean_ratio"] is not None]
-    if not done:
-        return None
     mean, worst = "mean of domains", "worst domain"
     rows: list[dict[str, Any]] = [
         {"removed": 0.0, "ratio": 1.0, "series": series} for series in (mean, worst)
     ]
     for row in rows:
         row |= {"round": "dense", "label": "", "block weights removed": "0", "times": times(1.0)}
-    for record in done:
-        health, remarks = record["health"] or {}, _remarks(record, knee)
+    texts = []
+    for record in rounds:
+        if record.mean_ratio is None or record.achieved_ratio is None:
+            continue
+        remarks, removed = _remarks(record, knee), percent(record.achieved_ratio)
         common = {
-            "removed": 100 * record["achieved_ratio"],
-            "round": ", ".join([record["round"], *remarks]),
+            "removed": 100 * record.achieved_ratio,
+            "round": ", ".join([record.round, *remarks]),
             "remark": remarks[0] if remarks else None,
-            "block weights removed": percent(record["achieved_ratio"]),
+            "block weights removed": removed,
         }
-        found = ((mean, record["mean_ratio"], ""), (worst, health.get("worst_ratio"), None))
-        for series, value, domain in found:
+        highest = record.health.worst_ratio if record.health else None
+        domain = record.health.worst_domain if record.health else None
+        points = [(mean, record.mean_ratio, mean, common["round"]), (worst, highest, domain, "")]
+        for series, value, name, label in points:
             if value is not None:
-                name = health.get("worst_domain") if domain is None else mean
-                label = common["round"] if series == mean else ""
                 row = {"ratio": value, "series": series, "label": label, "domain": name}
                 rows.append({**common, **row, "times": times(value)})
+        texts.append(
+            f"{' '.join([record.round, *remarks])} at {removed} removed: mean "
+            f"{times(record.mean_ratio)}, worst {decimal(highest)}"
+        )
+    if not texts:
+        return None
     scale = alt.Scale(zero=False, padding=24, nice=False)
     if max(row["ratio"] for row in rows) > LINEAR:
         scale = alt.Scale(type="log", padding=24, nice=False)
@@ -81,40 +90,36 @@ def descent_chart(rounds: list[dict[str, Any]], knee: str | None) -> Chart | Non
         ),
         base.mark_text(baseline="top", dy=12).encode(text="label:N", color=alt.value(INK)),
     )
-    said = ", ".join(
-        f"{' '.join([record['round'], *_remarks(record, knee)])} at "
-        f"{percent(record['achieved_ratio'])} removed: mean {times(record['mean_ratio'])}, "
-        f"worst {decimal((record['health'] or {}).get('worst_ratio'))}"
-        for record in done
-    )
-    return finish(chart, 280, f"Validation perplexity over the dense model's, by round: {said}")
+    text = ", ".join(texts)
+    return finish(chart, 280, f"Validation perplexity over the dense model's, by round: {text}")
 
 
-def health_chart(rounds: list[dict[str, Any]], limits: dict[str, float | None]) -> Chart | None:
-    """Draw how much of each health limit every round used up; the line at 100 % is the limit.
+def health_chart(rounds: list[RoundSummary], limits: HealthSettings) -> Chart | None:
+    """Draw how much of each health limit every round used; the line at 100 % is the limit.
 
     Args:
         rounds: the summary's.
-        limits: the summary's ``health_limits``.
+        limits: the settings' section ``health``.
 
     Returns:
         The chart, or None where nothing was measured.
     """
     rows: list[dict[str, Any]] = [
         {
-            "round": record["round"],
+            "round": record.round,
             "measure": use.measure,
             "found": use.found,
             "limit": use.limit,
             "used": 100 * use.share,
         }
         for record in rounds
-        for use in uses(record["health"] or {}, limits)
+        if record.health
+        for use in uses(record.health, limits)
     ]
     if not rows:
         return None
     names = list(dict.fromkeys(row["round"] for row in rows))
-    # A broken round is far beyond: its point stands at the edge, and the pointer tells its figure.
+    # A broken round is far beyond: its point is at the edge, and its tooltip has the value.
     edge = min(max(115.0, *(row["used"] for row in rows)), 250.0)
     x = alt.X(
         "used:Q",
@@ -135,41 +140,41 @@ def health_chart(rounds: list[dict[str, Any]], limits: dict[str, float | None]) 
         base.mark_point(filled=True, size=110, color=ACCENT).encode(opacity=shown),
     )
     measures = len({row["measure"] for row in rows})
-    said = ", ".join(
+    text = ", ".join(
         f"{row['round']} {row['measure']} {row['found']} of {row['limit']}" for row in rows
     )
-    return finish(chart, ROW * measures, f"Health of each round against its limits: {said}")
+    return finish(chart, ROW * measures, f"Health of each round and its limits: {text}")
 
 
-def removed_chart(rounds: list[dict[str, Any]], dense: dict[str, Any]) -> Chart | None:
-    """Draw the share of each kind of unit that is gone from each layer after each round.
+def removed_chart(rounds: list[RoundRecord], dense: RoundRecord) -> Chart | None:
+    """Draw the share of each kind of unit that is removed from each layer after each round.
 
     Args:
         rounds: the round.json of every round, in order.
         dense: the dense model's record.
 
     Returns:
-        The chart, or None where no round left a model.
+        The chart, or None where no round has a model.
     """
-    done = [record for record in rounds if record.get("widths")]
-    if not done:
+    done = {record.round: record.widths for record in rounds if record.widths}
+    if not done or not dense.widths:
         return None
-    cells = [
+    cells: list[dict[str, Any]] = [
         {
-            "row": f"{NAMES[kind]}, {record['round']}",
+            "row": f"{NAMES[kind]}, {name}",
             "layer": layer,
-            "share": 100 * (1 - left / whole),
-            "removed": percent(1 - left / whole),
-            "left": f"{left} of {whole} {NAMES[kind]}",
+            "share": 100 * (1 - left / full),
+            "removed": percent(1 - left / full),
+            "left": f"{left} of {full} {NAMES[kind]}",
         }
         for kind in NAMES
-        for record in done
-        for layer, (left, whole) in enumerate(
-            zip(record["widths"][kind], dense["widths"][kind], strict=True)
+        for name, widths in done.items()
+        for layer, (left, full) in enumerate(
+            zip(_units(widths, kind), _units(dense.widths, kind), strict=True)
         )
     ]
     most = max(max(cell["share"] for cell in cells), 1.0)
-    layers = len(dense["widths"]["neurons"])
+    layers = len(dense.widths.neurons)
     every = [layer for layer in range(layers) if layer % max(1, layers // 6) == 0]
     chart = (
         alt.Chart(alt.Data(values=cells))
@@ -186,17 +191,17 @@ def removed_chart(rounds: list[dict[str, Any]], dense: dict[str, Any]) -> Chart 
             tooltip=[alt.Tooltip("row:N", title="kind, round"), "layer:O", "removed:N", "left:N"],
         )
     )
-    said = ", ".join(
-        f"{record['round']} {span_of(record['widths'][kind])} {NAMES[kind]} a layer"
-        for record in done
+    text = ", ".join(
+        f"{name} {span_of(_units(widths, kind))} {NAMES[kind]} per layer"
+        for name, widths in done.items()
         for kind in NAMES
     )
     rows = len({cell["row"] for cell in cells})
-    return finish(chart, _CELL * rows, f"What each round left of every layer: {said}")
+    return finish(chart, _CELL * rows, f"Units that remain in each layer after each round: {text}")
 
 
 def agreement_chart(disagreement: dict[str, Any]) -> Chart | None:
-    """Draw how alike the domains rank the neurons of a layer: Spearman correlations, as a matrix.
+    """Draw how similarly domains rank the neurons of a layer: Spearman correlations, as a matrix.
 
     Args:
         disagreement: of the delivered round (see pruneflow/pruning/domain_disagreement.py).
@@ -209,8 +214,8 @@ def agreement_chart(disagreement: dict[str, Any]) -> Chart | None:
     for pair in pairs:
         a, b = pair["domains"]
         rho = pair["within_layers"]
-        told = {"value": 0.0 if rho is None else max(0.0, rho), "correlation": decimal(rho)}
-        cells += [{"domain": a, "with": b, **told}, {"domain": b, "with": a, **told}]
+        shown = {"value": 0.0 if rho is None else max(0.0, rho), "correlation": decimal(rho)}
+        cells += [{"domain": a, "with": b, **shown}, {"domain": b, "with": a, **shown}]
     if not cells:
         return None
     domains = list(disagreement["domains"])
@@ -232,48 +237,53 @@ def agreement_chart(disagreement: dict[str, Any]) -> Chart | None:
         )
     )
     known = [pair for pair in pairs if pair["within_layers"] is not None]
-    said = "of one domain only"
+    text = "only one domain"
     if known:
         lowest, *_, highest = sorted([*known, known[0]], key=lambda pair: pair["within_layers"])
-        said = " and ".join(
+        text = " and ".join(
             f"{word} {decimal(pair['within_layers'])} ({' with '.join(pair['domains'])})"
             for word, pair in (("lowest", lowest), ("highest", highest))
         )
     return finish(
         chart,
         _CELL * len(domains),
-        f"Rank correlation of what domains need of the neurons of a layer: {said}",
+        f"Rank correlation of the neurons of a layer between domains: {text}",
     )
 
 
-def recovery_chart(recovery: dict[str, Any] | None) -> Chart | None:
+def recovery_chart(recovery: Recovery | None) -> Chart | None:
     """Draw the held-out and the training loss over the steps of a recovery; None without one."""
     if not recovery:
         return None
-    names = {"validation_loss": "held-out text", "train_loss": "training"}
+    held_out, training = "held-out text", "training"
+    losses = [(row.step, row.validation_loss, held_out) for row in recovery.history]
+    losses += [
+        (row.step, row.train_loss, training)
+        for row in recovery.history
+        if row.train_loss is not None
+    ]
     rows = [
-        {"step": row["step"], "loss": row[key], "series": name, "value": decimal(row[key], 4)}
-        for key, name in names.items()
-        for row in recovery["history"]
-        if row[key] is not None
+        {"step": step, "loss": loss, "series": name, "value": decimal(loss, 4)}
+        for step, loss, name in losses
     ]
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point={"size": 60, "filled": True}, strokeWidth=2)
         .encode(
             x=alt.X("step:Q", title="step"),
-            y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="loss, nats a token"),
+            y=alt.Y("loss:Q", scale=alt.Scale(zero=False), title="loss, nats per token"),
             color=alt.Color(
                 "series:N",
-                scale=alt.Scale(domain=list(names.values()), range=[ACCENT, SECOND]),
+                scale=alt.Scale(domain=[held_out, training], range=[ACCENT, SECOND]),
                 title=None,
             ),
-            tooltip=["series:N", "step:Q", alt.Tooltip("value:N", title="nats a token")],
+            tooltip=["series:N", "step:Q", alt.Tooltip("value:N", title="nats per token")],
         )
     )
-    held_out = [row for row in rows if row["series"] == "held-out text"]
-    said = ", ".join(f"step {row['step']} {row['value']}" for row in held_out)
-    return finish(chart, 240, f"Divergence from the dense model on held-out text: {said}")
+    text = ", ".join(
+        f"step {row['step']} {row['value']}" for row in rows if row["series"] == held_out
+    )
+    return finish(chart, 240, f"Divergence from the dense model on held-out text: {text}")
 
 
 def _shade(field: str, most: float, title: str, written: str) -> alt.Opacity:
@@ -286,9 +296,14 @@ def _shade(field: str, most: float, title: str, written: str) -> alt.Opacity:
     )
 
 
-def _remarks(record: dict[str, Any], knee: str | None) -> list[str]:
-    """Say what is remarkable about a round."""
-    remarks = {"knee": record["round"] == knee, "unhealthy": record["status"] == "unhealthy"}
+def _units(widths: Widths, kind: str) -> list[int]:
+    units: list[int] = getattr(widths, kind)
+    return units
+
+
+def _remarks(record: RoundSummary, knee: str | None) -> list[str]:
+    """Name what is special about a round."""
+    remarks = {"knee": record.round == knee, "unhealthy": record.status == "unhealthy"}
     return [remark for remark, holds in remarks.items() if holds]
 
 

@@ -11,8 +11,8 @@ from pruneflow.report.number_format import Figure, count, percent, ratio, share
 
 CAPTION = (
     "* Pareto-optimal: no other recipe is at least as good in perplexity, parameters and speed, "
-    "and better in one. All against the dense model: below parameters what is gone of the block "
-    "weights, elsewhere 95 % intervals. Lower perplexity and higher speed are better."
+    "and better in one. All relative to the dense model: below parameters the share of block "
+    "weights removed, elsewhere 95 % intervals. Lower perplexity and higher speed are better."
 )
 
 
@@ -29,7 +29,7 @@ def sweep_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def sweep_table(rows: Sequence[Row]) -> Table:
-    """Return the table for a terminal of 80 columns; what failed is in the caption."""
+    """Return the table for a terminal of 80 columns; the caption lists failures."""
     failed = [f"{row['recipe']} failed: {row['error']}" for row in rows if row["error"]]
     caption = "\n".join([CAPTION, *failed])
     table = Table(title="Recipes", caption=escape(caption), box=None, collapse_padding=True)

@@ -4,15 +4,19 @@ For a version it comes from its MLflow run; for a round, the dense and the deliv
 their records, and from the reports about the same digest.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
-from pruneflow.artifacts import read_json
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.judge.model_comparison import SIZES, Side
+from pruneflow.judge.summary import Summary
+from pruneflow.measure.evaluation_record import EvaluatedModel, Evaluation
+from pruneflow.measure.latency_record import Speed
 from pruneflow.models.digests import weight_file_bytes
-from pruneflow.models.round_record import RECORD, read_round_record
+from pruneflow.models.round_record import RECORD, RoundRecord, Validation, read_round_record
 from pruneflow.paths import BASELINE, CHECKPOINTS, EVALUATION, MODEL, SUMMARY
+from pruneflow.records import RecordT, read_record
 from pruneflow.report.dvc_plots import HEALTH
 from pruneflow.settings.pipeline import DENSE, PipelineSettings
 from tasks.registry import versions
@@ -21,8 +25,6 @@ from tasks.tracking.runs import flatten
 
 SUMMARY_ARTIFACT = "reports/summary.json"
 DELIVERED = "model"
-# Settings that a round's record keeps.
-_RECORDED = {"pruning.layout": "layout", "pruning.score": "score", "pruning.refit": "refit"}
 
 
 def find_side(name: str, settings: PipelineSettings) -> Side:
@@ -52,104 +54,118 @@ def _version(name: str, settings: PipelineSettings) -> Side:
     version = versions.find_version(settings.registry, name)
     tags = {key: str(value) for key, value in version.tags.items()}
     digest = tags.get("model_digest", "")
-
-    def kept(path: str) -> dict[str, Any]:
-        try:
-            found = versions.read_artifact_of(version, path)
-        except DamagedArtifactError:
-            return {}
-        return found if isinstance(found, dict) else {}
-
-    evaluation, summary = kept(EVALUATION_ARTIFACT), kept(SUMMARY_ARTIFACT)
-    if (evaluation.get("model") or {}).get("digest") != digest:
-        evaluation = {}
-    delivered = (summary.get("model") or {}).get("delivered", "")
-    record = kept(f"rounds/{delivered}/{RECORD}") if delivered else {}
-    about = {
+    evaluation = versions.read_record_of(Evaluation, version, EVALUATION_ARTIFACT)
+    if evaluation and evaluation.model.digest != digest:
+        evaluation = None
+    summary = versions.read_record_of(Summary, version, SUMMARY_ARTIFACT)
+    record = None
+    if summary:
+        place = f"rounds/{summary.model.delivered}/{RECORD}"
+        record = versions.read_record_of(RoundRecord, version, place)
+    checks = _as_round(record, digest)
+    digests = {
         "model": digest,
-        "dense model": tags.get("dense_digest", ""),
-        "calibration set": tags.get("data_digest", ""),
-        "all settings": tags.get("recipe_digest", ""),
-        "gates": tags.get("gates_digest", ""),
-        "code": tags.get("git_commit", ""),
+        "dense model": tags.get("dense_digest"),
+        "calibration set": tags.get("data_digest"),
+        "all settings": tags.get("recipe_digest"),
+        "gates": tags.get("gates_digest"),
+        "code": tags.get("git_commit"),
     }
     return Side(
         name=name,
         title=f"version {version.version}",
-        sizes=_sizes(evaluation.get("model") or {}),
-        evaluation=evaluation or None,
+        sizes=_sizes(evaluation.model) if evaluation else {},
+        evaluation=evaluation,
         speed=_speed(summary, digest),
+        validation=checks.validation,
+        health=checks.health,
         settings=versions.parameters_of(settings.registry, version),
-        digests={key: value for key, value in about.items() if value},
-        **_as_round(record, digest),
+        digests={key: value for key, value in digests.items() if value},
     )
 
 
 def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
-    record = read_round_record(directory).to_json()
-    if record["status"] == "skipped":
+    record = read_round_record(directory)
+    if record.status == "skipped":
         raise InputError(
             f"round {name} was skipped, because an earlier round ended the schedule: compare "
-            f"{record['delivered']} instead"
+            f"{record.delivered} instead"
         )
-    digest, summary = str(record["digest"]), _report(SUMMARY)
-    measured = (_report(path) for path in (BASELINE, EVALUATION))
-    about = {
+    digest, summary = str(record.digest), _report(Summary, SUMMARY)
+    complete = (
+        summary is not None
+        and summary.digests.pruned == digest
+        and summary.digests.settings == settings.digest()
+    )
+    digests = {
         "model": digest,
-        "dense model": record["dense"]["digest"],
-        "calibration set": record.get("calibration_set", ""),
+        "dense model": record.dense.digest,
+        "calibration set": record.calibration_set,
+        "all settings": settings.digest() if complete else None,
     }
-    digests = summary.get("digests") or {}
-    current = digests.get("pruned") == digest and digests.get("settings") == settings.digest()
-    if current:
-        about["all settings"] = settings.digest()
-    own = _as_dense(record, settings) if name == DENSE else _as_round(record, digest)
+    evaluations = (_report(Evaluation, path) for path in (BASELINE, EVALUATION))
+    checks = _as_dense(record, settings) if name == DENSE else _as_round(record, digest)
     titles = {DENSE: "dense model", DELIVERED: "delivered model"}
     return Side(
         name=name,
         title=titles.get(name, f"round {name}"),
         sizes={**_sizes(record), "bytes": weight_file_bytes(directory)},
         evaluation=next(
-            (found for found in measured if (found.get("model") or {}).get("digest") == digest),
-            None,
+            (found for found in evaluations if found and found.model.digest == digest), None
         ),
         speed=_speed(summary, digest),
-        settings=_settings(settings) if current else _recorded(record),
-        digests={key: value for key, value in about.items() if value},
-        **own,
+        validation=checks.validation,
+        health=checks.health,
+        settings=_settings(settings) if complete else _recorded(record),
+        digests={key: value for key, value in digests.items() if value},
     )
 
 
-def _as_round(record: dict[str, Any], digest: str) -> dict[str, Any]:
-    """Health and validation perplexity, unless the model was recovered after the round."""
-    if record.get("digest") != digest or "recovered_from" in record or not record.get("health"):
+class _RoundChecks(NamedTuple):
+    """Health and perplexity on validation text; empty where a model was not checked."""
+
+    health: Mapping[str, float | None]
+    validation: Mapping[str, float]
+
+
+_UNCHECKED = _RoundChecks({}, {})
+
+
+def _as_round(record: RoundRecord | None, digest: str) -> _RoundChecks:
+    """Return the checks of a round's model; a recovered model has none of its own."""
+    if record is None or record.digest != digest or record.recovered_from or not record.health:
+        return _UNCHECKED
+    health = {key: getattr(record.health, key) for key in HEALTH}
+    return _RoundChecks(health, _perplexities(record.validation, "pruned"))
+
+
+def _as_dense(record: RoundRecord, settings: PipelineSettings) -> _RoundChecks:
+    """Return the dense model's side of the checks of the first round."""
+    first = _report(RoundRecord, CHECKPOINTS / next(iter(settings.rounds)) / RECORD)
+    if first is None or first.dense.digest != record.digest:
+        return _UNCHECKED
+    return _RoundChecks(HEALTH, _perplexities(first.validation, "dense"))
+
+
+def _perplexities(
+    validation: Validation | None, model: Literal["dense", "pruned"]
+) -> dict[str, float]:
+    if validation is None:
         return {}
-    health = {key: record["health"].get(key) for key in HEALTH}
-    return {"health": health, "validation": _perplexities(record, "pruned")}
+    losses = validation.dense if model == "dense" else validation.pruned
+    return {domain: loss["perplexity"] for domain, loss in losses.items()}
 
 
-def _as_dense(record: dict[str, Any], settings: PipelineSettings) -> dict[str, Any]:
-    """Health and validation perplexity of the dense model, which every round records."""
-    first = _report(CHECKPOINTS / next(iter(settings.rounds)) / RECORD)
-    if (first.get("dense") or {}).get("digest") != record["digest"]:
-        return {}
-    return {"health": HEALTH, "validation": _perplexities(first, "dense")}
-
-
-def _perplexities(record: dict[str, Any], model: str) -> dict[str, float]:
-    measured = (record.get("validation") or {}).get(model) or {}
-    return {domain: loss["perplexity"] for domain, loss in measured.items()}
-
-
-def _speed(summary: dict[str, Any], digest: str) -> dict[str, Any] | None:
+def _speed(summary: Summary | None, digest: str) -> Speed | None:
     """Return the speed of whichever model of a summary has this digest."""
-    digests = summary.get("digests") or {}
-    which = next((key for key in ("dense", "pruned") if digests.get(key) == digest), None)
-    return summary["latency"][which] if which else None
+    if summary and summary.digests.dense == digest:
+        return summary.latency.dense
+    return summary.latency.pruned if summary and summary.digests.pruned == digest else None
 
 
-def _sizes(found: dict[str, Any]) -> dict[str, int]:
-    return {key: found[key] for key in SIZES if key in found}
+def _sizes(record: RoundRecord | EvaluatedModel) -> dict[str, int]:
+    sizes = {key: getattr(record, key, None) for key in SIZES}
+    return {key: size for key, size in sizes.items() if size is not None}
 
 
 def _settings(settings: PipelineSettings) -> dict[str, str]:
@@ -157,14 +173,19 @@ def _settings(settings: PipelineSettings) -> dict[str, str]:
     return {key: str(value) for key, value in flat.items()}
 
 
-def _recorded(record: dict[str, Any]) -> dict[str, str]:
-    return {name: str(record[key]) for name, key in _RECORDED.items() if key in record}
+def _recorded(record: RoundRecord) -> dict[str, str]:
+    """Return the settings that a round's record keeps."""
+    kept = {
+        "pruning.layout": record.layout,
+        "pruning.score": record.score,
+        "pruning.refit": record.refit,
+    }
+    return {name: value for name, value in kept.items() if value is not None}
 
 
-def _report(path: Path) -> dict[str, Any]:
-    """Read a report; empty when it is missing or damaged."""
+def _report(kind: type[RecordT], path: Path) -> RecordT | None:
+    """Read a report; None where it is missing or has another schema."""
     try:
-        found = read_json(path)
+        return read_record(kind, path)
     except DamagedArtifactError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None

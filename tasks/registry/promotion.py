@@ -21,6 +21,8 @@ from mlflow.exceptions import MlflowException
 
 from pruneflow.artifacts import sha256_json
 from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.judge.gates import Decision
+from pruneflow.records import parse_record
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import versions
 from tasks.registry.lock import registry_held
@@ -208,23 +210,25 @@ def check_accepted(version: ModelVersion, in_production: str | None) -> None:
     """
     number = version.version
     try:
-        decision = versions.read_artifact_of(version, DECISION_ARTIFACT)
+        stored = versions.read_artifact_of(version, DECISION_ARTIFACT)
+        decision = parse_record(Decision, stored, DECISION_ARTIFACT)
     except DamagedArtifactError:
         raise InputError(
             f"version {number} has no readable decision of the gates: only versions that "
             "`pruneflow run` accepted can be promoted"
         ) from None
-    if not isinstance(decision, dict) or decision.get("accepted") is not True:
+    if not decision.accepted:
         raise InputError(f"version {number} was refused by the gates: see its {DECISION_ARTIFACT}")
-    if sha256_json(decision) != version.tags.get("decision_digest") or decision.get(
-        "model"
-    ) != version.tags.get("model_digest"):
+    if (sha256_json(stored), decision.model) != (
+        version.tags.get("decision_digest"),
+        version.tags.get("model_digest"),
+    ):
         raise InputError(
             f"version {number} carries another decision than the one it was registered "
             "with: only versions that `pruneflow run` accepted can be promoted"
         )
-    if any(gate.get("against") == PRODUCTION for gate in decision.get("gates", [])):
-        compared = (decision.get("production") or {}).get("version")
+    if any(gate.against == PRODUCTION for gate in decision.gates):
+        compared = decision.production.version if decision.production else None
         if compared != in_production:
             raise InputError(
                 f"version {number} was compared with {_named(compared)}, and "

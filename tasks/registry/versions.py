@@ -9,9 +9,8 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlparse
 
 import mlflow
@@ -20,9 +19,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from pydantic import Field
 
 from pruneflow.artifacts import sha256_file, sha256_json
 from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.records import Record, RecordT, parse_record
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry.lock import registry_held
 from tasks.registry.registered_model import (
@@ -41,35 +42,23 @@ _FILES = "files_digest"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes
 
 
-@dataclass(frozen=True)
-class Lineage:
-    """The lineage of a version; stored as its tags.
+class Lineage(Record):
+    """What a version was made from; kept as its tags."""
 
-    Attributes:
-        model_digest: weights, configuration and tokenizer.
-        dense_digest: of the dense model that was pruned.
-        data_digest: of the calibration set.
-        recipe_digest: of every setting that the model depends on.
-        gates_digest: of configs/gates.yaml as it was read.
-        decision_digest: of the gates' decision.
-        git_commit: of the code.
-        git_dirty: whether tracked files differed from it.
-        dvc_lock: sha256 of dvc.lock, which names every input and output of every stage.
-    """
-
-    model_digest: str
-    dense_digest: str
-    data_digest: str
-    recipe_digest: str
-    gates_digest: str
-    decision_digest: str
-    git_commit: str
-    git_dirty: str
-    dvc_lock: str
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
+    model_digest: str = Field(description="Digest of weights, configuration and tokenizer.")
+    dense_digest: str = Field(description="Digest of the dense model.")
+    data_digest: str = Field(description="Digest of the calibration set.")
+    recipe_digest: str = Field(description="Digest of every setting that the model depends on.")
+    gates_digest: str = Field(description="Digest of configs/gates.yaml.")
+    decision_digest: str = Field(description="sha256 of decision.json.")
+    git_commit: str = Field(description="Commit of the code.")
+    git_dirty: str = Field(description="Whether tracked files differed from it.")
+    dvc_lock: str = Field(description="sha256 of dvc.lock, which lists inputs and outputs.")
 
     def tags(self) -> dict[str, str]:
         """Return the tags of a version."""
-        return {key: str(value) for key, value in asdict(self).items()}
+        return {key: str(value) for key, value in self.to_json().items()}
 
 
 class Registered(NamedTuple):
@@ -158,6 +147,14 @@ def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: 
 def read_artifact_of(version: ModelVersion, path: str) -> Any:
     """Read a JSON file of the run that a version's gates were decided in, as `read_artifact`."""
     return _artifact(str(version.tags.get(DECISION_RUN, version.run_id)), path)
+
+
+def read_record_of(kind: type[RecordT], version: ModelVersion, path: str) -> RecordT | None:
+    """Read a record of that run; None where it is missing or has another schema."""
+    try:
+        return parse_record(kind, read_artifact_of(version, path), path)
+    except DamagedArtifactError:
+        return None
 
 
 def find_version(settings: RegistrySettings, name: str) -> ModelVersion:

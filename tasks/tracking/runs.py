@@ -13,8 +13,12 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
 from pruneflow.artifacts import read_json
+from pruneflow.judge.gates import Decision
 from pruneflow.judge.pareto import Row
+from pruneflow.judge.summary import Summary
+from pruneflow.models.round_record import read_round_record
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS, SWEEP_FILE, SWEEP_TABLE
+from pruneflow.records import Record
 from pruneflow.report.sweep_table import sweep_rows
 from pruneflow.settings.pipeline import NotifySettings, PipelineSettings, RegistrySettings
 from tasks.prefect.webhook import without_secrets
@@ -28,21 +32,21 @@ _SWEEP_LINES = "sweep/table.json"
 
 def log_run(
     settings: PipelineSettings,
-    summary: Mapping[str, Any],
-    decision: Mapping[str, Any],
+    summary: Summary,
+    decision: Decision,
     tags: Mapping[str, str],
 ) -> str:
     """Write one MLflow run about a finished pipeline; returns its id.
 
     Args:
         settings: logged as parameters, ``section.key``.
-        summary: ``data/reports/summary.json``; every number becomes a metric.
-        decision: the gates' decision; refused runs are tagged with the reasons.
-        tags: digests and versions behind the result.
+        summary: every number becomes a metric.
+        decision: refused runs are tagged with the reasons.
+        tags: digests and versions that the result was made from.
     """
     client = connect(settings.registry)
     parameters = flatten(settings.model_dump(mode="json", exclude={"notify"}))
-    metrics = numbers(summary)
+    metrics = numbers(_values(summary))
     with (
         store_errors(settings.registry),
         _run(client, settings.registry, _run_name(settings)) as run,
@@ -66,7 +70,7 @@ def log_sweep(
     settings: RegistrySettings,
     rows: Sequence[Row],
     recipes: Mapping[str, PipelineSettings],
-    summaries: Mapping[str, Mapping[str, Any]],
+    summaries: Mapping[str, Summary],
 ) -> str:
     """Write one MLflow run about a sweep, with a nested run for each recipe; returns its id.
 
@@ -94,8 +98,9 @@ def log_sweep(
                     flatten(recipes[name].model_dump(mode="json", exclude={"notify"}))
                 ):
                     mlflow.log_params(batch)
-                for batch in _batches(numbers(summaries.get(name, {}))):
-                    mlflow.log_metrics(batch)
+                if name in summaries:
+                    for batch in _batches(numbers(_values(summaries[name]))):
+                        mlflow.log_metrics(batch)
                 mlflow.set_tags(_recipe_tags(row))
             finally:
                 mlflow.end_run("FAILED" if row["error"] else "FINISHED")
@@ -123,9 +128,9 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def round_records(settings: PipelineSettings) -> list[dict[str, Any]]:
-    """Return the records of the rounds, in their order."""
-    return [read_json(CHECKPOINTS / name / "round.json") for name in settings.rounds]
+def _values(record: Record) -> dict[str, Any]:
+    """Return a record's JSON values without the version of its schema."""
+    return record.model_dump(mode="json", exclude={"schema_version"})
 
 
 def _run(client: MlflowClient, settings: RegistrySettings, name: str) -> ActiveRun:
@@ -141,18 +146,18 @@ def _here() -> dict[str, str]:
     return {_WORKSPACE: f"{socket.gethostname()}:{Path.cwd()}"}
 
 
-def _steps(settings: PipelineSettings, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the metrics of each step: the dense model is step 0, the rounds follow."""
-    rounds = round_records(settings)
-    size = summary["parameters"]
-    dense = {
+def _steps(settings: PipelineSettings, summary: Summary) -> Iterator[dict[str, Any]]:
+    """Yield the measures of each step: the dense model is step 0, then come the rounds."""
+    rounds = [read_round_record(CHECKPOINTS / name) for name in settings.rounds]
+    size, first = summary.parameters, rounds[0].validation
+    yield {
         "achieved_ratio": 0.0,
-        "parameters": size["dense"],
-        "block_weights": size["block_weights"]["dense"],
-        # The rounds' baseline, under the name of the rounds' own metric.
-        "validation": {"pruned": rounds[0].get("validation", {}).get("dense", {})},
+        "parameters": size.dense,
+        "block_weights": size.block_weights.dense,
+        # The dense model's losses, under the name that the rounds' own losses have.
+        "validation": {"pruned": first.dense if first else {}},
     }
-    return [dense, *rounds]
+    yield from map(_values, rounds)
 
 
 def _run_name(settings: PipelineSettings) -> str:
@@ -161,11 +166,10 @@ def _run_name(settings: PipelineSettings) -> str:
     return f"{settings.model.name}-{goal}".replace(" ", "-")
 
 
-def _decision_tags(decision: Mapping[str, Any]) -> dict[str, str]:
-    accepted = bool(decision["accepted"])
-    reasons = [str(reason) for reason in decision.get("reasons", [])]
-    tags = {"decision": "accepted" if accepted else "refused"}
-    return tags if accepted else {**tags, "reasons": "\n".join(reasons)}
+def _decision_tags(decision: Decision) -> dict[str, str]:
+    if decision.accepted:
+        return {"decision": "accepted"}
+    return {"decision": "refused", "reasons": "\n".join(decision.reasons)}
 
 
 def _recipe_tags(row: Row) -> dict[str, str]:
@@ -193,7 +197,7 @@ def _log_files(settings: PipelineSettings) -> None:
         if path.is_file() and not path.name.startswith(".") and path != SWEEP_TABLE:
             mlflow.log_artifact(str(path), "reports")
     _log_configs(settings.notify)
-    # Not under its own name: DVC takes any dvc.yaml below the workspace for its own.
+    # Not under its own name: DVC reads any dvc.yaml below the workspace.
     mlflow.log_text(Path("dvc.yaml").read_text(encoding="utf-8"), "pipeline/stages.yaml")
     mlflow.log_artifact("dvc.lock", "pipeline")
     for name in settings.rounds:

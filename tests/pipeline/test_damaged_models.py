@@ -1,15 +1,15 @@
 """Models damaged on purpose, on real weights: the shipped gates refuse each for its own reason."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from pruneflow.artifacts import read_json, staged_directory
+from pruneflow.artifacts import staged_directory
 from pruneflow.judge.compare import compare
-from pruneflow.judge.gates import decide, load_gates
+from pruneflow.judge.gates import GateResult, decide, load_gates
 from pruneflow.measure.evaluation import measure_model
+from pruneflow.measure.evaluation_record import Evaluation
 from pruneflow.models.export import save
 from pruneflow.models.loading import load_model, load_tokenizer
 from pruneflow.models.structure import layers_of
@@ -17,6 +17,7 @@ from pruneflow.models.surgery import cut_neurons
 from pruneflow.paths import BASELINE, CALIBRATION_SET, CHECKPOINTS, GATES_FILE, HELD_OUT, QUESTIONS
 from pruneflow.plan import load_profile
 from pruneflow.pruning.prune import Recipe, prune
+from pruneflow.records import read_record
 from pruneflow.settings.pipeline import (
     DENSE,
     ComputeSettings,
@@ -27,6 +28,7 @@ from pruneflow.settings.pipeline import (
 from pruneflow.stages import run_stage_by_name
 from pruneflow.tokens.calibration_set import CalibrationSet
 from tests.round_records import record_as_done
+from tests.unit.evaluation_example import summary
 
 pytestmark = pytest.mark.slow
 
@@ -53,24 +55,23 @@ def measured_dense(real_workspace: Path) -> Path:
     return CHECKPOINTS / DENSE
 
 
-def measured(directory: Path) -> dict[str, Any]:
+def measured(directory: Path) -> Evaluation:
     return measure_model(directory, HELD_OUT, QUESTIONS, FLOAT32, directory.name)
 
 
-def judge(record: dict[str, Any], calibrated: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """What the gates on perplexity and domains in configs/gates.yaml decide, by metric."""
-    compared = compare(read_json(BASELINE), record, load_settings().evaluation)
-    digests = {"pruned": record["model"]["digest"]}
+def judge(found: Evaluation, calibrated: dict[str, int]) -> dict[str, GateResult]:
+    """Judge a model by the gates on perplexity and domains in configs/gates.yaml, by metric."""
+    compared = compare(read_record(Evaluation, BASELINE), found, load_settings().evaluation)
     gates = load_gates(GATES_FILE)
     chosen = [
         gate
         for gate in gates.gates
         if gate.metric.startswith(("perplexity", "uncalibrated")) and gate.against == "baseline"
     ]
-    summary = {**compared, "calibration_domains": calibrated, "digests": digests}
-    decision = decide(summary, gates.model_copy(update={"gates": chosen}))
-    assert decision["accepted"] == all(gate["passed"] for gate in decision["gates"])
-    return {gate["metric"]: gate for gate in decision["gates"]}
+    judged = summary(**dict(compared), calibration_domains=calibrated)
+    decision = decide(judged, gates.model_copy(update={"gates": chosen}))
+    assert decision.accepted == all(gate.passed for gate in decision.gates)
+    return {gate.metric: gate for gate in decision.gates}
 
 
 def halve_a_layer(dense: Path, place: int, out: Path) -> Path:
@@ -90,16 +91,16 @@ def test_damage_is_refused_for_its_own_reason(measured_dense: Path) -> None:
     blocks = held.take()
     everything = {domain: len(rows) for domain, rows in blocks.items()}
 
-    same = judge(read_json(BASELINE), everything)
-    assert all(gate["passed"] for gate in same.values())
-    assert same["perplexity_ratio_mean"]["value"] == pytest.approx(1)
+    same = judge(read_record(Evaluation, BASELINE), everything)
+    assert all(gate.passed for gate in same.values())
+    assert same["perplexity_ratio_mean"].value == pytest.approx(1)
 
     for place in (0, 29):
         damaged = halve_a_layer(measured_dense, place, Path(f"halved-{place}"))
         halved = judge(measured(damaged), everything)
-        assert not halved["perplexity_ratio_mean"]["passed"]
-        assert "above the limit" in halved["perplexity_ratio_mean"]["reason"]
-        assert halved["uncalibrated_domains"]["passed"]
+        assert not halved["perplexity_ratio_mean"].passed
+        assert "above the limit" in halved["perplexity_ratio_mean"].reason
+        assert halved["uncalibrated_domains"].passed
 
     recipe = Recipe(ratio=0.2, rounds=1, ridge=0.05)
     ratios = {}
@@ -114,7 +115,7 @@ def test_damage_is_refused_for_its_own_reason(measured_dense: Path) -> None:
         )
         ratios[name] = found["perplexity_ratio_worst"]
         missing = found["uncalibrated_domains"]
-        assert missing["passed"] == (name == "whole")
-    assert missing["domain"] == MISSING and MISSING in missing["reason"]
-    assert not ratios["partial"]["passed"] and ratios["partial"]["domain"] == MISSING
-    assert ratios["partial"]["value"] > 2 * ratios["whole"]["value"]
+        assert missing.passed == (name == "whole")
+    assert missing.domain == MISSING and MISSING in missing.reason
+    assert not ratios["partial"].passed and ratios["partial"].domain == MISSING
+    assert ratios["partial"].value > 2 * ratios["whole"].value

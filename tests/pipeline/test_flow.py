@@ -50,7 +50,7 @@ def test_the_flow_runs_registers_promotes_and_then_has_nothing_to_do(
         history = client.get_metric_history(outcome.run_id, metric)
         return [(point.step, point.value) for point in history]
 
-    assert by_step("round/ratio") == [(1, 0.1), (2, 0.2)]
+    assert by_step("round/target/ratio") == [(1, 0.1), (2, 0.2)]
     # The dense model is step 0.
     law = by_step("round/validation/pruned/law/perplexity")
     assert law == [(0, 10), (1, 12), (2, 12)]

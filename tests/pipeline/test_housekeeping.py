@@ -143,7 +143,7 @@ def test_what_a_commit_of_any_branch_names_stays_and_comes_back(workspace: Works
     assert repro(workspace) == []
     git("checkout", "-q", "-f", "first")
     assert workspace.do("-m", "dvc", "checkout", "--force").returncode == 0
-    assert json.loads(Path("data/checkpoints/r2/round.json").read_text())["ratio"] == 0.2
+    assert json.loads(Path("data/checkpoints/r2/round.json").read_text())["target"]["ratio"] == 0.2
     assert repro(workspace) == []
 
 

@@ -51,6 +51,17 @@ mlflow.models.set_model(Model())
 """
 
 
+GATE = {
+    "name": "smaller",
+    "metric": "block_ratio",
+    "against": "production",
+    "comparison": "at_least",
+    "limit": 0.0,
+    "why": "It must get smaller.",
+    "passed": True,
+}
+
+
 def test_a_move_says_who_and_why_and_the_history_keeps_the_order(store: Registry) -> None:
     for content in "ab":
         store.register(content)
@@ -106,7 +117,7 @@ def test_any_version_that_was_in_production_can_be_restored_and_no_other(store: 
 def test_a_version_judged_against_another_than_the_one_in_use_is_judged_anew(
     store: Registry,
 ) -> None:
-    against = {"gates": [{"metric": "block_ratio", "against": "production"}]}
+    against = {"gates": [GATE]}
     store.register("a", **against, production=None)
     promotion.promote(SETTINGS)
     store.register("b", **against, production={"version": "1", "model": "a"})

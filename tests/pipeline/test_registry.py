@@ -16,10 +16,19 @@ from tasks.tracking.store import connect, experiment
 from tests.pipeline.toy import Workspace
 
 SETTINGS = RegistrySettings()
+# As an earlier release stored it: without the version of its schema.
+DECISION = {
+    "enforced": True,
+    "run_mode": "enabled",
+    "reasons": [],
+    "gates": [],
+    "digests": {},
+    "production": None,
+}
 
 
 class Registry:
-    """Registers made-up models and tells the aliases."""
+    """Registers made-up models and lists the aliases."""
 
     def __init__(self, settings: RegistrySettings = SETTINGS) -> None:
         self.settings = settings
@@ -34,11 +43,19 @@ class Registry:
         checkpoint = Path("model")
         checkpoint.mkdir(exist_ok=True)
         (checkpoint / "config.json").write_text(content)
-        decision = {"accepted": accepted, "reasons": [], "model": content, **judged}
+        decision = {**DECISION, "accepted": accepted, "model": content, **judged}
         with mlflow.start_run(experiment_id=self.experiment) as run:
             mlflow.log_text(json.dumps(decision), versions.DECISION_ARTIFACT)
         lineage = versions.Lineage(
-            content, "dense", "data", "recipe", "gates", sha256_json(decision), "git", dirty, "lock"
+            model_digest=content,
+            dense_digest="dense",
+            data_digest="data",
+            recipe_digest="recipe",
+            gates_digest="gates",
+            decision_digest=sha256_json(decision),
+            git_commit="git",
+            git_dirty=dirty,
+            dvc_lock="lock",
         )
         needs = ["transformers"]
         return versions.register(self.settings, checkpoint, run.info.run_id, lineage, needs).version

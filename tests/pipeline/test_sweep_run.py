@@ -188,7 +188,7 @@ def test_a_recipe_takes_what_the_last_run_made_and_can_become_the_next_run(
     for name in ("configs/pipeline.yaml", "dvc.lock"):
         Path(name).write_bytes((SWEEP / "deep" / name).read_bytes())
     subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q"], check=True)
-    assert pipeline(return_state=True).result().summary["parameters"]["pruned"] == 60
+    assert pipeline(return_state=True).result().summary.parameters.pruned == 60
     assert toy.ran() == []
 
 

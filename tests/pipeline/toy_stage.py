@@ -49,8 +49,20 @@ def main(name):
         out = Path("data/checkpoints") / name
         ratio = settings.rounds[name].ratio
         digest = model(out, ratio)
-        losses = {kind: {"law": {"perplexity": p}} for kind, p in [("dense", 10), ("pruned", 12)]}
-        record = {"round": name, "ratio": ratio, "digest": digest, "validation": losses}
+        losses = {
+            kind: {"law": {"nll": 1.0, "tokens": 9, "perplexity": p}}
+            for kind, p in [("dense", 10), ("pruned", 12)]
+        }
+        record = {
+            "round": name,
+            "status": "done",
+            "delivered": name,
+            "delivered_digest": digest,
+            "digest": digest,
+            "dense": {"block_weights": 50, "neurons": 8},
+            "target": {"ratio": ratio},
+            "validation": losses,
+        }
         write_json(out / "round.json", record)
     elif name == "select":
         model(Path("data/model"), settings.rounds[settings.final_round].ratio)
@@ -72,6 +84,7 @@ def main(name):
             "settings": settings.digest(),
             "calibration_set": read_json(Path("data/calibration/set/manifest.json"))["digest"],
             "questions": write_manifest(Path("data/questions"))["digest"],
+            "tokenizer": "t",
             "reports": {key: sha256_json(content) for key, content in reports.items()},
             **folders,
         }

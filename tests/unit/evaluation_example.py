@@ -1,10 +1,12 @@
-"""Two small records as the stages baseline and evaluation write them, and a summary of numbers."""
+"""Two small evaluations as the stages baseline and evaluation write them, and a made-up summary."""
 
-import copy
 import math
 from typing import Any
 
 import numpy as np
+
+from pruneflow.judge.summary import Summary
+from pruneflow.measure.evaluation_record import Evaluation
 
 TASKS = {"piqa": (0.5, 200), "siqa": (1 / 3, 200), "boolq": (0.62, 40)}
 SCORED = 255
@@ -34,11 +36,13 @@ def right(share: float, seed: int, of: int) -> list[int]:
     return (np.random.default_rng(seed).random(of) < share).astype(int).tolist()
 
 
-def record(digest: str = "a", rise: float = 0.0, drop: float = 0.0, kept: float = 1.0) -> dict:
-    """The record of a model whose losses rose, whose accuracy dropped and of which some is left."""
+def record(
+    digest: str = "a", rise: float = 0.0, drop: float = 0.0, kept: float = 1.0, **changes: Any
+) -> Evaluation:
+    """The evaluation of a model with higher losses, lower accuracy and fewer weights."""
     generator = np.random.default_rng(7)
     text = {name: generator.lognormal(1.0, 0.2, 9) for name in ("code", "news")}
-    return {
+    values = {
         "model": {
             "digest": digest * 64,
             "delivered_digest": digest * 64,
@@ -46,6 +50,7 @@ def record(digest: str = "a", rise: float = 0.0, drop: float = 0.0, kept: float 
             "bytes": round(280_000 * kept),
             "parameters": round(140_000 * kept),
             "block_weights": round(100_000 * kept),
+            "widths": {"neurons": [8, 8], "kv_groups": [1, 1], "heads": [2, 2]},
         },
         "perplexity": {
             name: scored(losses + rise * generator.lognormal(0, 0.2, 9))
@@ -58,6 +63,10 @@ def record(digest: str = "a", rise: float = 0.0, drop: float = 0.0, kept: float 
                 "metric": "acc_norm",
                 "chance": chance,
                 "questions": asked,
+                "available": 2 * asked,
+                "seed": 0,
+                "template": "{{question}}",
+                "prompt": "Why?",
                 "correct": right(chance + 0.25 - drop, number, asked),
                 "output_type": "multiple_choice",
                 "shots": 4,
@@ -71,13 +80,23 @@ def record(digest: str = "a", rise: float = 0.0, drop: float = 0.0, kept: float 
         "questions": "d" * 64,
         "dtype": "bfloat16",
     }
+    return Evaluation.model_validate({**values, **changes})
 
 
 def _task(chance: float, *figures: dict[str, float | None] | None) -> dict[str, Any]:
     dense, pruned, difference, retention, above = figures
     return {
+        "metric": "acc_norm",
         "chance": chance,
         "questions": 200,
+        "available": 400,
+        "seed": 0,
+        "output_type": "multiple_choice",
+        "shots": 4,
+        "version": 1.0,
+        "template": "{{question}}",
+        "prompt": "Why?",
+        "digest": "9" * 64,
         "measurable": retention is not None,
         "dense": dense,
         "pruned": pruned,
@@ -87,53 +106,130 @@ def _task(chance: float, *figures: dict[str, float | None] | None) -> dict[str, 
     }
 
 
+def spread(median: float, low: float, high: float) -> dict[str, float]:
+    return {"median": median, "low": low, "high": high, "min": low - 0.1, "max": high + 0.1}
+
+
+def domain(ratio: dict[str, float | None]) -> dict[str, Any]:
+    return {
+        "dense": 10.0,
+        "pruned": 10.0 * (ratio["value"] or 0),
+        "ratio": ratio,
+        "tokens": 2295,
+        "windows": 9,
+        "bytes": 9180,
+        "bits_per_byte": {"dense": 0.83, "pruned": 0.99},
+    }
+
+
+PERPLEXITY = {
+    "domains": {"code": domain(about(1.8, 1.7, 1.9)), "news": domain(about(1.2, 1.1, 1.25))},
+    "mean_ratio": about(1.47, 1.41, 1.53),
+    "worst": {"domain": "code", **about(1.8, 1.7, 1.9)},
+}
+TASK_FIGURES = {
+    "piqa": _task(
+        0.5,
+        about(0.64, 0.57, 0.71),
+        about(0.6, 0.53, 0.67),
+        about(-0.04, -0.08, 0.01),
+        about(0.9375, 0.88, 1.01),
+        about(0.71, 0.4, 1.1),
+    ),
+    "siqa": _task(
+        1 / 3,
+        about(0.43, 0.36, 0.5),
+        about(0.42, 0.35, 0.49),
+        about(-0.01, -0.05, 0.03),
+        about(0.98, 0.89, 1.08),
+        about(0.9, 0.5, 1.4),
+    ),
+    "medqa": _task(
+        0.25, about(0.3, 0.18, 0.42), about(0.2, 0.1, 0.32), about(-0.1, -0.2, 0), None, None
+    ),
+}
+SPEED = {
+    "prefill": spread(1.21, 1.15, 1.3),
+    "decode": spread(1.19, 1.1, 1.25),
+    "first_token": spread(1.2, 1.1, 1.3),
+}
+RELOAD = {"ok": True, "text": " Paris", "reason": None}
+LM_EVAL = {
+    "ok": True,
+    "reason": None,
+    "command": "lm_eval --tasks piqa",
+    "task": "piqa",
+    "questions": 20,
+    "metric": "acc_norm",
+    "accuracy": 0.6,
+}
 _SUMMARY = {
-    "perplexity": {
-        "domains": {
-            "code": {"ratio": about(1.8, 1.7, 1.9)},
-            "news": {"ratio": about(1.2, 1.1, 1.25)},
-        },
-        "mean_ratio": about(1.47, 1.41, 1.53),
-        "worst": {"domain": "code", **about(1.8, 1.7, 1.9)},
+    "model": {
+        "name": "toy",
+        "source": "dense",
+        "revision": None,
+        "delivered": "r1",
+        "planned": "r1",
+        "target": {"ratio": 0.2},
+        "layout": "uniform",
+        "score": "mask_fisher",
+        "refit": "none",
     },
-    "tasks": {
-        "piqa": _task(
-            0.5,
-            about(0.64, 0.57, 0.71),
-            about(0.6, 0.53, 0.67),
-            about(-0.04, -0.08, 0.01),
-            about(0.9375, 0.88, 1.01),
-            about(0.71, 0.4, 1.1),
-        ),
-        "siqa": _task(
-            1 / 3,
-            about(0.43, 0.36, 0.5),
-            about(0.42, 0.35, 0.49),
-            about(-0.01, -0.05, 0.03),
-            about(0.98, 0.89, 1.08),
-            about(0.9, 0.5, 1.4),
-        ),
-        "medqa": _task(
-            0.25, about(0.3, 0.18, 0.42), about(0.2, 0.1, 0.32), about(-0.1, -0.2, 0), None, None
-        ),
-    },
+    "perplexity": PERPLEXITY,
+    "tasks": TASK_FIGURES,
     "mean_retention": about(0.96, 0.91, 1.02),
     "mean_difference": about(-0.025, -0.055, 0.005),
-    "parameters": {"block_ratio": 0.2},
+    "parameters": {
+        "dense": 135,
+        "pruned": 114,
+        "ratio": 0.16,
+        "block_weights": {"dense": 100, "pruned": 80},
+        "block_ratio": 0.2,
+    },
     "bytes": {"dense": 270, "pruned": 216, "ratio": 0.8},
-    "reload": {"ok": True},
-    "lm_eval": {"ok": True},
+    "disk": {"dense": 280, "pruned": 226},
+    "memory": {
+        "dense": {"before": 1, "peak": 3, "device_peak": None},
+        "pruned": {"before": 1, "peak": 2, "device_peak": None},
+    },
+    "reload": RELOAD,
+    "answers": [],
+    "lm_eval": LM_EVAL,
+    "warnings": [],
     "latency": {
-        "speedup": {
-            "decode": {"median": 1.19, "low": 1.1, "high": 1.25, "min": 1.0, "max": 1.3},
-            "prefill": {"median": 1.21, "low": 1.15, "high": 1.3, "min": 1.1, "max": 1.4},
-        }
+        "dense": SPEED,
+        "pruned": SPEED,
+        "speedup": SPEED,
+        "placement": {"dense": "whole", "pruned": "whole"},
+        "device": "cpu",
+        "machine": "x86_64",
+        "threads": 2,
+        "dtype": "bfloat16",
+        "prompt_tokens": 256,
+        "new_tokens": 24,
+        "repeats": 7,
+        "lm_eval_questions": 20,
+        "width_multiple": 64,
     },
     "calibration_domains": {"code": 12, "news": 9, "law": 3},
-    "digests": {"dense": "d" * 64, "pruned": "a" * 64, "reports": {"baseline": "e" * 64}},
+    "rounds": [],
+    "knee": None,
+    "recovery": None,
+    "digests": {
+        "dense": "d" * 64,
+        "pruned": "a" * 64,
+        "calibration_set": "f" * 64,
+        "documents": "e" * 64,
+        "held_out": "c" * 64,
+        "questions": "d" * 64,
+        "tokenizer": "b" * 64,
+        "reports": {"baseline": "1" * 64, "evaluation": "2" * 64, "latency": "3" * 64},
+        "settings": "4" * 64,
+    },
+    "versions": {"python": "3.11.9"},
 }
 
 
-def summary(**changes: Any) -> dict[str, Any]:
-    """What gates read of a summary, in numbers that are easy to look through."""
-    return {**copy.deepcopy(_SUMMARY), **changes}
+def summary(**changes: Any) -> Summary:
+    """A summary with numbers that are easy to follow."""
+    return Summary.model_validate({**_SUMMARY, **changes})

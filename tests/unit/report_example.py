@@ -1,9 +1,9 @@
-"""A whole result as the stages leave it, for the summary, the page and the cards."""
+"""A complete result as the stages write it, for the summary, the page and the cards."""
 
-import copy
 import json
 import math
 import re
+from collections.abc import Callable
 from functools import cache
 from html import unescape
 from itertools import combinations
@@ -11,8 +11,10 @@ from typing import Any
 
 from pruneflow.judge.gates import GatesSettings
 from pruneflow.judge.health import check_round
-from pruneflow.judge.summary import build_summary
-from pruneflow.models.round_record import Drift, Validation
+from pruneflow.judge.summary import ReportDigests, Summary, build_summary
+from pruneflow.measure.evaluation_record import Evaluation
+from pruneflow.measure.latency_record import Latency
+from pruneflow.models.round_record import Drift, RoundRecord, Validation
 from pruneflow.report.page import Sources, render_page
 from pruneflow.report.verdict import rule
 from pruneflow.settings.pipeline import HealthSettings, PipelineSettings
@@ -31,6 +33,7 @@ PERPLEXITY = {
 
 
 WINDOWS = 12
+DENSE_REFERENCE = {"digest": "a" * 64, "block_weights": 106_168_320, "neurons": 1536}
 
 
 def loss(perplexity: float, tokens: int = 3060) -> dict[str, float]:
@@ -53,7 +56,9 @@ def answers(right: int, of: int = 200) -> list[int]:
     return [int(number * right // of != (number + 1) * right // of) for number in range(of)]
 
 
-def evaluation(which: int, digest: str, parameters: int, weights: int, right: tuple[int, int]):
+def evaluation(
+    which: int, digest: str, parameters: int, weights: int, right: tuple[int, int]
+) -> dict[str, Any]:
     return {
         "model": {
             "digest": digest,
@@ -61,6 +66,7 @@ def evaluation(which: int, digest: str, parameters: int, weights: int, right: tu
             "recovery": None,
             "parameters": parameters,
             "block_weights": weights,
+            "widths": {"neurons": [1536] * 30, "heads": [9] * 30, "kv_groups": [3] * 30},
             "bytes": 2 * parameters + 33_448,
         },
         "perplexity": {
@@ -132,6 +138,7 @@ def a_round(number: int, share: float, rise: float, weights: int) -> dict[str, A
         "status": "done" if health["healthy"] else "unhealthy",
         "delivered": name if health["healthy"] else parent,
         "delivered_digest": 64 * (str(number) if health["healthy"] else before),
+        "dense": DENSE_REFERENCE,
         "parent": parent,
         "target": {"ratio": 0.07 * number},
         "achieved_ratio": share,
@@ -167,6 +174,10 @@ def disk(weights: int) -> dict[str, Any]:
 
 DENSE = {
     "round": "dense",
+    "status": "done",
+    "delivered": "dense",
+    "digest": "a" * 64,
+    "dense": DENSE_REFERENCE,
     "widths": {"neurons": [1536] * 30, "heads": [9] * 30, "kv_groups": [3] * 30},
 }
 ROUNDS = [
@@ -195,6 +206,7 @@ LATENCY = {
         {"prompt": "Once upon a time", "dense": ", there was a fox", "pruned": ", a <fox> ran"},
     ],
     "warnings": [],
+    "placement": {"dense": "whole", "pruned": "whole"},
     "lm_eval": {
         "ok": True,
         "reason": None,
@@ -238,9 +250,8 @@ RECOVERY = {
     "best_step": 100,
     "stopped_early": False,
     "history": [
-        {"step": 0, "train_loss": None, "validation_loss": 0.61},
-        {"step": 50, "train_loss": 0.52, "validation_loss": 0.44},
-        {"step": 100, "train_loss": 0.43, "validation_loss": 0.402},
+        {"step": step, "train_loss": train, "validation_loss": loss, "validation_by_domain": {}}
+        for step, train, loss in ((0, None, 0.61), (50, 0.52, 0.44), (100, 0.43, 0.402))
     ],
 }
 GATES = GatesSettings.model_validate(
@@ -287,27 +298,39 @@ SETTINGS = PipelineSettings.model_validate(
 )
 
 
-def summarise(**changes: Any) -> dict[str, Any]:
-    parts = {
-        "baseline": BASELINE,
-        "evaluation": PRUNED,
-        "latency": LATENCY,
-        "rounds": ROUNDS,
-        "settings": SETTINGS,
-        "calibration": CALIBRATION,
-        "documents": DOCUMENTS,
-    }
-    return build_summary(**{**copy.deepcopy(parts), **changes})
+def summarise(
+    baseline: dict[str, Any] = BASELINE,
+    evaluation: dict[str, Any] = PRUNED,
+    latency: dict[str, Any] = LATENCY,
+    rounds: list[dict[str, Any]] = ROUNDS,
+) -> Summary:
+    """Return the summary of reports as their JSON files hold them."""
+    return build_summary(
+        Evaluation.model_validate(baseline),
+        Evaluation.model_validate(evaluation),
+        Latency.model_validate(latency),
+        [RoundRecord.model_validate(record) for record in rounds],
+        SETTINGS,
+        CALIBRATION,
+        DOCUMENTS,
+        ReportDigests(baseline="7" * 64, evaluation="8" * 64, latency="9" * 64),
+    )
 
 
-def sources(**changes: Any) -> Sources:
-    parts = Sources(DENSE, ROUNDS, DISAGREEMENT, DOCUMENTS, CALIBRATION, VALIDATION, SETTINGS)
+def changed(summary: Summary, change: Callable[[dict[str, Any]], Any]) -> Summary:
+    """Return a summary whose JSON was changed."""
+    values = summary.to_json()
+    change(values)
+    return Summary.model_validate(values)
+
+
+def sources(rounds: list[dict[str, Any]] = ROUNDS, **changes: Any) -> Sources:
+    dense, *records = (RoundRecord.model_validate(record) for record in (DENSE, *rounds))
+    parts = Sources(dense, records, DISAGREEMENT, DOCUMENTS, CALIBRATION, VALIDATION, SETTINGS)
     return parts._replace(**changes)
 
 
-def page_of(
-    summary: dict[str, Any] | None = None, gates: GatesSettings = GATES, **changes: Any
-) -> str:
+def page_of(summary: Summary | None = None, gates: GatesSettings = GATES, **changes: Any) -> str:
     summary = summary or summarise()
     return render_page(summary, sources(**changes), rule(summary, gates))
 

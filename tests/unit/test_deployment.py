@@ -15,13 +15,16 @@ from pruneflow import stages
 from pruneflow.artifacts import write_manifest
 from pruneflow.errors import DamagedArtifactError
 from pruneflow.measure import deployment, latency, reload
+from pruneflow.measure.latency_record import Deployment, LmEvalAnswers
 from pruneflow.models.export import rebuild, save
 from pruneflow.models.round_record import RECORD
 from pruneflow.models.structure import layers_of
 from pruneflow.models.surgery import cut_neurons
 from pruneflow.settings.pipeline import ComputeSettings, EvaluationSettings, LatencySettings
 from tests.pretend_devices import PretendDevices
+from tests.unit.report_example import LATENCY
 
+MEASURED = {key: value for key, value in LATENCY.items() if key != "lm_eval"}
 QUESTIONS = [
     {
         "question": f"What comes after {word}?",
@@ -60,9 +63,9 @@ def project(tmp_path, monkeypatch, tiny_model_directory):
 
 def ask(project, count=6, fits=True):
     paths = (project / "model", project / "questions")
-    model, benchmarks = (path.relative_to(project.parent) for path in paths)
+    model, questions = (path.relative_to(project.parent) for path in paths)
     how = "float32", "cpu", fits
-    return deployment.lm_eval_command(model, benchmarks, "counting", count, *how)
+    return deployment.lm_eval_command(model, questions, "counting", count, *how)
 
 
 def change(directory, edit):
@@ -116,15 +119,15 @@ def test_the_fresh_process_fails_on_a_missing_tensor(tiny_model_directory):
     name = "model.layers.1.mlp.up_proj.weight"
     change(tiny_model_directory, lambda weights: weights.pop(name))
     result = deployment.reload_alone(tiny_model_directory, "float32", "cpu")
-    assert not result["ok"]
-    assert f"missing keys: {name}" in result["reason"]
+    assert not result.ok
+    assert f"missing keys: {name}" in result.reason
 
 
 def test_a_process_that_dies_gives_its_last_line_as_reason(tmp_path):
     result = deployment.reload_alone(tmp_path / "nothing", "float32", "cpu")
-    assert not result["ok"]
-    assert result["memory"] is None
-    assert "\n" not in result["reason"]
+    assert not result.ok
+    assert result.memory is None
+    assert "\n" not in result.reason
 
 
 def attempts(forbid):
@@ -181,9 +184,9 @@ def test_peak_memory_is_the_childs_own():
 def test_a_command_that_takes_too_long_is_a_failure_with_its_reason(project, monkeypatch):
     monkeypatch.setattr(deployment, "TIMEOUT", 0.3)
     result = ask(project)
-    assert not result["ok"]
-    assert result["reason"] == "no answer within 0.3 seconds"
-    assert result["accuracy"] is result["correct"] is None
+    assert not result.ok
+    assert result.reason == "no answer within 0.3 seconds"
+    assert result.accuracy is result.correct is None
 
 
 @pytest.mark.parametrize(
@@ -198,9 +201,9 @@ def test_a_command_that_takes_too_long_is_a_failure_with_its_reason(project, mon
 def test_a_command_that_fails_is_no_crash(project, monkeypatch, code, reason):
     monkeypatch.setattr(deployment, "LM_EVAL", code)
     result = ask(project)
-    assert not result["ok"]
-    assert reason in result["reason"]
-    assert "\n" not in result["reason"]
+    assert not result.ok
+    assert reason in result.reason
+    assert "\n" not in result.reason
 
 
 def written(directory, scores, output_type="multiple_choice"):
@@ -222,7 +225,7 @@ def written(directory, scores, output_type="multiple_choice"):
 
 def test_answers_are_read_in_the_order_of_the_file(tmp_path):
     answers = written(tmp_path, ["-3.5", "-4"])
-    assert answers == {
+    assert answers._asdict() == {
         "questions": 2,
         "metric": "acc",
         "accuracy": 0.5,
@@ -233,7 +236,7 @@ def test_answers_are_read_in_the_order_of_the_file(tmp_path):
 
 @pytest.mark.parametrize("score", ["nan", "-inf"])
 def test_a_likelihood_that_is_not_finite_is_a_problem(tmp_path, score):
-    assert "no finite likelihood on question 1 of t" in written(tmp_path, ["-3", score])["problem"]
+    assert "no finite likelihood on question 1 of t" in written(tmp_path, ["-3", score]).problem
 
 
 def test_the_task_to_ask_is_the_first_with_choices(tmp_path):
@@ -248,12 +251,16 @@ def test_the_task_to_ask_is_the_first_with_choices(tmp_path):
 def test_the_stage_asks_the_first_task_with_choices_and_keeps_the_answer(project, monkeypatch):
     write_manifest(project / "questions")
     asked = []
-    measured = {"warnings": [], "placement": {"dense": "spread", "pruned": "whole"}}
-    monkeypatch.setattr(latency, "measure_latency", lambda *_: dict(measured))
+    placement = {"dense": "spread", "pruned": "whole"}
+
+    def measure(*_):
+        return Deployment.model_validate({**MEASURED, "placement": placement})
+
+    monkeypatch.setattr(latency, "measure_latency", measure)
 
     def command(*given, fits):
         asked.append((*given, fits))
-        return {"ok": True}
+        return LmEvalAnswers.model_validate(LATENCY["lm_eval"])
 
     monkeypatch.setattr(deployment, "lm_eval_command", command)
     settings = SimpleNamespace(
@@ -263,10 +270,10 @@ def test_the_stage_asks_the_first_task_with_choices_and_keeps_the_answer(project
     )
     stages.latency(settings)
     report = json.loads((project / "reports/latency.json").read_text())
-    assert report == {**measured, "lm_eval": {"ok": True}}
+    assert report == {**LATENCY, "placement": placement, "schema_version": 1}
     folders = (Path("data/model"), Path("data/questions"))
     assert asked == [(*folders, "counting", 7, "float32", "cpu", True)]
-    measured["placement"]["pruned"] = "streamed"
+    placement["pruned"] = "streamed"
     stages.latency(settings)
     assert asked[1][-1] is False
     (project / "questions/counting.yaml").write_text("task: another\n")
@@ -277,10 +284,10 @@ def test_the_stage_asks_the_first_task_with_choices_and_keeps_the_answer(project
 def test_disk_usage_names_every_file_but_the_record(tiny_model_directory):
     (tiny_model_directory / RECORD).write_text("{}")
     usage = deployment.disk_usage(tiny_model_directory)
-    assert RECORD not in usage["files"]
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(usage["files"])
-    assert usage["weights"] == (tiny_model_directory / "model.safetensors").stat().st_size
-    assert usage["total"] == sum(usage["files"].values()) > usage["weights"]
+    assert RECORD not in usage.files
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(usage.files)
+    assert usage.weights == (tiny_model_directory / "model.safetensors").stat().st_size
+    assert usage.total == sum(usage.files.values()) > usage.weights
 
 
 def test_widths_that_fit_are_not_warned_of(tiny_model):
@@ -324,12 +331,12 @@ def by_hand(directory):
 @pytest.mark.parametrize("fits", [True, False])
 def test_lm_evals_command_answers_as_the_model_does(project, fits):
     result = ask(project, fits=fits)
-    assert result["ok"], result["reason"]
-    assert result["correct"] == by_hand(project / "model")[:6]
-    assert set(result["correct"]) == {0, 1}  # else the order would not matter
-    assert result["accuracy"] == sum(result["correct"]) / result["questions"]
-    assert (result["metric"], result["questions"]) == ("acc", 6)
-    words = shlex.split(result["command"])
+    assert result.ok, result.reason
+    assert result.correct == by_hand(project / "model")[:6]
+    assert set(result.correct) == {0, 1}  # else the order would not matter
+    assert result.accuracy == sum(result.correct) / result.questions
+    assert (result.metric, result.questions) == ("acc", 6)
+    words = shlex.split(result.command)
     assert words[:5] == [
         *("lm_eval", "--model", "hf", "--model_args"),
         "pretrained=data/model,dtype=float32" + ("" if fits else ",parallelize=True"),
@@ -345,9 +352,9 @@ def test_lm_evals_command_runs_on_layers_of_different_width(project, tiny_model,
         path.unlink()
     save(rebuild(model, "per_layer"), tiny_tokenizer, directory, torch.float32)
     result = ask(project, 99)
-    assert result["ok"], result["reason"]
-    assert result["questions"] == len(QUESTIONS)
-    assert "dtype=float32,trust_remote_code=True" in result["command"]
+    assert result.ok, result.reason
+    assert result.questions == len(QUESTIONS)
+    assert "dtype=float32,trust_remote_code=True" in result.command
 
 
 @pytest.mark.slow
@@ -355,5 +362,5 @@ def test_lm_evals_command_on_a_model_that_gives_nan_is_a_failure(project):
     norm = "model.norm.weight"
     change(project / "model", lambda weights: weights[norm].fill_(float("nan")))
     result = ask(project, 2)
-    assert not result["ok"]
-    assert "no finite likelihood on question 1 of counting" in result["reason"]
+    assert not result.ok
+    assert "no finite likelihood on question 1 of counting" in result.reason

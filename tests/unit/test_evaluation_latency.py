@@ -1,6 +1,5 @@
 """Speed of tiny models side by side, and the intervals of its medians."""
 
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pruneflow.compute.placement import is_streamed, tensor_bytes
 from pruneflow.errors import InputError
 from pruneflow.measure import latency, timed_models
+from pruneflow.measure.deployment import FreshProcess
+from pruneflow.measure.latency_record import Placement, SampleOutput
 from pruneflow.measure.timed_models import Turns
 from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 from tests.pretend_devices import PretendDevices, pretend_gpus
@@ -58,22 +59,22 @@ def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tmp_path)
     prompt = [1, 2, 3]
     with torch.no_grad():
         order = model(torch.tensor([prompt])).logits[0, -1].argsort(descending=True).tolist()
-    good = {"ok": True, "reason": None, "prompt_ids": prompt, "ids": [order[0]]}
-    bad = {**good, "ids": [order[-1]]}
-    latency._confirm_first_token(model, good)
-    latency._confirm_first_token(model, bad)
-    assert good["ok"]
-    assert not bad["ok"]
+    good = FreshProcess(ok=True, prompt_ids=prompt, ids=[order[0]])
+    bad = FreshProcess(ok=True, prompt_ids=prompt, ids=[order[-1]])
+    assert latency._confirm_first_token(model, good) == good
+    found = latency._confirm_first_token(model, bad)
+    assert not found.ok and "another token" in str(found.reason)
 
 
 def test_answers_of_both_models_stand_side_by_side_and_one_that_does_not_load_has_none():
-    dense = [{"prompt": "One", "text": " two"}, {"prompt": "A", "text": " B"}]
-    pruned = [{"prompt": "One", "text": " one"}, {"prompt": "A", "text": " A"}]
-    assert latency._answers(dense, pruned) == [
-        {"prompt": "One", "dense": " two", "pruned": " one"},
-        {"prompt": "A", "dense": " B", "pruned": " A"},
+    dense = FreshProcess(ok=True, answers={"One": " two", "A": " B"})
+    pruned = FreshProcess(ok=True, answers={"One": " one", "A": " A"})
+    assert latency._sample_outputs(dense, pruned) == [
+        SampleOutput(prompt="One", dense=" two", pruned=" one"),
+        SampleOutput(prompt="A", dense=" B", pruned=" A"),
     ]
-    assert [answer["pruned"] for answer in latency._answers(dense, None)] == [None, None]
+    failed = latency._sample_outputs(dense, FreshProcess(ok=False))
+    assert [output.pruned for output in failed] == [None, None]
 
 
 def test_a_prompt_beyond_the_context_is_refused(tmp_path):
@@ -99,8 +100,8 @@ def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(tmp_
     }
     assert runs["pruned"]["decode"] == [4.0] * 6
     twice = {"median": 2.0, "low": 2.0, "high": 2.0, "min": 2.0, "max": 2.0}
-    assert latency.speedups(runs)["decode"] == twice
-    assert latency.speedups(runs)["first_token"] == twice
+    assert latency.speedups(runs).decode == twice
+    assert latency.speedups(runs).first_token == twice
 
 
 @pytest.mark.parametrize("count", range(6, 31))
@@ -165,7 +166,7 @@ def test_models_that_fit_the_gpu_together_stay_there(two, monkeypatch):
     placement, runs = timed_on_a_gpu(monkeypatch, two, size=2.3)
     assert placement == {"dense": "whole", "pruned": "whole"}
     assert {run[1:] for run in runs} == {(2, "cuda:0", "cuda:0")}
-    assert latency._where_they_were(placement) == []
+    assert latency._placement_warnings(Placement(**placement)) == []
 
 
 def test_models_that_do_not_are_brought_there_in_turn_and_warmed_up_there(two, monkeypatch):
@@ -181,12 +182,12 @@ def test_models_that_do_not_are_brought_there_in_turn_and_warmed_up_there(two, m
 def test_a_model_that_does_not_fit_alone_is_streamed_and_a_warning_says_so(two, monkeypatch):
     placement, _ = timed_on_a_gpu(monkeypatch, two, size=1.05)
     assert placement == {"dense": "streamed", "pruned": "whole"}
-    assert latency._where_they_were(placement) == [
-        "the dense model was timed streamed and the pruned one whole, so that the speed-up is that "
-        "of where their weights were, too"
+    assert latency._placement_warnings(Placement(**placement)) == [
+        "the dense model was timed streamed and the pruned one whole: the speed-up also reflects "
+        "weight placement, not only model size"
     ]
     placement, _ = timed_on_a_gpu(monkeypatch, two, size=9, placement="streamed")
-    assert latency._where_they_were(placement) == [
+    assert latency._placement_warnings(Placement(**placement)) == [
         "both models were timed streamed, not whole on one GPU"
     ]
 
@@ -207,16 +208,15 @@ def test_a_turn_that_fails_leaves_the_device_free(two, monkeypatch):
 def test_measure_latency_of_two_models(tmp_path):
     dense, pruned = save(tmp_path / "dense", 64), save(tmp_path / "pruned", 24)
     result = latency.measure_latency(dense, pruned, SETTINGS, COMPUTE)
-    assert result["reload"]["ok"], result["reload"]["reason"]
-    assert result["bytes"]["pruned"]["weights"] < result["bytes"]["dense"]["weights"]
+    assert result.reload.ok, result.reload.reason
+    assert result.bytes.pruned.weights < result.bytes.dense.weights
     # The dense model is 64 wide in the MLP, the pruned one 24, both 16 in attention.
-    assert [warning.partition(" ")[0] for warning in result["warnings"]] == ["MLP", "attention"]
-    for name in ("dense", "pruned"):
-        for measure in ("prefill", "decode", "first_token"):
-            spread = result[name][measure]
+    assert [warning.partition(" ")[0] for warning in result.warnings] == ["MLP", "attention"]
+    for speed in (result.dense, result.pruned):
+        for spread in (speed.prefill, speed.decode, speed.first_token):
             assert 0 < spread["min"] <= spread["low"] <= spread["median"]
             assert spread["median"] <= spread["high"] <= spread["max"]
-        assert result["memory"][name]["peak"] >= result["memory"][name]["before"] > 0
-        assert result["memory"][name]["device_peak"] is None
-        assert result["placement"][name] == "whole"
-    json.dumps(result, allow_nan=False)
+    for memory in (result.memory.dense, result.memory.pruned):
+        assert memory.peak >= memory.before > 0
+        assert memory.device_peak is None
+    assert (result.placement.dense, result.placement.pruned) == ("whole", "whole")

@@ -1,13 +1,22 @@
-"""What gates can look at: each metric by its name, and what was not measured."""
+"""Metrics of gates: each by its name, and what was not measured."""
 
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from pruneflow.judge.compare import compare
 from pruneflow.judge.metrics import METRICS, find_metric, known_metrics, measure
 from pruneflow.settings.pipeline import EvaluationSettings
-from tests.unit.evaluation_example import about, record, summary
+from tests.unit.evaluation_example import (
+    LM_EVAL,
+    PERPLEXITY,
+    RELOAD,
+    about,
+    domain,
+    record,
+    summary,
+)
 
 # A metric as gates spell it, its value in the example with both ends, and the domains it names.
 FIGURES = [
@@ -63,16 +72,20 @@ def test_a_part_may_hold_dots():
     assert (metric, part) == (METRICS["task_retention"], "arc.easy")
 
 
+def timing(speedup: float):
+    """The example's timing with another speed-up, the same in each repeat."""
+    same = dict.fromkeys(("median", "low", "high", "min", "max"), speedup)
+    speed = dict.fromkeys(("prefill", "decode", "first_token"), same)
+    return {**summary().latency.to_json(), "speedup": speed}
+
+
 def test_parity_is_what_equal_models_have_and_worse_ones_are_on_its_other_side():
     settings = EvaluationSettings(tasks={"piqa": 200}, bootstrap_samples=200)
-    even = {"median": 1.0, "low": 1.0, "high": 1.0}
-    slower = {"median": 0.8, "low": 0.7, "high": 0.9}
     dense = record()
-    equal = compare(dense, dense, settings)
-    equal["latency"] = {"speedup": {"decode": even, "prefill": even}}
+    equal = summary(latency=timing(1.0), **dict(compare(dense, dense, settings)))
     # A worse model: it lost more and is larger than the dense one.
-    worse = compare(dense, record(rise=0.5, drop=0.3, kept=1.25), settings)
-    worse["latency"] = {"speedup": {"decode": slower, "prefill": slower}}
+    larger = record(rise=0.5, drop=0.3, kept=1.25)
+    worse = summary(latency=timing(0.8), **dict(compare(dense, larger, settings)))
     sides = {name: metric for name, metric in METRICS.items() if metric.parity is not None}
     assert set(METRICS) - set(sides) == {"reload_ok", "lm_eval_ok", "uncalibrated_domains"}
     for name, metric in sides.items():
@@ -83,20 +96,20 @@ def test_parity_is_what_equal_models_have_and_worse_ones_are_on_its_other_side()
         assert METRICS[name].better in ("lower", "higher")
 
 
+def with_ratio(name: str, ratio):
+    domains = {**PERPLEXITY["domains"], name: domain(ratio)}
+    return summary(perplexity={**PERPLEXITY, "domains": domains})
+
+
 def test_the_worst_domain_is_the_one_that_may_be_worst():
     """Its windows differ so much that it may have lost more than the one with the highest ratio."""
-    unsure = summary()
-    unsure["perplexity"]["domains"]["news"]["ratio"] = about(1.7, 1.0, 2.9)
-    found = measure("perplexity_ratio_worst", unsure)
+    found = measure("perplexity_ratio_worst", with_ratio("news", about(1.7, 1.0, 2.9)))
     assert found == {**about(1.7, 1.0, 2.9), "domain": "news"}
 
 
-@pytest.mark.parametrize("high", [None, math.nan, math.inf])
-def test_a_domain_without_an_interval_is_never_passed_over_as_not_the_worst(high):
-    for name in ("code", "news"):
-        unsure = summary()
-        unsure["perplexity"]["domains"][name]["ratio"] = about(1.0, 1.0, high)
-        assert measure("perplexity_ratio_worst", unsure) is None
+@pytest.mark.parametrize("name", ["code", "news"])
+def test_a_domain_without_an_interval_counts_as_the_worst(name):
+    assert measure("perplexity_ratio_worst", with_ratio(name, about(1.0, 1.0, None))) is None
 
 
 def test_a_task_that_is_not_measurable_has_no_figure():
@@ -105,20 +118,22 @@ def test_a_task_that_is_not_measurable_has_no_figure():
         assert measure(f"{name}.arc", summary()) is None
 
 
-@pytest.mark.parametrize(
-    "value", [None, math.nan, math.inf, -math.inf, "1.0", [], {}, about(1.0, None, None)]
-)
-def test_what_is_not_a_finite_number_with_its_interval_is_no_measurement(value):
-    assert measure("mean_retention", summary(mean_retention=value)) is None
-    assert measure("mean_retention", summary(mean_retention=about(1.0, 0.9, math.nan))) is None
-    assert measure("block_ratio", summary(parameters={"block_ratio": value})) is None
+def test_a_figure_without_an_interval_is_no_measurement():
+    for value in (None, about(1.0, None, None), about(1.0, 0.9, None)):
+        assert measure("mean_retention", summary(mean_retention=value)) is None
 
 
-@pytest.mark.parametrize("name", [name for name, *_ in FIGURES])
-def test_what_was_not_measured_at_all_is_no_measurement(name):
-    assert measure(name, {}) is None
-    for nothing in (None, [], "text"):
-        assert measure(name, dict.fromkeys(summary(), nothing)) is None
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "text", [], {}])
+def test_a_record_holds_no_figure_that_is_not_a_finite_number(value):
+    for figure in (value, about(value, 0.9, 1.1), about(1.0, 0.9, value)):
+        with pytest.raises(ValidationError):
+            summary(mean_retention=figure)
+
+
+@pytest.mark.parametrize("name", ["reload_ok", "decode_speedup", "uncalibrated_domains"])
+def test_two_evaluations_have_no_speed_and_no_reload(name):
+    compared = compare(record(), record(), EvaluationSettings(bootstrap_samples=100))
+    assert measure(name, compared) is None
 
 
 def test_domains_without_calibration_text_are_counted_and_named():
@@ -129,5 +144,5 @@ def test_domains_without_calibration_text_are_counted_and_named():
 
 @pytest.mark.parametrize("name", ["reload_ok", "lm_eval_ok"])
 def test_a_model_that_does_not_load_measures_nought(name):
-    broken = summary(reload={"ok": False}, lm_eval={"ok": False})
+    broken = summary(reload={**RELOAD, "ok": False}, lm_eval={**LM_EVAL, "ok": False})
     assert measure(name, broken)["value"] == 0

@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from pruneflow.errors import InputError
+from pruneflow.judge.summary import Summary
+from pruneflow.records import read_record, write_record
 from pruneflow.report.chart_style import library
 from pruneflow.report.comparison_table import comparison
 from pruneflow.report.model_card import render_card
@@ -41,6 +43,7 @@ from tests.unit.report_example import (
     ROUNDS,
     SETTINGS,
     VALIDATION,
+    changed,
     charts_of,
     page_of,
     summarise,
@@ -51,27 +54,32 @@ from tests.unit.report_example import (
 
 def test_summary_measures_ratios_by_hand():
     summary = summarise()
-    parameters = summary["parameters"]
-    assert parameters["block_ratio"] == pytest.approx(1 - 84_580_000 / 106_168_320)
-    assert parameters["ratio"] == pytest.approx(1 - 112_926_000 / 134_515_008)
-    code = summary["perplexity"]["domains"]["code"]
-    assert code["ratio"]["value"] == pytest.approx(7.93 / 4.61)
-    assert code["ratio"]["low"] < 7.93 / 4.61 < code["ratio"]["high"]
-    assert code["bits_per_byte"]["pruned"] == pytest.approx(3060 * math.log2(7.93) / 12852)
-    assert summary["perplexity"]["worst"] == {"domain": "code", **code["ratio"]}
+    assert summary.parameters.block_ratio == pytest.approx(1 - 84_580_000 / 106_168_320)
+    assert summary.parameters.ratio == pytest.approx(1 - 112_926_000 / 134_515_008)
+    code = summary.perplexity.domains["code"]
+    assert code.ratio["value"] == pytest.approx(7.93 / 4.61)
+    assert code.ratio["low"] < 7.93 / 4.61 < code.ratio["high"]
+    assert code.bits_per_byte.pruned == pytest.approx(3060 * math.log2(7.93) / 12852)
+    assert summary.perplexity.worst == {"domain": "code", **code.ratio}
     product = math.prod(pruned / dense for dense, pruned in PERPLEXITY.values())
-    assert summary["perplexity"]["mean_ratio"]["value"] == pytest.approx(product ** (1 / 8))
-    piqa = summary["tasks"]["piqa"]
-    assert piqa["retention"]["value"] == pytest.approx(127 / 136)
-    assert piqa["above_chance"]["value"] == pytest.approx(27 / 36)
-    assert piqa["difference"]["value"] == pytest.approx(-0.045)
-    assert summary["mean_retention"]["value"] == pytest.approx((127 / 136 + 94 / 99) / 2)
-    assert summary["mean_difference"]["value"] == pytest.approx(-0.035)
-    assert summary["rounds"][0]["mean_ratio"] == pytest.approx((1.09**7 * 1.153) ** (1 / 8))
-    assert summary["model"]["delivered"] == "r3"
-    assert summary["knee"] == "r1"
-    assert summary["disk"]["pruned"] - summary["bytes"]["pruned"] == 2_105_368
-    json.dumps(summary, allow_nan=False)
+    assert summary.perplexity.mean_ratio["value"] == pytest.approx(product ** (1 / 8))
+    piqa = summary.tasks["piqa"]
+    assert piqa.retention["value"] == pytest.approx(127 / 136)
+    assert piqa.above_chance["value"] == pytest.approx(27 / 36)
+    assert piqa.difference["value"] == pytest.approx(-0.045)
+    assert summary.mean_retention["value"] == pytest.approx((127 / 136 + 94 / 99) / 2)
+    assert summary.mean_difference["value"] == pytest.approx(-0.035)
+    assert summary.rounds[0].mean_ratio == pytest.approx((1.09**7 * 1.153) ** (1 / 8))
+    assert summary.model.delivered == "r3"
+    assert summary.knee == "r1"
+    assert summary.disk.pruned - summary.bytes.pruned == 2_105_368
+
+
+def test_a_summary_is_the_same_after_it_was_written_and_read(tmp_path):
+    summary = summarise()
+    write_record(tmp_path / "summary.json", summary)
+    assert read_record(Summary, tmp_path / "summary.json") == summary
+    assert json.loads((tmp_path / "summary.json").read_text())["schema_version"] == 1
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,7 @@ def test_summary_refuses_evaluations_that_cannot_be_compared(key, name):
 
 def test_summary_refuses_the_evaluation_of_another_model():
     other = {**PRUNED, "model": {**PRUNED["model"], "delivered_digest": "9" * 64}}
-    with pytest.raises(InputError, match="not the one that round r3 left"):
+    with pytest.raises(InputError, match="not that of round r3"):
         summarise(evaluation=other)
 
 
@@ -100,8 +108,8 @@ def shown(figure: Figure) -> str:
 
 
 def test_page_shows_every_number_of_the_summary():
-    summary = summarise()
-    text = visible(page_of(summary))
+    text = visible(page_of(summarise()))
+    summary = summarise().to_json()
     latency, parameters, perplexity = (
         summary["latency"],
         summary["parameters"],
@@ -192,9 +200,9 @@ def test_every_chart_has_a_text_alternative():
     assert "code \u00d7\u202f1.72 (1." in labels["ratio"]
     assert "code 4.61 and 7.93" in labels["perplexity"]
     assert "piqa 93.4\u202f% (8" in labels["retention"]
-    assert "r1 knee at 7.0" in labels["descent"]
+    assert "r1 knee at 7.0" in labels["rounds"]
     assert "r3 KL, nats 0.324 of at most 2.00" in labels["health"]
-    assert "r3 1\u202f056 neurons a layer" in labels["removed"]
+    assert "r3 1\u202f056 neurons per layer" in labels["removed"]
     assert "lowest 0.03 (dialogue with technical) and highest 0.50" in labels["agreement"]
     assert labels["recovery"].endswith("step 0 0.6100, step 50 0.4400, step 100 0.4020")
     assert "decode \u00d7\u202f1.19 (1.15" in labels["speedup"]
@@ -207,12 +215,13 @@ def test_charts_take_their_colours_from_the_page():
 
 
 def test_an_interval_that_would_hide_the_others_is_cut_off_and_told_in_full():
-    tasks = copy.deepcopy(summarise()["tasks"])
-    tasks["siqa"]["retention"]["high"] = 5.0
+    tasks = changed(
+        summarise(), lambda values: values["tasks"]["siqa"]["retention"].update(high=5.0)
+    ).tasks
     drawn = retention_chart(tasks).spec["layer"][1]["data"]["values"]
     piqa, siqa = drawn
     assert siqa["high"] == WIDEST and "500.0" in siqa["kept"]
-    assert piqa["high"] == pytest.approx(100 * tasks["piqa"]["retention"]["high"])
+    assert piqa["high"] == pytest.approx(100 * tasks["piqa"].retention["high"])
 
 
 def test_page_shows_what_was_removed_of_every_layer_and_kind():
@@ -229,7 +238,7 @@ def test_page_shows_how_domains_agree():
     rho = [1 / (2 + number) for number in range(7)]  # encyclopaedia with each of the others
     assert f"encyclopaedia {decimal(sum(rho) / 7)} 0.25 0.75 40" in text
     assert "encyclopaedia \u2013 0.50 0.33 0.25" in text
-    assert "How far domains agree" not in visible(page_of(disagreement=None))
+    assert "Agreement of domains" not in visible(page_of(disagreement=None))
 
 
 def test_page_shows_both_models_answers():
@@ -242,7 +251,7 @@ def test_page_shows_the_recovery_only_where_there_was_one():
     model = {**PRUNED["model"], "recovery": RECOVERY}
     text = visible(page_of(summarise(evaluation={**PRUNED, "model": model})))
     assert "120 steps and 491 520 tokens." in text.replace("\u202f", " ")
-    assert "from 0.610 to 0.402 nats a token, at step 100" in text
+    assert "from 0.610 to 0.402 nats per token, at step 100" in text
 
 
 def test_page_says_how_to_make_it_again():
@@ -261,13 +270,15 @@ def test_page_is_the_same_every_time():
 
 def test_page_escapes_names():
     evil = "<script>alert(1)</script>"
-    summary, documents = summarise(), copy.deepcopy(DOCUMENTS)
-    summary["model"]["name"] = evil
-    summary["reload"]["text"] = evil
-    domains = summary["perplexity"]["domains"]
-    domains[evil] = domains.pop("law")
+    documents = copy.deepcopy(DOCUMENTS)
     documents["domains"]["news"]["licences"] = [evil]
-    page = page_of(summary, documents=documents)
+
+    def rename(values: dict[str, Any]) -> None:
+        values["model"]["name"] = values["reload"]["text"] = evil
+        domains = values["perplexity"]["domains"]
+        domains[evil] = domains.pop("law")
+
+    page = page_of(changed(summarise(), rename), documents=documents)
     assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
     assert evil in json.dumps(charts_of(page))
@@ -304,7 +315,7 @@ def test_card_names_a_hub_id_as_base_model():
     assert yaml.safe_load(header)["base_model"] == "HuggingFaceTB/SmolLM2-135M"
 
 
-def printed(summary: dict[str, Any], width: int) -> str:
+def printed(summary: Summary, width: int) -> str:
     from rich.console import Console
 
     console = Console(width=width, record=True, file=io.StringIO())
@@ -313,8 +324,7 @@ def printed(summary: dict[str, Any], width: int) -> str:
 
 
 def test_table_shows_the_comparison_and_no_markup_of_names():
-    summary = summarise()
-    summary["model"]["name"] = "a[red]b"
+    summary = changed(summarise(), lambda values: values["model"].update(name="a[red]b"))
     text = printed(summary, 140)
     assert "a[red]b" in text
     for rows in comparison(summary).values():
@@ -323,8 +333,10 @@ def test_table_shows_the_comparison_and_no_markup_of_names():
 
 
 def test_no_row_of_the_table_is_broken_on_80_columns():
-    summary = summarise()
-    summary["tasks"]["commonsenseqa"] = {**summary["tasks"].pop("siqa"), "metric": "acc_norm"}
+    summary = changed(
+        summarise(),
+        lambda values: values["tasks"].update(commonsenseqa=values["tasks"].pop("siqa")),
+    )
     lines = printed(summary, 80).splitlines()
     assert max(map(len, lines)) <= 80
     for rows in comparison(summary).values():
@@ -335,16 +347,16 @@ def test_no_row_of_the_table_is_broken_on_80_columns():
 def test_page_shows_what_was_checked_and_how_rounds_weighed_domains():
     page = the_page()
     text = visible(page)
-    assert "All hold (expectations: 2, other checks: 1)." in text
+    assert "All passed (expectations: 2, other checks: 1)." in text
     (folded,) = re.findall(r"<details><summary>What was checked.*?</details>", page, re.DOTALL)
     assert "expect column values to be unique" in folded
     assert "no near duplicates" in folded
     assert "element count 5\u202f360; unexpected count 0" in folded
     weighed = text[text.index("Domain weights by round") :]
     assert "1.07 (22)" in weighed and "1.20 (42)" in weighed
-    assert "Not all hold" in visible(page_of(validation={**VALIDATION, "success": False}))
+    assert "Not all passed" in visible(page_of(validation={**VALIDATION, "success": False}))
 
 
 def test_page_has_no_weights_where_no_round_ran():
-    skipped = [{**record, "sequences": None, "weights": None} for record in ROUNDS]
+    skipped = [{**record, "sequences": {}, "weights": {}} for record in ROUNDS]
     assert "Domain weights by round" not in page_of(rounds=skipped)

@@ -1,4 +1,4 @@
-"""What went wrong or could not be measured stands on page, card and table, and is never a pass."""
+"""Failures and missing measurements are shown on page, card and table, and never pass."""
 
 import copy
 import re
@@ -10,6 +10,7 @@ from pruneflow.report.number_format import points
 from pruneflow.report.verdict import verdict
 from tests.unit.report_example import (
     BASELINE,
+    DENSE_REFERENCE,
     LATENCY,
     PRUNED,
     ROUNDS,
@@ -28,6 +29,7 @@ SKIPPED = {
     "status": "skipped",
     "delivered": "r2",
     "delivered_digest": "2" * 64,
+    "dense": DENSE_REFERENCE,
     "parent": "r2",
     "target": {"ratio": 0.2},
     "digest": "2" * 64,
@@ -40,11 +42,11 @@ def test_page_names_nothing_of_this_where_all_went_well():
         assert words not in text
 
 
-def test_summary_and_page_survive_a_descent_that_ended_early():
+def test_summary_and_page_survive_pruning_that_ended_early():
     rounds = [*ROUNDS[:2], SKIPPED]
     summary = summarise(rounds=rounds, evaluation=delivering(2, PRUNED))
-    assert summary["model"]["delivered"] == "r2"
-    assert summary["rounds"][2]["mean_ratio"] is None
+    assert summary.model.delivered == "r2"
+    assert summary.rounds[2].mean_ratio is None
     assert "skipped" in visible(page_of(summary, rounds=rounds))
 
 
@@ -52,18 +54,16 @@ def test_a_task_the_dense_model_cannot_do_is_shown_and_fails_its_gate():
     baseline = copy.deepcopy(BASELINE)
     baseline["tasks"]["siqa"]["correct"] = [0] * 200
     summary = summarise(baseline=baseline)
-    piqa, siqa = summary["tasks"]["piqa"], summary["tasks"]["siqa"]
-    assert siqa["retention"] is None and siqa["above_chance"] is None
-    assert summary["mean_retention"]["value"] == piqa["retention"]["value"]
+    piqa, siqa = summary.tasks["piqa"], summary.tasks["siqa"]
+    assert siqa.retention is None and siqa.above_chance is None
+    assert summary.mean_retention["value"] == piqa.retention["value"]
     assert "SIQA" not in verdict(summary)
     why = "not measurable: the dense model's own accuracy, 0.0 % (0.0 to 0.0), is not above chance"
     plain = visible(page_of(summary))
     assert f"{why}, 33.3 %" in plain
     assert "mean over 1 of 2 tasks" in plain
     row = plain[plain.index("siqa 0.0 %") :].split("200 of")[0]
-    assert row.endswith(
-        f"{points(siqa['difference']).note.replace(NBSP, ' ')} \u2013 \u2013 33.3 % "
-    )
+    assert row.endswith(f"{points(siqa.difference).note.replace(NBSP, ' ')} \u2013 \u2013 33.3 % ")
     card = render_card(summary, SETTINGS.model).replace("\u202f", " ").replace(NBSP, " ")
     assert "| siqa (acc_norm) | 0.0 % | 47.0 % | not measurable |" in card
     assert f"{why}, 33.3 % |" in card
@@ -72,7 +72,7 @@ def test_a_task_the_dense_model_cannot_do_is_shown_and_fails_its_gate():
     for metric in ("task_retention.siqa", "task_above_chance.siqa", "task_difference.siqa"):
         gates = GatesSettings(run_mode="enabled", gates=[{**gate, "metric": metric}])
         decision = decide(summary, gates)
-        assert not decision["accepted"] and "was not measured" in decision["reasons"][0]
+        assert not decision.accepted and "was not measured" in decision.reasons[0]
 
 
 def test_no_mean_is_shown_where_no_task_is_measurable():
@@ -80,7 +80,7 @@ def test_no_mean_is_shown_where_no_task_is_measurable():
     for task in baseline["tasks"].values():
         task["correct"] = [0] * 200
     summary = summarise(baseline=baseline)
-    assert summary["mean_retention"] is None and summary["mean_difference"] is None
+    assert summary.mean_retention is None and summary.mean_difference is None
     assert "it keeps no measurable accuracy" in verdict(summary)
     text = visible(page_of(summary))
     assert "Accuracy kept, mean over 0 of 2 tasks not measurable" in text
@@ -90,7 +90,7 @@ def test_no_mean_is_shown_where_no_task_is_measurable():
     )
     gate = {"metric": "mean_retention", "comparison": "at_least", "limit": 0.1, "why": "Know."}
     decision = decide(summary, GatesSettings(run_mode="enabled", gates=[gate]))
-    assert not decision["accepted"] and "was not measured" in decision["reasons"][0]
+    assert not decision.accepted and "was not measured" in decision.reasons[0]
 
 
 def test_an_unhealthy_round_is_shown_with_all_its_reasons_and_what_is_delivered():
@@ -103,22 +103,20 @@ def test_an_unhealthy_round_is_shown_with_all_its_reasons_and_what_is_delivered(
     text = visible(page)
     for reason in broken["health"]["reasons"]:
         assert reason in text
-    assert "Kept for study; the run delivers r2." in text
-    assert "The descent ended before it; the run delivers r2." in text
+    assert "Kept for inspection; the run delivers r2." in text
+    assert "An earlier round ended the pruning; the run delivers r2." in text
     assert '<small class="bad">unhealthy</small>' in page
     assert "Knee: r2" in text
     first = broken["health"]["reason"].removesuffix(".")
-    assert (
-        f"It is what round r2 left, for a later round broke a health limit (r3: {first})." in text
-    )
+    assert f"It is round r2, because a later round broke a health limit (r3: {first})." in text
     (label,) = re.findall(r'aria-label="(Validation perplexity[^"]+)"', page)
     assert "r2 knee at" in label and "r3 unhealthy at" in label
 
 
 def test_verdict_says_when_no_round_was_healthy():
     summary = summarise(rounds=[a_round(1, 0.07, 12.0, 98_700_000)], evaluation=BASELINE)
-    assert summary["model"]["delivered"] == "dense"
-    assert "It is the dense model itself, for a later round broke" in verdict(summary)
+    assert summary.model.delivered == "dense"
+    assert "It is the dense model itself, because a later round broke" in verdict(summary)
 
 
 def test_a_round_that_gives_nan_is_shown_with_dashes():
@@ -126,12 +124,12 @@ def test_a_round_that_gives_nan_is_shown_with_dashes():
     verdict_only = {"healthy": False, "reasons": [reason], "reason": reason}
     verdict_only |= {"worst_domain": None, "worst_ratio": None}
     broken = {**a_round(3, 0.2035, 12.0, 84_580_000), "health": verdict_only}
-    broken |= {"validation": {}, "drift": None}
+    broken |= {"validation": None, "drift": None}
     rounds = [*ROUNDS[:2], broken]
     summary = summarise(rounds=rounds, evaluation=delivering(2, PRUNED))
     text, dashes = visible(page_of(summary, rounds=rounds)), " ".join(["\u2013"] * 7)
-    assert f"112 926 000 {dashes} {reason} Kept for study" in text
-    assert "The descent has no knee" in text
+    assert f"112 926 000 {dashes} {reason} Kept for inspection" in text
+    assert "No knee: there are too few rounds" in text
 
 
 def test_page_says_when_the_model_does_not_reload():

@@ -33,23 +33,24 @@ def width(estimate) -> float:
 def test_identical_answers_keep_everything_with_certainty():
     correct = right(0.6, seed=0, of=200)
     found = facts(correct, correct, chance=0.25)
-    assert found["measurable"]
-    assert found["dense"] == found["pruned"]
-    assert found["dense"]["value"] == sum(correct) / 200
-    assert found["difference"] == {"value": 0, "low": 0, "high": 0}
-    assert found["retention"] == found["above_chance"] == {"value": 1, "low": 1, "high": 1}
+    assert found.measurable
+    assert found.dense == found.pruned
+    assert found.dense["value"] == sum(correct) / 200
+    assert found.difference == {"value": 0, "low": 0, "high": 0}
+    assert found.retention == found.above_chance == {"value": 1, "low": 1, "high": 1}
 
 
 def test_figures_of_a_task_by_hand():
     found = facts([1, 1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0, 1, 0], chance=0.25)
-    assert found["questions"] == 8
-    assert found["dense"]["value"] == pytest.approx(6 / 8)
-    assert found["pruned"]["value"] == pytest.approx(4 / 8)
-    assert found["difference"]["value"] == pytest.approx(-2 / 8)
-    assert found["retention"]["value"] == pytest.approx(4 / 6)
-    assert found["above_chance"]["value"] == pytest.approx((4 - 2) / (6 - 2))
+    assert found.dense["value"] == pytest.approx(6 / 8)
+    assert found.pruned["value"] == pytest.approx(4 / 8)
+    assert found.difference["value"] == pytest.approx(-2 / 8)
+    assert found.retention["value"] == pytest.approx(4 / 6)
+    assert found.above_chance["value"] == pytest.approx((4 - 2) / (6 - 2))
     for key in ("dense", "pruned", "difference", "retention", "above_chance"):
-        assert found[key]["low"] < found[key]["value"] < found[key]["high"]
+        assert (
+            getattr(found, key)["low"] < getattr(found, key)["value"] < getattr(found, key)["high"]
+        )
 
 
 def test_the_bootstrap_is_paired():
@@ -58,8 +59,8 @@ def test_the_bootstrap_is_paired():
     paired = facts(dense, [1] * 110 + [0] * 90)
     unpaired = facts(dense, [0] * 80 + [1] * 110 + [0] * 10)
     for key in ("difference", "retention"):
-        assert paired[key]["value"] == unpaired[key]["value"]
-        assert width(paired[key]) < 0.4 * width(unpaired[key])
+        assert getattr(paired, key)["value"] == getattr(unpaired, key)["value"]
+        assert width(getattr(paired, key)) < 0.4 * width(getattr(unpaired, key))
 
 
 def brute_force(statistic, units: int, draws: int = 20_000):
@@ -82,14 +83,16 @@ def test_the_interval_is_that_of_drawing_whole_questions():
     }
     for key, statistic in statistics.items():
         ends = brute_force(statistic, 120)
-        assert [found[key]["low"], found[key]["high"]] == pytest.approx(ends, abs=0.015), key
+        assert [getattr(found, key)["low"], getattr(found, key)["high"]] == pytest.approx(
+            ends, abs=0.015
+        ), key
 
 
 def test_the_seed_decides_the_interval():
     dense, pruned = right(0.65, 1, of=200), right(0.55, 2, of=200)
     first = facts(dense, pruned, samples=100, seed=0)
     assert first == facts(dense, pruned, samples=100, seed=0)
-    assert first["retention"] != facts(dense, pruned, samples=100, seed=1)["retention"]
+    assert first.retention != facts(dense, pruned, samples=100, seed=1).retention
 
 
 def test_answers_to_different_questions_or_to_none_are_refused():
@@ -102,20 +105,20 @@ def test_answers_to_different_questions_or_to_none_are_refused():
 def test_a_dense_model_at_chance_is_not_measurable():
     """The lower end of its interval must be above chance: being equal is not enough."""
     dense, pruned = right(0.6, 1, of=100), right(0.5, 1, of=100)
-    lowest = facts(dense, pruned)["dense"]["low"]
+    lowest = facts(dense, pruned).dense["low"]
     at, below = facts(dense, pruned, lowest), facts(dense, pruned, math.nextafter(lowest, 0))
-    assert not at["measurable"]
-    assert at["retention"] is at["above_chance"] is None
-    assert at["difference"] == below["difference"]
-    assert below["measurable"]
-    assert below["retention"]["value"] < 1
+    assert not at.measurable
+    assert at.retention is at.above_chance is None
+    assert at.difference == below.difference
+    assert below.measurable
+    assert below.retention["value"] < 1
 
 
 @pytest.mark.parametrize("dense", [[0, 0, 0], [1]])
 def test_nothing_right_or_one_question_is_not_measurable(dense):
     found = facts(dense, [1] * len(dense))
-    assert not found["measurable"]
-    assert found["retention"] is found["above_chance"] is None
+    assert not found.measurable
+    assert found.retention is found.above_chance is None
 
 
 def three_tasks(samples=2000):
@@ -136,10 +139,10 @@ def three_tasks(samples=2000):
 
 def test_means_are_over_the_measurable_tasks_only():
     _, tasks, means = three_tasks()
-    assert [name for name, task in tasks.items() if task["measurable"]] == ["easy", "hard"]
+    assert [name for name, task in tasks.items() if task.measurable] == ["easy", "hard"]
     for key in ("difference", "retention"):
-        by_hand = (tasks["easy"][key]["value"] + tasks["hard"][key]["value"]) / 2
-        assert means[key]["value"] == pytest.approx(by_hand)
+        by_hand = (getattr(tasks["easy"], key)["value"] + getattr(tasks["hard"], key)["value"]) / 2
+        assert getattr(means, key)["value"] == pytest.approx(by_hand)
 
 
 def test_the_interval_of_a_mean_is_that_of_drawing_each_task_anew():
@@ -153,22 +156,23 @@ def test_the_interval_of_a_mean_is_that_of_drawing_each_task_anew():
         differences.append((pruned - dense)[drawn].mean(axis=1))
     for key, draws in (("retention", ratios), ("difference", differences)):
         ends = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-        assert [means[key]["low"], means[key]["high"]] == pytest.approx(ends, abs=0.015)
-        assert width(means[key]) > ends[1] - ends[0]  # for few questions
+        assert [getattr(means, key)["low"], getattr(means, key)["high"]] == pytest.approx(
+            ends, abs=0.015
+        )
+        assert width(getattr(means, key)) > ends[1] - ends[0]  # for few questions
 
 
 def test_a_mean_over_no_measurable_task_is_none():
     found, draws = task_retention([0, 0, 1], [1, 1, 1], 0.5, 100, 0)
-    none = {"difference": None, "retention": None}
-    assert mean_over_tasks({"luck": found}, {"luck": draws}) == none
+    assert mean_over_tasks({"luck": found}, {"luck": draws}) == (None, None)
 
 
 def test_means_of_identical_models_are_certain():
     correct = right(0.6, seed=0, of=50)
     parts = {name: task_retention(correct, correct, 0.2, 200, 0) for name in ("one", "other")}
     means = mean_over_tasks(*({name: part[k] for name, part in parts.items()} for k in (0, 1)))
-    assert means["difference"] == {"value": 0, "low": 0, "high": 0}
-    assert means["retention"] == {"value": 1, "low": 1, "high": 1}
+    assert means.difference == {"value": 0, "low": 0, "high": 0}
+    assert means.retention == {"value": 1, "low": 1, "high": 1}
 
 
 def test_ratios_mean_and_worst_by_hand():
@@ -202,9 +206,9 @@ PRUNED = {name: scored(LOSSES[name] + RISES[name]) for name in LOSSES}
 def test_perplexity_of_an_equal_model_is_certain():
     found = perplexity_estimates(DENSE, DENSE, 200, 0)
     certain = {"value": 1, "low": 1, "high": 1}
-    assert found["domains"] == {"law": certain, "code": certain}
-    assert found["mean"] == certain
-    assert found["worst"] == {"domain": "law", **certain}
+    assert found.domains == {"law": certain, "code": certain}
+    assert found.mean == certain
+    assert found.worst == "law"
 
 
 def test_the_interval_of_a_perplexity_ratio_is_that_of_drawing_whole_windows():
@@ -219,17 +223,17 @@ def test_the_interval_of_a_perplexity_ratio_is_that_of_drawing_whole_windows():
         wider = math.sqrt(9 / 8) * t.ppf(0.975, 8) / norm.ppf(0.975)
         ends = np.quantile(logs[name], [0.025, 0.975])
         by_hand = np.exp(math.log(value) + wider * (ends - math.log(value)))
-        domain = found["domains"][name]
+        domain = found.domains[name]
         assert domain["value"] == pytest.approx(value)
         assert [domain["low"], domain["high"]] == pytest.approx(by_hand, rel=0.015)
-    assert found["worst"] == {"domain": "code", **found["domains"]["code"]}
-    value = math.sqrt(found["domains"]["law"]["value"] * found["domains"]["code"]["value"])
-    assert found["mean"]["value"] == pytest.approx(value)
+    assert found.worst == "code"
+    value = math.sqrt(found.domains["law"]["value"] * found.domains["code"]["value"])
+    assert found.mean["value"] == pytest.approx(value)
     ends = np.quantile(np.mean(list(logs.values()), axis=0), [0.025, 0.975])
     spread = math.sqrt(9 / 8) * (ends - math.log(value))
     by_hand = [np.exp(math.log(value) + t.ppf(0.975, f) / 1.96 * spread) for f in (8, 16)]
-    assert by_hand[0][0] < found["mean"]["low"] < by_hand[1][0] + 0.01
-    assert by_hand[1][1] - 0.01 < found["mean"]["high"] < by_hand[0][1]
+    assert by_hand[0][0] < found.mean["low"] < by_hand[1][0] + 0.01
+    assert by_hand[1][1] - 0.01 < found.mean["high"] < by_hand[0][1]
 
 
 def test_windows_are_paired():
@@ -237,16 +241,16 @@ def test_windows_are_paired():
     code = PRUNED["code"]["windows"]
     other = {**PRUNED, "code": {**PRUNED["code"], "windows": code[3:] + code[:3]}}
     own, mixed = (perplexity_estimates(DENSE, after, 2000, 0) for after in (PRUNED, other))
-    assert own["domains"]["code"]["value"] == mixed["domains"]["code"]["value"]
-    assert own["domains"]["law"] == mixed["domains"]["law"]
-    assert width(own["domains"]["code"]) < 0.7 * width(mixed["domains"]["code"])
+    assert own.domains["code"]["value"] == mixed.domains["code"]["value"]
+    assert own.domains["law"] == mixed.domains["law"]
+    assert width(own.domains["code"]) < 0.7 * width(mixed.domains["code"])
 
 
 def test_one_window_has_no_interval_and_neither_has_a_mean_with_it():
     before = {"law": DENSE["law"], "code": scored([2.0])}
     after = {"law": PRUNED["law"], "code": scored([2.5])}
     found = perplexity_estimates(before, after, 200, 0)
-    assert found["domains"]["law"]["low"] is not None
-    for estimate in (found["domains"]["code"], found["mean"]):
+    assert found.domains["law"]["low"] is not None
+    for estimate in (found.domains["code"], found.mean):
         assert estimate["low"] is estimate["high"] is None
         assert estimate["value"] > 1

@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import yaml
 
+from pruneflow.models.round_record import RoundRecord
 from pruneflow.paths import METRICS, PLOTS
 from pruneflow.report.dvc_plots import headline, series
 from tests.unit.report_example import ROUNDS, summarise
 
 GRAPH = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())
 WIDTHS = {"heads": [9, 9], "kv_groups": [3, 3], "neurons": [1376, 1248]}
-DONE: list[dict[str, Any]] = [{**record, "widths": WIDTHS} for record in ROUNDS]
+DONE = [RoundRecord.model_validate({**record, "widths": WIDTHS}) for record in ROUNDS]
+SKIPPED = DONE[2].model_copy(update={"round": "r4", "status": "skipped"})
 
 
 def test_the_headline_is_flat_and_leaves_out_what_is_not_measurable() -> None:
@@ -21,16 +23,15 @@ def test_the_headline_is_flat_and_leaves_out_what_is_not_measurable() -> None:
     assert all(isinstance(value, (int, float)) for value in figures.values())
     assert figures["parameters"] == 112_926_000
     assert figures["decode_speedup"] == 1.19
-    assert figures["task_retention"] == summary["mean_retention"]["value"]
-    assert "task_retention" not in headline({**summary, "mean_retention": None})
+    assert figures["task_retention"] == summary.mean_retention["value"]
+    assert "task_retention" not in headline(summary.model_copy(update={"mean_retention": None}))
 
 
 def test_the_descent_starts_at_the_dense_model_and_has_no_skipped_round() -> None:
-    skipped = {"round": "r4", "status": "skipped"}
-    tables = series(summarise(), [*DONE, skipped])
+    tables = series(summarise(), [*DONE, SKIPPED])
     assert [point["round"] for point in tables["descent"]] == ["dense", "r1", "r2", "r3"]
     assert tables["descent"][0]["mean_ratio"] == 1.0
-    assert tables["descent"][3]["mean_ratio"] == ROUNDS[2]["health"]["mean_ratio"]
+    assert tables["descent"][3]["mean_ratio"] == DONE[2].health.mean_ratio
     assert tables["widths"][-1] == {
         "round": "r3",
         "layer": 1,

@@ -1,7 +1,8 @@
-"""Two models side by side: paired where that can be, and what is not known is said."""
+"""Two models side by side: paired where possible, with a note about what is not known."""
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from typer.testing import CliRunner
 from flows.cli import app
 from pruneflow.artifacts import write_json
 from pruneflow.judge.model_comparison import Side, side_by_side
+from pruneflow.measure.evaluation_record import Evaluation
+from pruneflow.measure.latency_record import Speed
+from pruneflow.records import write_record
 from pruneflow.report.comparison_table import NOT_MEASURABLE
 from pruneflow.report.model_comparison_table import NOT_MEASURED, side_table
 from pruneflow.settings.pipeline import EvaluationSettings, parse_settings, write_settings
+from tests.unit.evaluation_example import summary
 from tests.unit.report_example import evaluation
 
 SETTINGS = EvaluationSettings(bootstrap_samples=100)
@@ -24,37 +29,40 @@ WORDS = {
     "rounds": {"r1": {"parent": "dense", "ratio": 0.1}, "r2": {"parent": "r1", "ratio": 0.2}},
     "final_round": "r2",
 }
-SPEED = {key: {"median": 2.0, "low": 1.0, "high": 3.0} for key in ("prefill", "decode")}
-SPEED |= {"first_token": {"median": 0.5, "low": 0.4, "high": 0.6}}
+RATE = {"median": 2.0, "low": 1.0, "high": 3.0, "min": 0.5, "max": 4.0}
+FIRST = {"median": 0.5, "low": 0.4, "high": 0.6, "min": 0.3, "max": 0.7}
+SPEED = {"prefill": RATE, "decode": RATE, "first_token": FIRST}
 
 
-def measured(which: int, digest: str) -> dict[str, Any]:
-    return evaluation(which, digest, 1000 - 100 * which, 800 - 100 * which, (130, 100))
+def measured(which: int, digest: str, **changes: str) -> dict[str, Any]:
+    found = evaluation(which, digest, 1000 - 100 * which, 800 - 100 * which, (130, 100))
+    return {**found, **changes}
 
 
-def side(name: str, **known: Any) -> Side:
-    return Side(name, f"version {name}", {"parameters": 1000}, **known)
+def side(name: str, which: int | None = None, **known: Any) -> Side:
+    found = None if which is None else Evaluation.model_validate(measured(which, name))
+    return Side(name, f"version {name}", {"parameters": 1000}, evaluation=found, **known)
 
 
 def test_two_evaluated_models_are_compared_in_pairs() -> None:
-    a = side("1", evaluation=measured(0, "a"), settings={"x": "1", "y": "2"})
-    b = side("2", evaluation=measured(1, "b"), settings={"x": "1", "y": "3"})
+    a = side("1", 0, settings={"x": "1", "y": "2"})
+    b = side("2", 1, settings={"x": "1", "y": "3"})
     found = side_by_side(a, b, SETTINGS)
-    law = found["perplexity"]["domains"]["law"]
-    assert (law["a"], law["b"]) == (pytest.approx(9.12), pytest.approx(12.01))
-    assert law["ratio"]["value"] == pytest.approx(12.01 / 9.12)
-    assert law["ratio"]["low"] <= law["ratio"]["value"] <= law["ratio"]["high"]
-    assert found["tasks"]["piqa"]["retention"]["value"] == pytest.approx(1.0)
-    assert found["settings"] == {"y": {"a": "2", "b": "3"}}
+    law = found.perplexity.domains["law"]
+    assert (law.a, law.b) == (pytest.approx(9.12), pytest.approx(12.01))
+    assert law.ratio["value"] == pytest.approx(12.01 / 9.12)
+    assert law.ratio["low"] <= law.ratio["value"] <= law.ratio["high"]
+    assert found.tasks["piqa"].retention["value"] == pytest.approx(1.0)
+    assert found.to_json()["settings"] == {"y": {"a": "2", "b": "3"}}
 
 
 def test_what_was_not_measured_is_said() -> None:
-    a, b = side("1", evaluation=measured(0, "a"), speed=SPEED), side("2")
+    a, b = side("1", 0, speed=Speed.model_validate(SPEED)), side("2")
     found = side_by_side(a, b, SETTINGS)
-    assert found["perplexity"]["domains"]["law"]["b"] is None
-    assert found["perplexity"]["domains"]["law"]["ratio"] is None
-    assert found["speed"]["decode"]["b"] is None
-    (said,) = [note for note in found["notes"] if note.startswith("not measured for version 2")]
+    assert found.perplexity.domains["law"].b is None
+    assert found.perplexity.domains["law"].ratio is None
+    assert found.speed["decode"].b is None
+    (said,) = [note for note in found.notes if note.startswith("not measured for version 2")]
     assert "test text" in said and "speed" in said
     console = Console(width=80)
     with console.capture() as shown:
@@ -64,14 +72,17 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_models_measured_on_other_text_have_no_ratio_and_a_reason() -> None:
-    a, b = measured(0, "a"), {**measured(1, "b"), "held_out": "another"}
-    found = side_by_side(side("1", evaluation=a), side("2", evaluation=b), SETTINGS)
-    assert found["perplexity"]["domains"]["law"]["ratio"] is None
-    assert found["perplexity"]["mean_ratio"] is None
-    assert any("held-out text" in note for note in found["notes"])
+    other = Evaluation.model_validate(measured(1, "2", held_out="another"))
+    found = side_by_side(side("1", 0), replace(side("2"), evaluation=other), SETTINGS)
+    assert found.perplexity.domains["law"].ratio is None
+    assert found.perplexity.mean_ratio is None
+    assert any("held-out text" in note for note in found.notes)
     shown = Console(width=80, record=True, file=io.StringIO())
     shown.print(side_table(found))
     assert NOT_MEASURABLE not in shown.export_text()  # the tasks are; these two are not comparable
+
+
+HEALTHY = {"healthy": True, "reasons": [], "reason": "No limit is broken."}
 
 
 def loss(value: float) -> dict[str, Any]:
@@ -91,7 +102,7 @@ def descent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         record = {**common, "round": name, "delivered": name, "parameters": 1000 - 100 * place}
         record["digest"] = "d" if name == "dense" else name
         if name != "dense":
-            record["health"] = {"kl": value / 100, "mean_ratio": value / 10, "reasons": []}
+            record["health"] = {**HEALTHY, "kl": value / 100, "mean_ratio": value / 10}
             record["validation"] = {"dense": loss(10.0), "pruned": loss(value)}
             record |= {"layout": "uniform", "score": "mask_fisher", "refit": "least_squares"}
         folder = Path("data/checkpoints") / name
@@ -102,11 +113,10 @@ def descent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     reports.mkdir()
     write_json(reports / "baseline.json", measured(0, "d"))
     write_json(reports / "evaluation.json", measured(1, "r2"))
-    digests = {"dense": "d", "pruned": "r2", "settings": "?"}
-    write_json(
-        reports / "summary.json",
-        {"digests": digests, "latency": {"dense": SPEED, "pruned": SPEED}},
-    )
+    made_up = summary()
+    digests = made_up.digests.model_copy(update={"dense": "d", "pruned": "r2"})
+    latency = {**made_up.latency.to_json(), "dense": SPEED, "pruned": SPEED}
+    write_record(reports / "summary.json", summary(digests=digests, latency=latency))
     return tmp_path
 
 

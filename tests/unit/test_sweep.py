@@ -177,9 +177,9 @@ def test_speed_is_the_mean_of_both_phases_so_that_either_may_pay_for_the_other()
 def test_figures_are_those_of_the_summary() -> None:
     found = summarise()
     figures = figures_of(found)
-    assert figures["parameters"] == found["parameters"]["pruned"]
-    assert figures["perplexity_ratio"] == found["perplexity"]["mean_ratio"]
-    assert figures["decode"]["value"] == found["latency"]["speedup"]["decode"]["median"]
+    assert figures["parameters"] == found.parameters.pruned
+    assert figures["perplexity_ratio"] == found.perplexity.mean_ratio
+    assert figures["decode"]["value"] == found.latency.speedup.decode["median"]
 
 
 def test_the_table_fits_80_columns_and_says_why_a_recipe_failed() -> None:

@@ -1,4 +1,4 @@
-"""The report opens with what was gained and what the gates against the dense model say."""
+"""The report opens with what was gained and what the gates against the dense model decide."""
 
 from pruneflow.judge.gates import GatesSettings
 from pruneflow.report.verdict import rule, verdict
@@ -13,20 +13,20 @@ def with_gates(*gates, run_mode="enabled"):
 
 def test_verdict_says_how_much_smaller_how_much_faster_and_what_was_kept():
     assert verdict(summarise()).startswith(
-        "SmolLM2-135M-Instruct is 16.0% smaller (20.3% of its block weights are gone) and decodes "
-        "1.19 times as fast; perplexity is 1.41 times"
+        "SmolLM2-135M-Instruct is 16.0% smaller (20.3% of its block weights are removed) and "
+        "decodes 1.19 times as fast; perplexity is 1.41 times"
     )
     assert "and it keeps 93% of PIQA and 95% of SIQA accuracy." in verdict(summarise())
 
 
 def test_a_model_that_passes_is_accepted_unless_a_gate_against_production_is_left_to_the_run():
     alone = GATES.model_dump(exclude_none=True)["gates"][:2]
-    assert rule(summarise(), with_gates(*alone))[:2] == ("accepted", "Accepted by 2 gates.")
+    assert rule(summarise(), with_gates(*alone))[:2] == ("accepted", "Accepted: 2 of 2 gates.")
     ruling = rule(summarise(), GATES)
     assert ruling.word == "undecided"
     assert ruling.sentence == (
-        "Passes 2 gates against the dense model. 1 gate more, against the model in "
-        "production: pruneflow run decides and writes data/reports/decision.json."
+        "Passed: 2 of 2 gates against the dense model. `pruneflow run` checks 1 gate against the "
+        "model in production and writes data/reports/decision.json."
     )
     assert [gate.result for gate in ruling.gates] == ["passed", "passed", "open"]
 
@@ -36,12 +36,12 @@ def test_a_refusal_says_which_gate_refuses_and_why():
     ruling = rule(summarise(), gates)
     assert (ruling.word, ruling.sentence) == (
         "refused",
-        "Refused by 1 of 3 gates against the dense model.",
+        "Refused: 2 of 3 gates against the dense model passed.",
     )
     (reason,) = ruling.reasons
     assert "block_ratio is 0.203" in reason and "below the limit 0.5. Much smaller." in reason
     text = visible(page_of(gates=gates))
-    assert text.index(ruling.sentence) < text.index(reason) < text.index("Dense against pruned", 99)
+    assert text.index(ruling.sentence) < text.index(reason) < text.index("Dense and pruned", 99)
     assert "block ratio at least 0.5 0.2033 refused Much smaller." in text
 
 
@@ -57,4 +57,6 @@ def test_gates_that_only_record_or_are_off_are_said_to_be_so():
 
 def test_nothing_is_decided_where_every_gate_compares_with_production():
     ruling = rule(summarise(), with_gates(GATES.gates[2].model_dump()))
-    assert ruling.word == "undecided" and ruling.sentence.startswith("Not decided yet. 1 gate more")
+    assert ruling.word == "undecided" and ruling.sentence.startswith(
+        "Not decided yet. `pruneflow run` checks 1 gate"
+    )
