@@ -51,10 +51,11 @@ def in_a_fork(stage: str, renames: int) -> int:
 
 
 def deadly(rename: Callable[..., Any], renames: int, done: list[int]) -> Callable[..., Any]:
-    """A rename that kills its process, except in the state and in a folder being written."""
+    """A rename that kills its process unless it is of the state, of a new folder, or a repair."""
 
     def moved(source: Path, target: Path) -> Any:
-        counts = not any(part.startswith(".") for part in Path(target).parent.parts)
+        inside = any(part.startswith(".") for part in Path(target).parent.parts)
+        counts = not inside and source.suffix != ".old"
         if counts and renames == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         result = rename(source, target)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from tests.pipeline.toy import REPOSITORY, Workspace
 from tests.servers import Webhook, answers, free_port, wait_until
@@ -33,23 +35,24 @@ from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
     print(client.read_flow_run(sys.argv[1]).state.name)
 """
-ARTIFACTS = """
+FACTS = """
+import json
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
-    print(*sorted({artifact.key for artifact in client.read_artifacts()}))
+    deployments = client.read_deployments()
+    print(json.dumps({
+        "artifacts": [artifact.key for artifact in client.read_artifacts()],
+        "deployments": {each.name: each.entrypoint for each in deployments},
+        "active": [schedule.active for each in deployments for schedule in each.schedules],
+        "states": [run.state_name for run in client.read_flow_runs()],
+    }))
 """
-
-
-SCHEDULE = """
-import sys
+SWITCH_ON = """
 from prefect.client.orchestration import get_client
 with get_client(sync_client=True) as client:
     deployment = client.read_deployment_by_name("pipeline/weekly")
     (schedule,) = deployment.schedules
-    if sys.argv[1:] == ["on"]:
-        client.update_deployment_schedule(deployment.id, schedule.id, active=True)
-    else:
-        print(schedule.active)
+    client.update_deployment_schedule(deployment.id, schedule.id, active=True)
 """
 
 
@@ -66,6 +69,7 @@ def services(workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
             **ports,
             "PREFECT_API_URL": f"http://127.0.0.1:{ports['PREFECT_PORT']}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "PRUNEFLOW_WORKSPACE": str(workspace.folder),
         }
     )
@@ -128,13 +132,18 @@ def test_the_worker_runs_the_pipeline_and_survives_kills_and_all_stop_together(
 ) -> None:
     mlflow = f"http://127.0.0.1:{workspace.environment['MLFLOW_PORT']}"
     assert wait_until(lambda: answers(f"{mlflow}/health"))
-    assert workspace.do("-c", SCHEDULE).stdout.strip() == "False"
-    assert workspace.do("-c", SCHEDULE, "on").returncode == 0
+    deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+    before = facts(workspace)
+    assert before["deployments"] == {each["name"]: each["entrypoint"] for each in deployments}
+    assert before["active"] == [False]
+    assert workspace.do("-c", SWITCH_ON).returncode == 0
 
     first = flow_run(workspace, "pipeline/weekly")
     assert first["state"] == "Accepted", first
     assert workspace.executed() == ["calibration", "r1", "r2", "select", "report"]
-    assert {"progress", "report", "result"} <= set(workspace.do("-c", ARTIFACTS).stdout.split())
+    assert {"progress", "report", "result"} <= set(facts(workspace)["artifacts"])
+    # Prefect's scheduler fails in its log only where a pin is not kept.
+    assert wait_until(lambda: "Scheduled" in facts(workspace)["states"])
 
     # A stage is killed with its flow, as by the machine; the worker says that the run crashed.
     workspace.set(
@@ -164,7 +173,7 @@ def test_the_worker_runs_the_pipeline_and_survives_kills_and_all_stop_together(
     workspace.executed()
     restarted = start(workspace)
     try:
-        assert workspace.do("-c", SCHEDULE).stdout.strip() == "True"
+        assert facts(workspace)["active"] == [True]
         again = flow_run(workspace, "pipeline/weekly", wait=0)
         assert wait_until(lambda: state(workspace, again["id"]) == "Accepted", 400)
         assert workspace.executed() == ["r2", "select", "report"]
@@ -199,6 +208,14 @@ def stuck_in_r2(workspace: Workspace) -> tuple[str, int]:
 def kill_stage() -> None:
     for pid in json.loads(Path("pids.json").read_text()):
         os.kill(pid, signal.SIGKILL)
+
+
+def facts(workspace: Workspace) -> dict[str, Any]:
+    """What the server knows."""
+    done = workspace.do("-c", FACTS)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def state(workspace: Workspace, run: str) -> str:

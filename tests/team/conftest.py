@@ -108,6 +108,7 @@ def mlflow(
             "MLFLOW_FLASK_SERVER_SECRET_KEY": PASSWORD,
             "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
     ):
         yield
