@@ -29,10 +29,10 @@ def doctor(as_json: AsJson = False) -> None:
     """
     check_workspace()
     set_environment()
-    from tasks.doctor.checks import PROBLEM, WARNING, examine
+    from tasks.doctor.checks import PROBLEM, WARNING, diagnose
 
     findings = []
-    for finding in examine():
+    for finding in diagnose():
         findings.append(finding)
         if not as_json:
             _print_line(f"{finding.status:<9}{finding.check:<{_INDENT - 9}}{finding.message}")

@@ -80,7 +80,9 @@ def _outcome(
     if run_id is None:
         return None
     if not decision.may_register:
-        return Outcome(accepted, reasons, summary, run_id)
+        broken = any(not gate.passed for gate in decision.gates)
+        # Files that were stale may be as they were again: only broken gates refuse again.
+        return Outcome(accepted, reasons, summary, run_id) if broken else None
     version = model.by_alias()[CANDIDATE]
     if (
         version is None

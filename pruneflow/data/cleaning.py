@@ -17,7 +17,7 @@ MAX_BINARY_SHARE = 0.05
 """Share of control and replacement characters above which a text counts as binary."""
 
 
-def repair(text: str) -> str:
+def fix_mojibake(text: str) -> str:
     """Fix mojibake ("FranÃ§ois"), line by line; typographic quotes and the like are kept."""
     if text.isascii():
         return text

@@ -4,20 +4,20 @@ from dataclasses import dataclass, field
 
 import numpy
 
-from pruneflow.data import personal_data
 from pruneflow.data.cleaning import (
     clean,
     clean_code,
     compressed_share,
     cut,
     duplicate_key,
+    fix_mojibake,
     is_binary,
-    repair,
     sha256_text,
 )
 from pruneflow.data.contamination import QuestionNgrams, find_overlap
 from pruneflow.data.languages import is_detectable, other_language
-from pruneflow.data.record_template import Record
+from pruneflow.data.personal_data import mask_personal_data
+from pruneflow.data.record_template import TextRecord
 from pruneflow.data.source_kinds import NO_LANGUAGE
 from pruneflow.data.word_hashes import word_hashes, words
 from pruneflow.settings.calibration import DocumentSettings
@@ -67,8 +67,8 @@ class Candidate:
         return " ".join(self.text[: 4 * EXCERPT].split())[:EXCERPT]
 
 
-def examine(
-    record: Record, language: str, settings: DocumentSettings, ngrams: QuestionNgrams
+def filter_record(
+    record: TextRecord, language: str, settings: DocumentSettings, ngrams: QuestionNgrams
 ) -> Candidate:
     """Clean a record, and apply all filters that need no other document.
 
@@ -91,17 +91,17 @@ def examine(
     return candidate
 
 
-def _clean(record: Record, language: str, settings: DocumentSettings) -> Candidate:
+def _clean(record: TextRecord, language: str, settings: DocumentSettings) -> Candidate:
     code = language == NO_LANGUAGE
-    repaired = record.text if code else repair(record.text)
+    repaired = record.text if code else fix_mojibake(record.text)
     full = clean_code(repaired) if code else clean(repaired)
     text = cut(full, settings.max_characters)
     candidate = Candidate(text, repaired=repaired != record.text, cut=len(text) < len(full))
     if settings.personal_data != "keep":
-        masked, candidate.masks = personal_data.mask(text, language)
+        masked, candidate.masks = mask_personal_data(text, language)
         # A mask may be longer than what it replaces, and truncation may create a new match.
         while len(masked) > settings.max_characters:
-            masked, _ = personal_data.mask(cut(masked, settings.max_characters), language)
+            masked, _ = mask_personal_data(cut(masked, settings.max_characters), language)
         candidate.text = masked
     if is_binary(repaired):
         candidate.reason, candidate.detail = "binary", record.place

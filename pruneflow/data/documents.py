@@ -13,7 +13,7 @@ import pyarrow.parquet
 from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
 from pruneflow.data.cleaning import duplicate_key, sha256_text
 from pruneflow.data.contamination import QuestionNgrams, question_ngrams
-from pruneflow.data.document_filter import Candidate, examine
+from pruneflow.data.document_filter import Candidate, filter_record
 from pruneflow.data.document_table import (
     CANDIDATES,
     COLUMNS,
@@ -27,7 +27,7 @@ from pruneflow.data.document_table import (
 from pruneflow.data.languages import SourceLanguage
 from pruneflow.data.near_duplicates import Signatures
 from pruneflow.data.personal_data import KINDS
-from pruneflow.data.record_template import Record, Unreadable
+from pruneflow.data.record_template import TextRecord, Unreadable
 from pruneflow.data.sources import Source, known_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Reading, load_lock
@@ -168,7 +168,7 @@ class _Reader:
                 unreadable = {"reason": record.reason, "detail": record.problem}
                 self._dropped.add({**row, **unreadable, "sha256": "", "excerpt": ""})
                 continue
-            candidate = examine(record, source.language, self._settings, self._ngrams)
+            candidate = filter_record(record, source.language, self._settings, self._ngrams)
             language.checked += candidate.language_checked
             if candidate.other_language:
                 language.others[candidate.other_language] += 1
@@ -181,7 +181,7 @@ class _Reader:
                 self._keep(row, record, candidate)
         language.verify(domain, source.name)
 
-    def _keep(self, row: dict[str, Any], record: Record, candidate: Candidate) -> None:
+    def _keep(self, row: dict[str, Any], record: TextRecord, candidate: Candidate) -> None:
         group = sha256_text(record.group) if record.group else candidate.sha256
         settings = self._settings
         self._candidates.add(

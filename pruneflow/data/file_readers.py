@@ -17,11 +17,11 @@ import pyarrow.parquet
 import yaml
 
 from pruneflow.data.record_template import (
-    Record,
     RecordFormat,
     Row,
+    TextRecord,
     Unreadable,
-    checked,
+    as_record,
     fill,
     too_long,
 )
@@ -38,7 +38,7 @@ BATCH_ROWS = 64
 
 def read_records(
     path: Path, name: str, settings: RecordFormat, max_bytes: int
-) -> Iterator[Record | Unreadable]:
+) -> Iterator[TextRecord | Unreadable]:
     """Yield the records of a data file, or the documents of a text file.
 
     Data files are .jsonl, .ndjson, .json, .csv, .tsv, .yml, .yaml and .parquet; any other file is
@@ -208,7 +208,7 @@ def _decoded(content: bytes | None, place: str, max_bytes: int) -> str | Unreada
     if content is None:
         return too_long(place, max_bytes)
     text = content.decode("utf-8-sig", errors="surrogateescape")
-    found = checked(text, place, len(content))
+    found = as_record(text, place, len(content))
     return found if isinstance(found, Unreadable) else text
 
 

@@ -101,7 +101,7 @@ _REST = re.compile(r"[A-Za-z0-9_+/=-]*(?:\.[A-Za-z0-9_+/=-]+)*")
 _MIN_KEY = 16
 
 
-def mask(text: str, language: str) -> tuple[str, dict[str, int]]:
+def mask_personal_data(text: str, language: str) -> tuple[str, dict[str, int]]:
     """Replace personal data by `<EMAIL>`, `<PHONE>` and `<KEY>`.
 
     Args:

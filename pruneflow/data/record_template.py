@@ -22,7 +22,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Record:
+class TextRecord:
     """A text read from a source.
 
     Attributes:
@@ -137,7 +137,7 @@ def too_long(place: str, max_bytes: int, fix: str = "split it") -> Unreadable:
 
 def fill(
     rows: Iterable[Row | Unreadable], settings: RecordFormat, max_bytes: int
-) -> Iterator[Record | Unreadable]:
+) -> Iterator[TextRecord | Unreadable]:
     """Format rows by the template, and join consecutive records of a group without duplicates.
 
     A row that is a string or a list of lines has the single field `text`. A field that is a list is
@@ -148,7 +148,7 @@ def fill(
         settings: template, join and so on.
         max_bytes: longer texts are unreadable.
     """
-    pending: list[Record] = []
+    pending: list[TextRecord] = []
     seen: set[bytes] = set()
     for row in rows:
         record = row if isinstance(row, Unreadable) else _filled(row, settings, max_bytes)
@@ -170,16 +170,16 @@ def fill(
         yield _joined(pending)
 
 
-def docstrings(content: bytes, file: str) -> Record | Unreadable:
+def docstrings(content: bytes, file: str) -> TextRecord | Unreadable:
     """Return the docstrings of a Python file's public names, each after its name."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError) as error:
         return Unreadable(file, f"is not Python source ({error})", "exclude it")
-    return Record("\n\n".join(_docstrings(tree, "")), file)
+    return TextRecord("\n\n".join(_docstrings(tree, "")), file)
 
 
-def checked(text: str, place: str, max_bytes: int) -> Record | Unreadable:
+def as_record(text: str, place: str, max_bytes: int) -> TextRecord | Unreadable:
     """Return a text as a record, unless it is binary, too long or not valid UTF-8.
 
     Invalid bytes are lone surrogates in `text` (`errors="surrogateescape"`).
@@ -190,7 +190,7 @@ def checked(text: str, place: str, max_bytes: int) -> Record | Unreadable:
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError:
         return Unreadable(place, "is not UTF-8 text", "convert it, e.g. with iconv")
-    return too_long(place, max_bytes) if size > max_bytes else Record(text, place)
+    return too_long(place, max_bytes) if size > max_bytes else TextRecord(text, place)
 
 
 def _docstrings(node: Any, name: str) -> Iterator[str]:
@@ -203,12 +203,12 @@ def _docstrings(node: Any, name: str) -> Iterator[str]:
             yield from _docstrings(child, f"{name}.{child.name}" if name else child.name)
 
 
-def _joined(records: list[Record]) -> Record:
+def _joined(records: list[TextRecord]) -> TextRecord:
     text = "\n\n".join(record.text for record in records)
-    return Record(text, records[0].place, records[0].group)
+    return TextRecord(text, records[0].place, records[0].group)
 
 
-def _filled(row: Row, settings: RecordFormat, max_bytes: int) -> Record | Unreadable:
+def _filled(row: Row, settings: RecordFormat, max_bytes: int) -> TextRecord | Unreadable:
     value = row.value
     if isinstance(value, list | str):
         value = {"text": value}
@@ -233,10 +233,10 @@ def _filled(row: Row, settings: RecordFormat, max_bytes: int) -> Record | Unread
     text = _formatted(settings.template, values).strip()
     if settings.remove:
         text = re.sub(settings.remove, "", text).strip()
-    record = checked(text, row.place, max_bytes)
+    record = as_record(text, row.place, max_bytes)
     if isinstance(record, Unreadable) or settings.group is None:
         return record
-    return Record(text, row.place, _group(_formatted(settings.group, values), settings))
+    return TextRecord(text, row.place, _group(_formatted(settings.group, values), settings))
 
 
 def _formatted(template: str, values: dict[str, str]) -> str:

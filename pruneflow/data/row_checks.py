@@ -16,7 +16,7 @@ from pruneflow.data.documents import SPLITS, duplicate_key
 from pruneflow.data.findings import Finding
 from pruneflow.data.languages import is_detectable, other_language
 from pruneflow.data.near_duplicates import Signatures
-from pruneflow.data.personal_data import mask
+from pruneflow.data.personal_data import mask_personal_data
 from pruneflow.data.word_hashes import word_hashes, words
 from pruneflow.errors import InputError
 from pruneflow.settings.calibration import DocumentSettings
@@ -146,7 +146,7 @@ def _wrong_language(confidence: float) -> Check:
 
 
 def _personal_data(row: TableRow) -> str | None:
-    _, counts = mask(row.text, row.language)
+    _, counts = mask_personal_data(row.text, row.language)
     found = [kind for kind, count in counts.items() if count]
     return f"contains {', '.join(found)}" if found else None
 

@@ -28,11 +28,11 @@ from pruneflow.artifacts import sha256_file
 from pruneflow.data.file_readers import read_records
 from pruneflow.data.licences import licence_problem
 from pruneflow.data.record_template import (
-    Record,
     RecordFormat,
     Row,
+    TextRecord,
     Unreadable,
-    checked,
+    as_record,
     docstrings,
     fill,
     too_long,
@@ -48,7 +48,7 @@ NO_LANGUAGE = "zxx"
 """The tag of text in no human language, such as source code."""
 
 Patterns = Annotated[list[str], Field(min_length=1)]
-Records = Iterator[Record | Unreadable]
+Records = Iterator[TextRecord | Unreadable]
 
 
 class Source(Settings, ABC):
@@ -226,7 +226,7 @@ def python(source: PythonSource, reading: Reading) -> Records:
     """Standard library source, or the topics behind `help()`."""
     if source.content == "topics":
         for topic in sorted(topics):
-            yield Record(topics[topic], f"pydoc_data/topics.py, topic {topic}")
+            yield TextRecord(topics[topic], f"pydoc_data/topics.py, topic {topic}")
         return
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in expand(root, source.files, "the standard library"):
@@ -236,12 +236,12 @@ def python(source: PythonSource, reading: Reading) -> Records:
             yield _code(path, path.relative_to(root).as_posix(), reading.max_record_bytes)
 
 
-def _code(path: Path, name: str, max_bytes: int) -> Record | Unreadable:
+def _code(path: Path, name: str, max_bytes: int) -> TextRecord | Unreadable:
     if path.stat().st_size > max_bytes:
         return too_long(name, max_bytes, "exclude it")
     try:
         with tokenize.open(path) as stream:  # in the encoding that the file declares
-            return checked(stream.read(), name, max_bytes)
+            return as_record(stream.read(), name, max_bytes)
     except (SyntaxError, UnicodeDecodeError) as error:
         return Unreadable(name, f"is not Python source ({error})", "exclude it")
 

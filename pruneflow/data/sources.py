@@ -11,7 +11,7 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi
 
 from pruneflow.artifacts import sha256_file, write_json
-from pruneflow.data.record_template import Record, Unreadable
+from pruneflow.data.record_template import TextRecord, Unreadable
 from pruneflow.data.source_kinds import KINDS, LANGUAGE, HubSource, PackageSource, Source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading, package_files, read_lock
@@ -100,7 +100,7 @@ def _parse(entry: Any, where: Path) -> Source:
     return check(KINDS[kind][0], entry, where)
 
 
-def read_source(domain: str, source: Source, reading: Reading) -> Iterator[Record | Unreadable]:
+def read_source(domain: str, source: Source, reading: Reading) -> Iterator[TextRecord | Unreadable]:
     """Yield the records of one source, in a stable order; an empty record has an empty text.
 
     An unreadable record is an error, or is yielded if `reading.malformed` is `skip`.

@@ -28,7 +28,7 @@ SHOWN = ("torch", "transformers", "prefect", "mlflow", "dvc", "lm-eval", "great-
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """The finding of one check.
 
     Attributes:
@@ -42,19 +42,19 @@ class Finding:
     message: str
 
 
-def examine() -> Iterator[Finding]:
+def diagnose() -> Iterator[CheckResult]:
     """Yield the findings of every check, in the order of CHECKS."""
     known: set[str] = set()
     for name, check in CHECKS.items():
         try:
             for status, message in check():
-                yield Finding(name, status, message)
+                yield CheckResult(name, status, message)
         except PruneflowError as error:
             if str(error) in known:
-                yield Finding(name, WARNING, "not checked: fix the problem above first")
+                yield CheckResult(name, WARNING, "not checked: fix the problem above first")
             else:
                 known.add(str(error))
-                yield Finding(name, PROBLEM, str(error))
+                yield CheckResult(name, PROBLEM, str(error))
 
 
 def _python() -> Iterator[Result]:

@@ -22,7 +22,7 @@ def webhook_url(settings: NotifySettings) -> str | None:
     return settings.webhook or os.environ.get(VARIABLE) or None
 
 
-def mask(url: str) -> str:
+def without_secrets(url: str) -> str:
     """Return a webhook's URL without its secrets: user, password, path and query."""
     try:
         parts = urlsplit(url)
@@ -44,11 +44,11 @@ def send(url: str, message: dict[str, Any]) -> str | None:
         try:
             response: Response = run_coro_as_sync(Webhook(url=url).call(message))
         except (HTTPError, InvalidURL) as failure:
-            error = f"{mask(url)} does not answer ({type(failure).__name__})"
+            error = f"{without_secrets(url)} does not answer ({type(failure).__name__})"
             continue
         if response.is_success:
             return None
-        error = f"{mask(url)} answered with status {response.status_code}"
+        error = f"{without_secrets(url)} answered with status {response.status_code}"
         if response.status_code < 500:
             break
     return error

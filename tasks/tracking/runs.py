@@ -21,7 +21,7 @@ from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, REPORTS, SWEEP_FILE, S
 from pruneflow.records import Record
 from pruneflow.report.sweep_table import sweep_rows
 from pruneflow.settings.pipeline import NotifySettings, PipelineSettings, RegistrySettings
-from tasks.prefect.webhook import mask
+from tasks.prefect.webhook import without_secrets
 from tasks.tracking.store import connect, experiment, store_errors
 
 _BATCH = 100  # MLflow's limit of parameters in one call
@@ -214,7 +214,10 @@ def _log_configs(settings: NotifySettings) -> None:
         copy = Path(shutil.copytree("configs", Path(place) / "configs"))
         for path in copy.rglob("*"):
             if settings.webhook is not None and path.is_file():
-                secret, masked = settings.webhook.encode(), mask(settings.webhook).encode()
+                secret, masked = (
+                    settings.webhook.encode(),
+                    without_secrets(settings.webhook).encode(),
+                )
                 path.write_bytes(path.read_bytes().replace(secret, masked))
         mlflow.log_artifacts(str(copy), "configs")
 

@@ -23,7 +23,7 @@ __all__ = ["empty_store", "store"]
 
 def look(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[checks.Finding]:
     monkeypatch.setattr(checks, "CHECKS", {name: checks.CHECKS[name] for name in names})
-    return list(checks.examine())
+    return list(checks.diagnose())
 
 
 def test_the_doctor_makes_no_store(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

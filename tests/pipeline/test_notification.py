@@ -15,7 +15,7 @@ from prefect.states import Cancelling, Completed, Crashed, Failed
 from flows.pipeline import pipeline
 from flows.run_notification import notify
 from pruneflow.settings.pipeline import NotifySettings, load_settings
-from tasks.prefect.webhook import VARIABLE, mask, send, webhook_url
+from tasks.prefect.webhook import VARIABLE, send, webhook_url, without_secrets
 from tests.pipeline.toy import Workspace
 from tests.servers import Webhook
 
@@ -191,10 +191,10 @@ def test_server_errors_are_retried_and_refusals_are_not(
 
 
 def test_a_masked_url_has_nothing_secret() -> None:
-    assert mask("https://user:word@hooks.example.org:8443/T00/B00/x?y=z") == (
+    assert without_secrets("https://user:word@hooks.example.org:8443/T00/B00/x?y=z") == (
         "https://hooks.example.org/..."
     )
-    assert mask("https://[secret") == "the webhook"
+    assert without_secrets("https://[secret") == "the webhook"
 
 
 def test_by_default_nothing_is_sent_and_all_settings_are_written(workspace: Workspace) -> None:

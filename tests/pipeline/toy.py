@@ -34,6 +34,12 @@ stages:
     outs:
       - data/reports/summary.json
       - data/reports/report.html
+      - data/reports/baseline.json
+      - data/reports/evaluation.json
+      - data/reports/latency.json
+      - data/calibration/documents
+      - data/calibration/held_out
+      - data/questions
   select:
     cmd: python toy.py select
     deps:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from pruneflow.data.record_template import Record, Unreadable
+from pruneflow.data.record_template import TextRecord, Unreadable
 from pruneflow.data.sources import Source, load_domains, read_source
 from pruneflow.locked_files import Reading
 
@@ -22,7 +22,7 @@ def parsed(root: Path, **source: object) -> Source:
 
 def documents(
     root: Path, reading: Reading | None = None, **source: object
-) -> list[Record | Unreadable]:
+) -> list[TextRecord | Unreadable]:
     return list(read_source("topic", parsed(root, **source), reading or Reading(root, None)))
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file
-from pruneflow.data.record_template import Record, Unreadable
+from pruneflow.data.record_template import TextRecord, Unreadable
 from pruneflow.data.sources import known_domains, load_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading
@@ -54,7 +54,7 @@ def test_records_go_through_the_template(root):
 
 def test_a_document_knows_where_it_is_from(root):
     source = package(files=["data/*.jsonl"], language="fr", group="{title}")
-    assert documents(root, **source)[1] == Record(
+    assert documents(root, **source)[1] == TextRecord(
         text="second\u2028line",
         place=f"{PACKAGE}/data/rows.jsonl, line 3",
         group="Two",
@@ -180,7 +180,7 @@ def test_what_cannot_be_read_can_be_skipped_and_is_listed(root):
     (root / "data/text/b.txt").write_bytes(b"\0\1")
     reading = Reading(root, Lock(), malformed="skip", max_record_bytes=100)
     found = documents(root, reading, **text_files("*"))
-    assert [item.text for item in found if isinstance(item, Record)] == ["a", "b"]
+    assert [item.text for item in found if isinstance(item, TextRecord)] == ["a", "b"]
     skipped = [item for item in found if isinstance(item, Unreadable)]
     assert [(item.place, item.problem, item.reason) for item in skipped[1:]] == [
         ("data/text/a.jsonl, line 4", "is not UTF-8 text", "malformed"),

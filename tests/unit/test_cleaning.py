@@ -8,14 +8,14 @@ from pruneflow.data.cleaning import (
     compressed_share,
     cut,
     duplicate_key,
+    fix_mojibake,
     is_binary,
-    repair,
 )
 from pruneflow.data.contamination import QuestionNgrams
-from pruneflow.data.document_filter import examine
+from pruneflow.data.document_filter import filter_record
 from pruneflow.data.languages import SourceLanguage, is_detectable, other_language
-from pruneflow.data.personal_data import mask
-from pruneflow.data.record_template import Record
+from pruneflow.data.personal_data import mask_personal_data
+from pruneflow.data.record_template import TextRecord
 from pruneflow.errors import InputError
 from pruneflow.settings.calibration import DocumentSettings
 
@@ -37,25 +37,25 @@ KEY_BLOCK = (
 )
 
 
-def document(text: str) -> Record:
-    return Record(text, "tests.jsonl, line 1")
+def document(text: str) -> TextRecord:
+    return TextRecord(text, "tests.jsonl, line 1")
 
 
 def examined(text: str, language: str = "en", **changes):
 
     nothing = QuestionNgrams({}, [], 0)
     settings = DocumentSettings(domains=["tests"], **changes)
-    return examine(document(text), language, settings, nothing)
+    return filter_record(document(text), language, settings, nothing)
 
 
 def test_wrong_decodings_are_repaired_and_typography_stays():
     text = "FranÃ§ois paid Â£10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
-    assert repair(text) == "François paid £10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
-    assert repair("plain\nÂ£5\nnaïve") == "plain\n£5\nnaïve"
+    assert fix_mojibake(text) == "François paid £10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
+    assert fix_mojibake("plain\nÂ£5\nnaïve") == "plain\n£5\nnaïve"
 
 
 def test_half_characters_become_writable():
-    assert repair("smile \ud83d\ude00 and \ud83d") == "smile 😀 and \ufffd"
+    assert fix_mojibake("smile \ud83d\ude00 and \ud83d") == "smile 😀 and \ufffd"
     assert clean_code("x = '\ud83d'").encode() == "x = '\ufffd'".encode()
 
 
@@ -185,7 +185,7 @@ def test_a_source_of_another_language_than_it_says_is_refused():
     ],
 )
 def test_personal_data_is_masked_and_counted(text, masked):
-    found, counts = mask(text, "en")
+    found, counts = mask_personal_data(text, "en")
     assert found == masked
     assert {kind: masked.count(f"<{kind.upper()}>") for kind in counts} == counts
 
@@ -208,20 +208,20 @@ def test_personal_data_is_masked_and_counted(text, masked):
     ],
 )
 def test_what_is_no_personal_data_stays(text, language):
-    assert mask(text, language) == (text, {"email": 0, "phone": 0, "key": 0})
+    assert mask_personal_data(text, language) == (text, {"email": 0, "phone": 0, "key": 0})
 
 
 def test_national_numbers_are_those_of_the_language():
     text = "Tel. 0171 1234567 oder 030 901820"
-    assert mask(text, "de")[0] == "Tel. <PHONE> oder <PHONE>"
-    assert mask("Appelez le 01 42 68 53 00.", "fr")[0] == "Appelez le <PHONE>."
+    assert mask_personal_data(text, "de")[0] == "Tel. <PHONE> oder <PHONE>"
+    assert mask_personal_data("Appelez le 01 42 68 53 00.", "fr")[0] == "Appelez le <PHONE>."
 
 
 def test_a_masked_text_has_nothing_left_to_mask():
     text = "+44 20 7946 0958+44 20 7946 0959 a@b.example.com(c@d.example.com "
-    once, counts = mask(text, "en")
+    once, counts = mask_personal_data(text, "en")
     assert sum(counts.values()) > 0
-    assert mask(once, "en") == (once, dict.fromkeys(counts, 0))
+    assert mask_personal_data(once, "en") == (once, dict.fromkeys(counts, 0))
 
 
 def test_personal_data_is_masked_dropped_or_kept_as_the_setting_says():

@@ -164,9 +164,17 @@ def test_the_shell_completes_versions_from_the_store(configured: None) -> None:
     name = yaml.safe_load(Path("configs/pipeline.yaml").read_text())["registry"]["name"]
     Path("mlflow").mkdir()
     with closing(sqlite3.connect("mlflow/mlflow.db")) as store:
-        store.execute("CREATE TABLE model_versions (name TEXT, version INTEGER)")
+        store.executescript(
+            """
+            CREATE TABLE model_versions (name, version INTEGER, run_id, current_stage);
+            CREATE TABLE model_version_tags (name, version, key, value);
+            CREATE TABLE registered_model_tags (name, key, value);
+            CREATE TABLE registered_model_aliases (name, alias, version);
+            """
+        )
         store.executemany(
-            "INSERT INTO model_versions VALUES (?, ?)", [(name, 1), (name, 12), ("other", 7)]
+            "INSERT INTO model_versions VALUES (?, ?, 'a run', 'None')",
+            [(name, 1), (name, 12), ("other", 7)],
         )
         store.commit()
     assert cli_options.one_of(cli_options.versions)("1") == ["12", "1"]

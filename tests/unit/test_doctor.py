@@ -22,7 +22,7 @@ from pruneflow.models.source import source_parameters
 from pruneflow.plan import configure
 from pruneflow.settings.pipeline import ModelSettings, load_settings
 from tasks.doctor import checks, installed_versions
-from tasks.doctor.checks import CHECKS, OK, PROBLEM, WARNING, Finding, examine
+from tasks.doctor.checks import CHECKS, OK, PROBLEM, WARNING, CheckResult, diagnose
 from tasks.dvc import remote as dvc_remote
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def found(name: str) -> list[tuple[str, str]]:
 
 def test_a_sound_project_has_nothing_to_fix(project: Path, only: Callable[..., None]) -> None:
     only("folder", "settings", "gates", "domains", "sweep", "model", "sources")
-    findings = list(examine())
+    findings = list(diagnose())
     assert [finding.check for finding in findings] == list(checks.CHECKS)
     assert {finding.status for finding in findings} == {OK}, findings
 
@@ -72,7 +72,7 @@ def test_what_is_broken_is_told_once_and_does_not_hide_the_rest(
 ) -> None:
     only("settings", "domains", "gates", "model")
     Path("configs/pipeline.yaml").write_text("models: {source: x}\n")
-    settings, domains, gates, model = examine()
+    settings, domains, gates, model = diagnose()
     assert settings.status == PROBLEM and "unknown key models" in settings.message
     assert domains.status == model.status == WARNING and "not checked" in domains.message
     assert gates.status == OK
@@ -91,7 +91,7 @@ def test_each_file_of_settings_is_read(
 ) -> None:
     only(check)
     Path(file).write_text("wrong: {really: true}\n")
-    (finding,) = examine()
+    (finding,) = diagnose()
     assert finding.status == status and file in finding.message
 
 
@@ -118,7 +118,7 @@ def test_another_python_than_the_project_needs_is_a_problem(
 ) -> None:
     only("python")
     Path("pyproject.toml").write_text(PROJECT.replace(">=3.11", ">=4"))
-    (finding,) = examine()
+    (finding,) = diagnose()
     assert finding.status == PROBLEM and "make setup" in finding.message
 
 
@@ -236,7 +236,7 @@ def test_only_a_problem_makes_the_command_fail(
     ]
     told: dict[str, Any] = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert told["ok"] == (code == 0)
-    assert Finding(**told["findings"][0]).message == "a state: its fix"
+    assert CheckResult(**told["findings"][0]).message == "a state: its fix"
 
 
 def test_errors_of_the_checks_are_lines(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,4 +245,4 @@ def test_errors_of_the_checks_are_lines(project: Path, monkeypatch: pytest.Monke
         yield
 
     monkeypatch.setattr(checks, "CHECKS", {"thing": look})
-    assert list(examine()) == [Finding("thing", PROBLEM, "the thing is broken: fix it")]
+    assert list(diagnose()) == [CheckResult("thing", PROBLEM, "the thing is broken: fix it")]

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from pruneflow.data import file_readers
 from pruneflow.data.file_readers import read_records
-from pruneflow.data.record_template import Record, RecordFormat, Unreadable
+from pruneflow.data.record_template import RecordFormat, TextRecord, Unreadable
 from pruneflow.errors import InputError
 
 LIMIT = 16 * 2**20
 
 
-def read(path: Path, limit: int = LIMIT, **settings: object) -> list[Record | Unreadable]:
+def read(path: Path, limit: int = LIMIT, **settings: object) -> list[TextRecord | Unreadable]:
     return list(read_records(path, path.name, RecordFormat(**settings), limit))
 
 
@@ -48,7 +48,7 @@ def test_every_data_file_gives_its_records_and_their_places(
 ):
     path = write(tmp_path / (name + ending), content)
     assert read(path) == [
-        Record(text, f"{name}{ending}, {place}")
+        TextRecord(text, f"{name}{ending}, {place}")
         for text, place in zip(["one", "two\nlines"], places, strict=True)
     ]
 
@@ -56,7 +56,7 @@ def test_every_data_file_gives_its_records_and_their_places(
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "no_ending", "a.txt.gz", "a.md.gz"])
 def test_any_other_file_is_one_document(tmp_path, name):
     path = write(tmp_path / name, "\ufeffa {text}\n\nof lines\n")
-    assert read(path) == [Record("a {text}\n\nof lines", name)]
+    assert read(path) == [TextRecord("a {text}\n\nof lines", name)]
 
 
 def test_parquet_is_read_in_batches_of_the_needed_columns(tmp_path):
@@ -64,8 +64,8 @@ def test_parquet_is_read_in_batches_of_the_needed_columns(tmp_path):
     table["bytes"] = [b"text"] * 201
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet", row_group_size=90)
     found = read(tmp_path / "a.parquet")
-    assert found[150] == Record("row 150", "a.parquet, row 151")
-    assert found[200] == Record("", "a.parquet, row 201")
+    assert found[150] == TextRecord("row 150", "a.parquet, row 151")
+    assert found[200] == TextRecord("", "a.parquet, row 201")
     bad = read(tmp_path / "a.parquet", template="{other}")[0]
     assert (bad.place, bad.reason) == ("a.parquet, row 1", "binary")
     assert "holds bytes" in read(tmp_path / "a.parquet", template="{bytes}")[0].problem
@@ -100,7 +100,7 @@ def test_what_cannot_be_read_is_placed_and_the_rest_is_read(
 ):
     found = read(write(tmp_path / name, content))
     bad = [item for item in found if isinstance(item, Unreadable)]
-    assert [item.text for item in found if isinstance(item, Record)] == then
+    assert [item.text for item in found if isinstance(item, TextRecord)] == then
     assert [item.place for item in bad] == ([f"{name}, {place}" if place else name] * bool(words))
     assert not words or (words in bad[0].problem and bad[0].reason == "malformed")
 
@@ -147,9 +147,9 @@ def test_what_is_longer_than_the_limit_is_refused(tmp_path, name, content, count
 
 def test_a_line_as_long_as_the_limit_is_read(tmp_path):
     path = write(tmp_path / "a.jsonl", json.dumps("x" * 98) + "\n" + json.dumps("x" * 99) + "\n")
-    assert [isinstance(item, Record) for item in read(path, limit=100)] == [True, True]
+    assert [isinstance(item, TextRecord) for item in read(path, limit=100)] == [True, True]
     path = write(tmp_path / "a.jsonl", json.dumps("x" * 300) + "\n" + json.dumps("x" * 98))
-    assert [isinstance(item, Record) for item in read(path, limit=100)] == [False, True]
+    assert [isinstance(item, TextRecord) for item in read(path, limit=100)] == [False, True]
 
 
 def peak_of(path: Path, **settings: object) -> tuple[int, int]:
@@ -223,13 +223,13 @@ def test_a_setting_that_does_not_fit_the_file_is_refused(tmp_path, name, setting
 def test_a_separator_divides_a_text_and_its_documents_know_their_lines(tmp_path):
     path = write(tmp_path / "a.txt", "---\none\ntwo\r\n---\n\n\nthree\n---\n---\n")
     assert read(path, separator="^---$") == [
-        Record("one\ntwo", "a.txt, line 2"),
-        Record("three", "a.txt, line 7"),
+        TextRecord("one\ntwo", "a.txt, line 2"),
+        TextRecord("three", "a.txt, line 7"),
     ]
     path = write(tmp_path / "b.txt", "# a\ntext\n# b\n")
     assert read(path, separator="(?m)(?=^# )") == [
-        Record("# a\ntext", "b.txt, line 1"),
-        Record("# b", "b.txt, line 3"),
+        TextRecord("# a\ntext", "b.txt, line 1"),
+        TextRecord("# b", "b.txt, line 3"),
     ]
 
 
@@ -237,11 +237,11 @@ def test_between_separators_what_cannot_be_read_is_placed(tmp_path):
     content = b"one\n---\n\xff\n---\n" + b"x\n" * 300_000 + b"---\n\0\n---\nend"
     found = read(write(tmp_path / "a.txt", content), limit=100_000, separator="^---$")
     assert [(type(item), item.place) for item in found] == [
-        (Record, "a.txt, line 1"),
+        (TextRecord, "a.txt, line 1"),
         (Unreadable, "a.txt, line 3"),
         (Unreadable, "a.txt, line 4"),
         (Unreadable, "a.txt, line 300006"),
-        (Record, "a.txt, line 300008"),
+        (TextRecord, "a.txt, line 300008"),
     ]
     assert "is longer than" in found[2].problem
     assert found[3].reason == "binary"

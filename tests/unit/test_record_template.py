@@ -2,12 +2,19 @@
 
 import pytest
 
-from pruneflow.data.record_template import Record, RecordFormat, Row, Unreadable, docstrings, fill
+from pruneflow.data.record_template import (
+    RecordFormat,
+    Row,
+    TextRecord,
+    Unreadable,
+    docstrings,
+    fill,
+)
 from pruneflow.errors import InputError
 from pruneflow.settings.base import check
 
 
-def filled(*values: object, **settings: object) -> list[Record | Unreadable]:
+def filled(*values: object, **settings: object) -> list[TextRecord | Unreadable]:
     rows = [Row(str(number), value) for number, value in enumerate(values, start=1)]
     return list(fill(rows, RecordFormat(**settings), 1000))
 
@@ -15,7 +22,7 @@ def filled(*values: object, **settings: object) -> list[Record | Unreadable]:
 def test_fields_go_into_the_template():
     row = {"title": "One", "text": None, "lines": ["a", "b"], "n": 3, "0": "zero"}
     template = "{title}: {text} {{x}} {lines} {n} {0}"
-    assert filled(row, template=template) == [Record("One:  {x} a\nb 3 zero", "1")]
+    assert filled(row, template=template) == [TextRecord("One:  {x} a\nb 3 zero", "1")]
 
 
 def test_an_empty_record_is_an_empty_text():
@@ -37,10 +44,14 @@ def test_a_group_can_be_found_inside_a_field(expression):
 
 
 def test_neighbours_are_joined_within_their_group_and_equal_ones_once():
-    assert filled("a", "b", "a", "c", join=2) == [Record("a\n\nb", "1"), Record("c", "4")]
+    assert filled("a", "b", "a", "c", join=2) == [TextRecord("a\n\nb", "1"), TextRecord("c", "4")]
     rows = [{"text": text, "of": of} for text, of in ["ax", "bx", "cy", "dx", "ex"]]
     joined = filled(*rows, join=2, group="{of}")
-    assert joined == [Record("a\n\nb", "1", "x"), Record("c", "3", "y"), Record("d\n\ne", "4", "x")]
+    assert joined == [
+        TextRecord("a\n\nb", "1", "x"),
+        TextRecord("c", "3", "y"),
+        TextRecord("d\n\ne", "4", "x"),
+    ]
 
 
 def test_equal_records_that_are_not_joined_are_all_there():
@@ -49,7 +60,7 @@ def test_equal_records_that_are_not_joined_are_all_there():
 
 def test_unreadable_rows_pass_through_and_end_no_joining():
     rows = [Row("1", "a"), Unreadable("2", "is bad"), Row("3", "b")]
-    assert list(fill(rows, RecordFormat(join=2), 1000)) == [rows[1], Record("a\n\nb", "1")]
+    assert list(fill(rows, RecordFormat(join=2), 1000)) == [rows[1], TextRecord("a\n\nb", "1")]
 
 
 def test_an_expression_can_be_removed():
@@ -86,6 +97,6 @@ def test_a_missing_field_says_which_setting_to_correct():
 
 
 def test_docstrings_of_a_file_that_is_not_python_are_unreadable():
-    assert docstrings(b'"""Hello."""\n', "a.py") == Record("Hello.", "a.py")
-    assert docstrings(b"x = 1\n", "a.py") == Record("", "a.py")
+    assert docstrings(b'"""Hello."""\n', "a.py") == TextRecord("Hello.", "a.py")
+    assert docstrings(b"x = 1\n", "a.py") == TextRecord("", "a.py")
     assert "is not Python source" in docstrings(b"def (", "a.py").problem

@@ -7,7 +7,7 @@ the start of the flow) is reported separately. Then `dvc repro` with nothing to 
 again by `dvc repro -s`, with the bytes that all processes read and wrote (Linux's /proc/self/io).
 Run it on an otherwise idle machine.
 
-    python benchmarks/pipeline.py [--profile demo] [--repeats 5] [--workspace FOLDER]
+    python benchmarks/pipeline_overhead.py [--profile demo] [--repeats 5] [--workspace FOLDER]
 """
 
 import argparse

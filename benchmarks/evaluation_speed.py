@@ -9,7 +9,7 @@ bfloat16 the method `lm_eval 1 float32 softmax` shows the effect of that alone. 
 `auto` starts with 64 rows of the model's full context, which does not fit a CPU's memory: it is
 measured on GPUs only, and not for generation, where finding the size takes most of the time.
 
-    python benchmarks/evaluation.py [--questions 10] [--repeats 3] [--dtypes float32 bfloat16]
+    python benchmarks/evaluation_speed.py [--questions 10] [--repeats 3] [--dtypes float32 bfloat16]
 """
 
 import argparse
