@@ -78,7 +78,7 @@ def test_a_refusal_and_an_early_end_are_drawn_whole_on_a_phone(
     evaluation = delivering(1, PRUNED)
     summary = summarise(rounds=rounds, evaluation=evaluation)
     text = page_of(summary, with_gates(WORSE), rounds=rounds)
-    assert "Refused by" in text and "broke a health limit" in text
+    assert "Refused:" in text and "broke a health limit" in text
     report = tmp_path / "report.html"
     report.write_text(text, encoding="utf-8")
     page = browser.new_context(viewport={"width": 390, "height": 900}).new_page()

@@ -43,7 +43,7 @@ def test_data_card_shows_every_source_drop_mask_check_and_digest():
             assert re.search(rf"^\| {name} \|.* {source['licence']} \|", plain, re.MULTILINE)
     assert "| **all** | near duplicate 276, too short 96 | email 40, phone 16 |" in plain
     assert "| law | 690 | 817 345 | 1 664 | 13.4 % | 12.5 % | 3 072 |" in plain
-    assert "All hold (expectations: 2, other checks: 1):" in plain
+    assert "All passed (expectations: 2, other checks: 1):" in plain
     assert "| no near duplicates | documents | rows at fault 0 |" in plain
     for digest in ("e" * 64, "f" * 64, "c" * 64, "9" * 40):
         assert f"`{digest}`" in plain
@@ -55,7 +55,8 @@ def test_data_card_shows_every_source_drop_mask_check_and_digest():
 
 
 @pytest.mark.parametrize(
-    ("choice", "words"), [("mask", "are masked"), ("drop", "were dropped"), ("keep", "not looked")]
+    ("choice", "words"),
+    [("mask", "are masked"), ("drop", "were dropped"), ("keep", "not searched")],
 )
 def test_data_card_says_what_became_of_personal_data(choice, words):
     documents = {**DOCUMENTS, "settings": {**DOCUMENTS["settings"], "personal_data": choice}}

@@ -96,7 +96,7 @@ DRAWS, RESAMPLES = 1000, 300
 
 def share_that_holds(found, truth) -> float:
     """Which share of intervals holds the truth."""
-    return sum(one["low"] - 1e-9 <= truth <= one["high"] + 1e-9 for one in found) / len(found)
+    return sum(one.low - 1e-9 <= truth <= one.high + 1e-9 for one in found) / len(found)
 
 
 def ask(generator, questions, dense, pruned, alike):
@@ -124,14 +124,14 @@ def test_intervals_of_a_task_hold_in_95_of_100_draws(questions, dense, pruned, a
         task_retention(*ask(generator, questions, dense, pruned, alike), chance, RESAMPLES, draw)[0]
         for draw in range(DRAWS)
     ]
-    known = [one for one in found if one["measurable"]]
+    known = [one for one in found if one.measurable]
     assert len(known) > 0.95 * DRAWS
     shares = {
-        "dense": share_that_holds([one["dense"] for one in found], dense),
-        "difference": share_that_holds([one["difference"] for one in found], pruned - dense),
-        "retention": share_that_holds([one["retention"] for one in known], pruned / dense),
+        "dense": share_that_holds([one.dense for one in found], dense),
+        "difference": share_that_holds([one.difference for one in found], pruned - dense),
+        "retention": share_that_holds([one.retention for one in known], pruned / dense),
         "above_chance": share_that_holds(
-            [one["above_chance"] for one in known], (pruned - chance) / (dense - chance)
+            [one.above_chance for one in known], (pruned - chance) / (dense - chance)
         ),
     }
     assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
@@ -151,13 +151,13 @@ def test_intervals_of_perplexity_ratios_hold_in_95_of_100_draws(windows):
         records = [{name: scored(x) for name, x in side.items()} for side in (before, after)]
         found.append(perplexity_estimates(*records, RESAMPLES, draw))
     single = [
-        share_that_holds([one["domains"][name] for one in found], math.exp(mean))
+        share_that_holds([one.domains[name] for one in found], math.exp(mean))
         for name, (mean, _) in rises.items()
     ]
     together = math.exp(sum(mean for mean, _ in rises.values()) / len(rises))
     shares = {
         "domains": np.mean(single),
-        "mean": share_that_holds([one["mean"] for one in found], together),
+        "mean": share_that_holds([one.mean for one in found], together),
     }
     assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
 
@@ -170,9 +170,9 @@ def means_of_draws(tasks):
         for place, (questions, dense, pruned, alike, chance) in enumerate(tasks):
             given = ask(generator, questions, dense, pruned, alike)
             facts[place], draws[place] = task_retention(*given, chance, RESAMPLES, 9 * draw + place)
-        chosen = [task for place, task in enumerate(tasks) if facts[place]["measurable"]]
+        chosen = [task for place, task in enumerate(tasks) if facts[place].measurable]
         if chosen:
-            difference, retention = mean_over_tasks(facts, draws).values()
+            difference, retention = mean_over_tasks(facts, draws)
             change = sum(task[2] - task[1] for task in chosen) / len(chosen)
             kept = sum(task[2] / task[1] for task in chosen) / len(chosen)
             yield difference, change, retention, kept
@@ -214,4 +214,4 @@ def test_a_model_that_guesses_is_hardly_ever_measurable(questions, chance):
         task_retention(*ask(generator, questions, chance, chance, 0.5), chance, RESAMPLES, draw)[0]
         for draw in range(DRAWS)
     ]
-    assert sum(one["measurable"] for one in lucky) <= 0.035 * DRAWS
+    assert sum(one.measurable for one in lucky) <= 0.035 * DRAWS
