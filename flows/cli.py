@@ -120,12 +120,11 @@ def plan(
 
 @app.command(epilog=examples("pruneflow run", "pruneflow configure demo && pruneflow run --json"))
 def run(as_json: AsJson = False) -> None:
-    """Prune, measure, decide and register, as configs/ says.
+    """Run the pipeline: prune, evaluate, check the gates and register, as configured in configs/.
 
-    Only what changed since the last run is done again; when nothing did, two lines say so. Progress
-    goes to stderr.
+    Only outdated stages run. If nothing changed, two lines say so. Progress goes to stderr.
 
-    Exit code: 0 accepted, or let pass by gates that are not enabled; 1 refused by the gates, or
+    Exit code: 0 accepted, or refused by gates that are not enforced; 1 refused by the gates, or
     failed; 2 bad input; 130 interrupted.
     """
     _enter_workspace()
@@ -268,8 +267,8 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
         )
     else:
         print(
-            f"let pass    version {outcome.version} of {name} is the candidate: gates stop nothing "
-            "unless their run_mode is enabled"
+            f"unenforced  version {outcome.version} of {name} is the candidate although gates "
+            "refused it: `run_mode: enabled` in configs/gates.yaml enforces them"
         )
     for reason in outcome.reasons:
         print(f"  {reason}")

@@ -62,13 +62,13 @@ class StepFailed(PruneflowError):
 
 @flow(name="pipeline", validate_parameters=False, **HOOKS)
 def pipeline() -> State:
-    """Prune, evaluate, decide, track and register, as configs/ says.
+    """Prune, evaluate, check the gates, track and register, as configured in configs/.
 
     Returns:
-        A Completed state holding an `Outcome`, named ``Accepted``, ``NothingNew`` (accepted, and a
-        version already that nothing moved), ``Refused`` or ``LetPass`` (refused by gates that are
-        not enabled); or a Failed state whose message is one line for the user, named ``BadInput``
-        for bad input.
+        A Completed state holding an `Outcome`, named ``Accepted``, ``NothingNew`` (accepted,
+        but already registered and no alias moved), ``Refused`` or ``NotEnforced`` (refused by gates
+        whose run_mode is not enabled); or a Failed state whose message is one line for the user,
+        named ``BadInput`` for bad input.
     """
     try:
         check_workspace()
@@ -85,7 +85,7 @@ def pipeline() -> State:
     if outcome.version is None:
         return Completed(name=REFUSED, message="; ".join(outcome.reasons), data=outcome)
     if not outcome.accepted:
-        return Completed(name="LetPass", message="; ".join(outcome.reasons), data=outcome)
+        return Completed(name="NotEnforced", message="; ".join(outcome.reasons), data=outcome)
     if not outcome.new:
         place = "in production" if outcome.in_production else "a candidate"
         message = f"version {outcome.version} is {place} already"

@@ -15,6 +15,7 @@ from dvc.repo import Repo
 
 from pruneflow.artifacts import write_json
 from pruneflow.errors import InputError, WorkspaceBusyError
+from pruneflow.models.round_record import RoundRecord, write_round_record
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY
 from pruneflow.settings.pipeline import load_settings
 from pruneflow.workspace import run_lock
@@ -278,8 +279,10 @@ def recoveries(workspace: Workspace) -> Callable[..., str]:
         from pruneflow.recovery_stage import recovery_checkpoint
 
         workspace.set(recovery=recovery)
-        facts = {"status": "done", "delivered_digest": source, "dense": {}, "digest": source}
-        write_json(CHECKPOINTS / "r2/round.json", {"round": "r2", "delivered": "r2", **facts})
+        facts = {"status": "done", "delivered_digest": source, "digest": source}
+        dense = {"digest": "dense", "block_weights": 1, "neurons": 1}
+        record = RoundRecord(round="r2", delivered="r2", dense=dense, **facts)
+        write_round_record(CHECKPOINTS / "r2", record)
         write_json(CALIBRATION_SET / "manifest.json", {"digest": "digest of the set"})
         place = recovery_checkpoint(load_settings())
         assert place is not None

@@ -130,7 +130,12 @@ def test_only_scheduled_runs_are_reported_unless_the_settings_ask_for_all(
 
 
 def test_the_settings_select_the_events(workspace: Workspace, webhook: Webhook) -> None:
-    ends = [Crashed(message="oom"), Cancelling(), Failed(message="no"), Completed(name="LetPass")]
+    ends = [
+        Crashed(message="oom"),
+        Cancelling(),
+        Failed(message="no"),
+        Completed(name="NotEnforced"),
+    ]
     for events, states in (
         (["failed"], ["Crashed", "Failed"]),
         (["cancelled"], ["Cancelling"]),

@@ -46,7 +46,7 @@ def test_an_own_model_and_text_folder_become_a_candidate(
     assert pruneflow_here("configure", "mine") == 0
     done = run("flows.cli", "run", timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "let pass    version 1 of my-model-pruned is the candidate" in done.stdout
+    assert "unenforced  version 1 of my-model-pruned is the candidate" in done.stdout
     documents = json.loads(Path("data/calibration/documents/manifest.json").read_text())
     assert set(documents["domains"]) == {"contracts", "technical", "code"}
     assert documents["domains"]["contracts"]["licences"] == ["LicenseRef-ours"]
