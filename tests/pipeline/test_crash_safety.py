@@ -182,7 +182,7 @@ def test_what_is_killed_ends_with_the_model_of_an_uninterrupted_run(
     assert outs() == expected
     assert repro() == []
     ran = Counter(executed(Path("said.log").read_text()))
-    assert hits["ended"] <= 1 and len(hits) >= len(KILLS) - 3, hits
+    assert hits["ended"] <= 2 and len(hits) >= len(KILLS) - 3, hits
     assert ran["model"] > 0
     for stage in STAGES:
         # What was done before a kill is not done again: DVC runs a stage once, and once more for

@@ -13,7 +13,7 @@ from pruneflow.__main__ import main
 from pruneflow.models.digests import model_digest
 from pruneflow.models.round_record import read_round_record
 from pruneflow.settings.pipeline import parse_settings, write_settings
-from tests.pipeline.commands import repro, run
+from tests.pipeline.commands import pruneflow_here, repro, run
 
 pytestmark = pytest.mark.slow
 
@@ -117,13 +117,14 @@ def contents():
     return {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
 
 
-def test_a_run_that_is_bad_input_ends_with_exit_code_2_and_one_line(tiny_pipeline):
+def test_a_run_that_is_bad_input_ends_with_exit_code_2_and_one_line(tiny_pipeline, capfd):
     values = tiny_pipeline()
     words = _spoil_model(values)
     write_settings(parse_settings(values, "test"))
-    done = run("flows.cli", "run")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and words in done.stderr
+    capfd.readouterr()
+    assert pruneflow_here("run") == 2
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1 and words in errors
 
 
 def _gates(*more):
