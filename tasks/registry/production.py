@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pruneflow.errors import DamagedArtifactError, InputError, PruneflowError
 from pruneflow.judge.compare import Names, check_comparable, compare
 from pruneflow.judge.gates import Production
-from pruneflow.measure.evaluation import measure_model
 from pruneflow.measure.evaluation_record import Evaluation
 from pruneflow.paths import HELD_OUT, IN_PRODUCTION, QUESTIONS
 from pruneflow.records import parse_record, read_record, write_record
@@ -68,6 +67,9 @@ def _known(
 
 
 def _measure(settings: PipelineSettings, version: str) -> Evaluation:
+    # Only here does a run need torch and lm-eval, whose imports take seconds.
+    from pruneflow.measure.evaluation import measure_model
+
     with versions.checkpoint(settings.registry, version) as directory:
         found = measure_model(
             directory, HELD_OUT, QUESTIONS, settings.compute, f"version {version}, in production:"

@@ -157,5 +157,5 @@ def test_ties_break_by_index():
 @pytest.mark.parametrize("pools", [TOGETHER, APART])
 def test_a_target_below_the_floors_is_an_error_that_says_so(pools):
     whole = LAYERS * (WIDTH * NEURON + GROUPS * GROUP)
-    with pytest.raises(InputError, match="leave only"):
+    with pytest.raises(InputError, match="allow only"):
         allocate(_units(1), pools, _limits(neuron_floor=32), whole - 1)

@@ -134,7 +134,7 @@ def test_no_network_one_progress_bar_and_random_state_untouched(
 def test_a_model_without_finite_likelihoods_is_refused(model, tokenizer, benchmarks):
     damaged = copy.deepcopy(model)
     damaged.lm_head.weight.data.fill_(math.nan)
-    with pytest.raises(InputError, match="no finite likelihood on question 1 of piqa"):
+    with pytest.raises(InputError, match="likelihood on question 1 of piqa is not finite"):
         answer_questions(damaged, tokenizer, benchmarks, 512)
 
 

@@ -68,7 +68,7 @@ def test_parquet_is_read_in_batches_of_the_needed_columns(tmp_path):
     assert found[200] == TextRecord("", "a.parquet, row 201")
     bad = read(tmp_path / "a.parquet", template="{other}")[0]
     assert (bad.place, bad.reason) == ("a.parquet, row 1", "binary")
-    assert "holds bytes" in read(tmp_path / "a.parquet", template="{bytes}")[0].problem
+    assert "has bytes" in read(tmp_path / "a.parquet", template="{bytes}")[0].problem
     assert "it has bytes, other, text" in read(tmp_path / "a.parquet", template="{body}")[0].problem
 
 

@@ -175,7 +175,7 @@ def test_calibration_text_that_holds_a_frozen_question_is_recognised(hub, manage
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("ai2_arc", r"ai2_arc is a group of lm-eval's: .*\(arc_challenge, arc_easy\)"),
+        ("ai2_arc", r"ai2_arc is a group of lm-eval tasks: .*\(arc_challenge, arc_easy\)"),
         ("mmlu", r"mmlu is a group .*mmlu_abstract_algebra.* and 37 more\)"),
         ("winogrande", "has a prompt for each choice"),
         ("wikitext", "output type loglikelihood_rolling: choose one with generate_until or mul"),

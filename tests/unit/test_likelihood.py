@@ -231,7 +231,7 @@ def test_texts_are_those_lm_eval_generates_one_by_one(tiny_model, tiny_tokenizer
     rows = {rows for rows, _ in seen.shapes}
     assert max(rows) > 1
     assert all(rows * tokens <= GENERATION * 64 for rows, tokens in seen.shapes)
-    assert labels(terminal.getvalue()) == {"dense, written"}
+    assert labels(terminal.getvalue()) == {"dense, generated"}
     assert capfd.readouterr() == ("", "")
 
 

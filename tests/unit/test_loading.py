@@ -63,7 +63,7 @@ def _with_nan(tensor):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_with_nan, r"layers\.1\.mlp\.up_proj\.weight holds NaN"),
+        (_with_nan, r"layers\.1\.mlp\.up_proj\.weight contains NaN"),
         (lambda tensor: tensor.to(torch.int8), r"layers\.1\.mlp\.up_proj\.weight .*stored as I8"),
         (
             lambda tensor: tensor.to(torch.float8_e4m3fn),
@@ -136,7 +136,7 @@ def test_the_digest_is_over_weights_configuration_and_tokenizer_only(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_an_error():
-    with pytest.raises(InputError, match="sees no GPU"):
+    with pytest.raises(InputError, match="finds no GPU"):
         resolve_device(ComputeSettings(device="cuda"))
 
 

@@ -75,7 +75,7 @@ def test_a_round_of_another_run_or_a_damaged_one_is_refused(
 def test_a_model_with_nan_is_refused_by_the_name_of_the_tensor(tiny_model, tiny_tokens):
     model = tiny_model()
     model.model.layers[1].mlp.up_proj.weight.data[3, 2] = torch.nan
-    with pytest.raises(InputError, match=r"layers.1.mlp.up_proj.weight holds NaN"):
+    with pytest.raises(InputError, match=r"layers.1.mlp.up_proj.weight contains NaN"):
         _prune(model, tiny_tokens)
 
 

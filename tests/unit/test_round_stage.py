@@ -171,7 +171,7 @@ def test_a_calibration_set_of_another_tokenizer_is_refused_and_nothing_is_writte
 
 
 def test_an_unknown_stage_is_refused_and_the_known_are_named(real_workspace):
-    with pytest.raises(InputError, match="there is no stage bake: use model, questions"):
+    with pytest.raises(InputError, match="there is no stage bake: use environment, model"):
         stages.run_stage_by_name("bake")
 
 
