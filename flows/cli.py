@@ -120,7 +120,7 @@ def plan(
 
 @app.command(epilog=examples("pruneflow run", "pruneflow configure demo && pruneflow run --json"))
 def run(as_json: AsJson = False) -> None:
-    """Run the pipeline: prune, evaluate, check the gates and register, as configured in configs/.
+    """Prune, evaluate, check the gates and register.
 
     Only outdated stages run. If nothing changed, two lines say so. Progress goes to stderr.
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# DVC's log handlers keep the stderr of its import, which must not be one that a test closes.
+import dvc  # noqa: F401
 import pytest
 from hypothesis import settings
 
@@ -14,11 +16,10 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-# Before torch is imported: sharing out the work of such small models takes longer than doing it.
+# Before torch is imported: more threads slow such small models down, and stages in this process and
+# in their own processes then produce the same bytes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Stages in this process and in processes of their own then come to the same bytes.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parent.parent
