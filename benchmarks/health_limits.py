@@ -5,7 +5,7 @@ layouts, and with three recipes that are expected to break (no refit, random sco
 control). On bench-v1 (192 sequences of 512 tokens, measured on its held-out sets) or, with --set,
 on the calibration set of a workspace (measured on its validation split). Results are added to
 benchmarks/results/health_limits.json after each recipe, and an interrupted command resumes. Use a
-GPU: there both texts take five minutes with the five recipes in parallel (each with its --descents
+GPU: there both texts take five minutes with the five recipes in parallel (each with its --recipes
 and --out); on two cores they take hours.
 
     python benchmarks/health_limits.py
@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
     if found is None:
         found = {"setup": setup, "descents": {}}
         results["runs"].append(found)
-    for name in arguments.descents:
+    for name in arguments.recipes:
         if name in found["descents"]:
             continue
         print(f"{name} on {text[:12]}", flush=True)
@@ -165,7 +165,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--descents", choices=list(RECIPES), nargs="+", default=list(RECIPES))
+    add("--recipes", choices=list(RECIPES), nargs="+", default=list(RECIPES))
     add("--model", default=SMOLLM2, help="as model.source in the settings")
     add("--data", type=Path, default=bench_v1.DATA, help="folder of bench-v1")
     add("--set", type=Path, help="folder of a calibration set, instead of bench-v1")

@@ -40,7 +40,7 @@ def headline(summary: Summary) -> dict[str, float]:
 
 
 def series(summary: Summary, rounds: Sequence[RoundRecord]) -> dict[str, list[Point]]:
-    """Return the tables by name: ``descent`` (size and health by round), ``domains``, ``widths``.
+    """Return the tables by name: ``rounds`` (size and health by round), ``domains``, ``widths``.
 
     Args:
         summary: data/reports/summary.json.
@@ -48,7 +48,7 @@ def series(summary: Summary, rounds: Sequence[RoundRecord]) -> dict[str, list[Po
     """
     done = [record for record in rounds if record.status != "skipped"]
     return {
-        "descent": [_dense_point(summary.parameters.dense), *map(_round_point, done)],
+        "rounds": [_dense_point(summary.parameters.dense), *map(_round_point, done)],
         "domains": _domains(summary.perplexity.domains),
         "widths": [point for record in done for point in _widths(record)],
     }

@@ -196,7 +196,7 @@ def test_repetition_is_the_share_of_4_grams_that_were_there_before(ids):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("whose", ["dense", "pruned"])
 def test_a_model_that_is_not_finite_is_named(pair, tiny_tokens, value, whose):
-    """And only a pruned one is a round's fault, which the descent takes for unhealthy."""
+    """And only a pruned one is a round's fault, which counts as unhealthy."""
     broken = dict(zip(("dense", "pruned"), pair, strict=True))[whose]
     broken.model.layers[1].mlp.down_proj.weight.data[0, 0] = value
     with pytest.raises(InputError, match=f"the {whose} model gives no finite loss on pro") as error:

@@ -193,7 +193,7 @@ def test_a_full_gpu_is_one_line_that_says_what_to_lower(real_workspace, monkeypa
 
 
 def test_a_round_that_breaks_the_model_is_unhealthy_and_the_report_survives(descended, monkeypatch):
-    """Not a crash: the descent ends at the dense model, and the gates will refuse it."""
+    """No crash: the dense model is delivered, and the gates will refuse it."""
     settings = descended()
     plain = round_stage.measure_round
 

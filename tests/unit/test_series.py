@@ -29,9 +29,9 @@ def test_the_headline_is_flat_and_leaves_out_what_is_not_measurable() -> None:
 
 def test_the_descent_starts_at_the_dense_model_and_has_no_skipped_round() -> None:
     tables = series(summarise(), [*DONE, SKIPPED])
-    assert [point["round"] for point in tables["descent"]] == ["dense", "r1", "r2", "r3"]
-    assert tables["descent"][0]["mean_ratio"] == 1.0
-    assert tables["descent"][3]["mean_ratio"] == DONE[2].health.mean_ratio
+    assert [point["round"] for point in tables["rounds"]] == ["dense", "r1", "r2", "r3"]
+    assert tables["rounds"][0]["mean_ratio"] == 1.0
+    assert tables["rounds"][3]["mean_ratio"] == DONE[2].health.mean_ratio
     assert tables["widths"][-1] == {
         "round": "r3",
         "layer": 1,

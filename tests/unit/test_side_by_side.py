@@ -90,7 +90,7 @@ def loss(value: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def descent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace of two rounds, the second of which is delivered and evaluated."""
     monkeypatch.chdir(tmp_path)
     Path("dvc.yaml").write_text("stages: {}\n")
@@ -126,7 +126,7 @@ def compare(*names: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_rounds_are_compared_on_the_text_they_were_checked_on(descent: Path) -> None:
+def test_rounds_are_compared_on_the_text_they_were_checked_on(rounds: Path) -> None:
     found = compare("r1", "r2")
     assert found["validation"]["law"] == {"a": 11.0, "b": 12.0}
     assert found["health"]["kl"] == {"a": 0.11, "b": 0.12}
@@ -138,7 +138,7 @@ def test_rounds_are_compared_on_the_text_they_were_checked_on(descent: Path) -> 
     assert any(note.startswith("not measured for round r1") for note in found["notes"])
 
 
-def test_the_dense_model_has_the_baseline_and_the_reference_of_every_round(descent: Path) -> None:
+def test_the_dense_model_has_the_baseline_and_the_reference_of_every_round(rounds: Path) -> None:
     found = compare("dense", "r2")
     assert found["validation"]["law"] == {"a": 10.0, "b": 12.0}
     assert found["health"]["kl"] == {"a": 0.0, "b": 0.12}
@@ -146,7 +146,7 @@ def test_the_dense_model_has_the_baseline_and_the_reference_of_every_round(desce
     assert found["speed"]["decode"]["a"]["median"] == 2.0
 
 
-def test_a_recovered_model_is_not_given_what_its_round_was_before(descent: Path) -> None:
+def test_a_recovered_model_is_not_given_what_its_round_was_before(rounds: Path) -> None:
     record = json.loads(Path("data/checkpoints/r2/round.json").read_text())
     Path("data/model").mkdir()
     record |= {"digest": "recovered", "recovered_from": "r2"}
@@ -157,7 +157,7 @@ def test_a_recovered_model_is_not_given_what_its_round_was_before(descent: Path)
     assert found["health"]["kl"] == {"a": 0.12, "b": None}
 
 
-def test_a_report_about_another_model_does_not_count(descent: Path) -> None:
+def test_a_report_about_another_model_does_not_count(rounds: Path) -> None:
     write_json(Path("data/reports/evaluation.json"), measured(1, "another"))
     assert compare("dense", "r2")["perplexity"]["domains"]["law"]["b"] is None
 
@@ -166,12 +166,12 @@ def test_a_report_about_another_model_does_not_count(descent: Path) -> None:
     ("name", "said"),
     [("r9", "there is no model r9"), ("3", "no version yet"), ("production", "no version yet")],
 )
-def test_an_unknown_model_is_one_line(name: str, said: str, descent: Path) -> None:
+def test_an_unknown_model_is_one_line(name: str, said: str, rounds: Path) -> None:
     done = CliRunner().invoke(app, ["compare", "r1", name])
     assert said in str(done.exception)
 
 
-def test_a_skipped_round_names_the_one_that_is_delivered(descent: Path) -> None:
+def test_a_skipped_round_names_the_one_that_is_delivered(rounds: Path) -> None:
     file = Path("data/checkpoints/r2/round.json")
     record = {**json.loads(file.read_text()), "status": "skipped", "delivered": "r1"}
     write_json(file, record)
