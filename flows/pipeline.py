@@ -41,7 +41,7 @@ from pruneflow.records import read_record, write_record
 from pruneflow.settings.pipeline import PipelineSettings, load_settings
 from pruneflow.workspace import check_workspace, run_lock, wait_for_leftover_stage
 from tasks.dvc.remote import push
-from tasks.dvc.repair import doubt_changed_files, mend_dvc
+from tasks.dvc.repair import repair_dvc_files, touch_damaged_files
 from tasks.dvc.repro import RETRIED, failed, run_stage, stage_order
 from tasks.prefect.flow_runs import only_run
 from tasks.registry import promotion, versions
@@ -109,13 +109,13 @@ def step(name: str, action: Callable[[], Any]) -> State:
 
 
 def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
-    for line in mend_dvc():
+    for line in repair_dvc_files():
         get_run_logger().info(line)
     names = stage_order()
     if not names:
         raise InputError("dvc.yaml has no stages: restore it from git")
     wait_for_leftover_stage()
-    for line in doubt_changed_files():
+    for line in touch_damaged_files():
         get_run_logger().info(line)
     # In a synchronous flow the call returns the id, not a coroutine.
     progress = cast(

@@ -1,4 +1,4 @@
-"""What a team shares of a run: data and models, by `dvc push` to the workspace's remote."""
+"""Sharing of data and models: `dvc push` to the workspace's remote."""
 
 import importlib.util
 import os
@@ -12,23 +12,23 @@ from botocore.exceptions import BotoCoreError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from tasks.dvc.repro import last_words, run_child
-from tasks.dvc.status import note_push
+from tasks.dvc.repro import failure_line, run_child
+from tasks.dvc.status import record_push
 
 
 def push(log: Callable[[str], Any]) -> str | None:
-    """Push what dvc.lock names to DVC's default remote; returns why it failed, or None."""
-    code, said = run_child([sys.executable, "-m", "dvc", "push", "--quiet"], log, {})
+    """Push the outputs in dvc.lock to DVC's default remote; returns why it failed, or None."""
+    code, output = run_child([sys.executable, "-m", "dvc", "push", "--quiet"], log, {})
     if code != 0:
-        return last_words(code, said)
-    note_push()
+        return failure_line(code, output)
+    record_push()
     return None
 
 
 def probe_remote() -> tuple[str | None, str]:
-    """See whether DVC's default remote can be written; returns why not, or None, and its place.
+    """Check that DVC's default remote is writable; returns why not, or None, and its location.
 
-    A folder is looked at; to any other remote an empty file is written, and removed.
+    For a folder, permissions are checked; on any other remote an empty file is created and deleted.
     """
     errors: tuple[type[Exception], ...] = (DvcException, OSError)
     if importlib.util.find_spec("botocore"):
@@ -48,5 +48,5 @@ def probe_remote() -> tuple[str | None, str]:
                 store.fs.remove(file)
     except errors as error:
         line = " ".join(str(error).split())
-        return f"DVC's remote cannot be used ({line}): mend it with `dvc remote`", place
+        return f"DVC's remote cannot be used ({line}): correct it with `dvc remote`", place
     return None, place

@@ -1,7 +1,7 @@
-"""What a kill or a failing disk leaves where DVC looks no closer.
+"""Repairs damage that DVC does not: files truncated by a kill, and content changed by a disk.
 
-A kill leaves half of a file that DVC writes in place, and then refuses. A disk changes a file and
-neither its size nor its time, by which DVC believes to know it.
+A kill can truncate a file that DVC writes in place and then rejects. A failing disk can change the
+content of a file but not its size and time, by which DVC detects changes.
 """
 
 import hashlib
@@ -23,46 +23,46 @@ from pruneflow.workspace import KEPT_DVC_LOCK
 
 _TMP = Path(".dvc/tmp")
 SMALL = 16_000_000
-"""Bytes of files looked at before every run; larger ones have digests that readers check."""
+"""Bytes up to which files are checked before every run; stages verify larger ones by digest."""
 
 
-def mend_dvc(folder: Path = Path()) -> list[str]:
-    """Mend `dvc.lock` and `.dvc/tmp/rwlock` where a killed DVC left half of them.
+def repair_dvc_files(folder: Path = Path()) -> list[str]:
+    """Repair `dvc.lock` and `.dvc/tmp/rwlock` if a kill truncated them.
 
-    The list of readers and writers is removed: what the dead have written in it counts for nothing.
-    `dvc.lock` becomes what it was when the last stage began; one that git could not merge is no
-    matter of ours. Only under DVC's own locks: nobody alive is half way through.
+    `rwlock`, the list of readers and writers, is deleted: its processes are gone. `dvc.lock` is
+    restored from the copy that the last stage made when it started; a file with git's conflict
+    markers is left alone. DVC's own locks are held, so that no live process is writing.
 
     Args:
         folder: the workspace.
 
     Returns:
-        A line about each file that was mended.
+        One line per repaired file.
     """
-    said = []
+    lines = []
     rwlock, lock = folder / _TMP / "rwlock", folder / DVC_LOCK
     if not _is_json(rwlock):
         with _guarded(folder, "rwlock.lock") as alone:
             if alone and not _is_json(rwlock):
                 rwlock.unlink()
-                said.append(f"{rwlock} was cut short by a kill: removed")
-    if _is_cut_short(lock):
+                lines.append(f"{rwlock} was truncated by a kill: removed")
+    if _is_truncated(lock):
         with _guarded(folder, "lock") as alone:
-            if alone and _is_cut_short(lock) and _put_back(lock, folder / KEPT_DVC_LOCK):
-                said.append(f"{lock} was cut short by a kill: as it was when the last stage began")
-    return said
+            if alone and _is_truncated(lock) and _put_back(lock, folder / KEPT_DVC_LOCK):
+                lines.append(f"{lock} was truncated by a kill: restored from the last stage's copy")
+    return lines
 
 
-def doubt_changed_files() -> list[str]:
-    """Make DVC look again at small results that are not what `dvc.lock` says.
+def touch_damaged_files() -> list[str]:
+    """Update the time of small results that differ from `dvc.lock`, so that DVC notices them.
 
     Returns:
-        A line about each; DVC brings it back from its cache, or its stage makes it anew.
+        One line per file; DVC then restores it from its cache or runs its stage again.
 
     Raises:
-        InputError: one cannot be read, or be marked for DVC.
+        InputError: a file cannot be read or its time cannot be set.
     """
-    said = []
+    lines = []
     with Repo() as repo:
         outs = [out for stage in repo.index.stages if stage.cmd for out in stage.outs]
         expected = {file: md5 for out in outs for file, md5 in _files_of(out)}
@@ -72,17 +72,17 @@ def doubt_changed_files() -> list[str]:
                 continue
             os.utime(file)
         except FileNotFoundError:
-            continue  # DVC sees for itself that it is missing
+            continue  # DVC notices a missing file
         except OSError as error:
             raise InputError(
                 f"{file} is damaged or cannot be read ({error.strerror}): delete it"
             ) from None
-        said.append(f"{file} is not what {DVC_LOCK} says: DVC restores it, or its stage makes it")
-    return said
+        lines.append(f"{file} differs from {DVC_LOCK}: DVC restores it or runs its stage again")
+    return lines
 
 
 def _files_of(out: Any) -> Iterator[tuple[Path, str]]:
-    """Files of one of DVC's outs as it was when its stage ended, and their digests."""
+    """Files of one of DVC's outs and their digests, as recorded in dvc.lock."""
     place = Path(out.fs_path)
     if not out.hash_info or not place.is_relative_to(Path.cwd()):
         return
@@ -93,7 +93,7 @@ def _files_of(out: Any) -> Iterator[tuple[Path, str]]:
     try:
         listed = out.get_obj()
     except (OSError, ValueError):
-        return  # the list itself is gone from the cache
+        return  # the cache no longer has the list of files
     for key, _, found in listed or ():
         yield place.joinpath(*key), found.value
 
@@ -109,15 +109,15 @@ def _put_back(lock: Path, kept: Path) -> bool:
             temporary.write_bytes(kept.read_bytes())
         return True
     if lock.stat().st_size == 0:
-        lock.unlink()  # there was none
+        lock.unlink()  # the first stage had no dvc.lock to copy
         return True
     return False
 
 
 @contextmanager
 def _guarded(folder: Path, name: str) -> Iterator[bool]:
-    """Hold one of DVC's locks; yields whether that was possible."""
-    (folder / _TMP).mkdir(exist_ok=True)  # DVC makes it when it first needs it
+    """Hold one of DVC's locks; yields whether it was free."""
+    (folder / _TMP).mkdir(exist_ok=True)  # DVC creates it on first use
     guard = make_lock(str(folder / _TMP / name), tmp_dir=str(folder / _TMP))
     try:
         guard.lock()
@@ -140,13 +140,12 @@ def _is_json(file: Path) -> bool:
     return True
 
 
-def _is_cut_short(file: Path) -> bool:
-
+def _is_truncated(file: Path) -> bool:
     try:
         text = file.read_text(encoding="utf-8")
         content = yaml.safe_load(text)
     except FileNotFoundError:
-        return False  # nothing has run here, or somebody wants all of it again
+        return False  # no run yet, or deleted to run everything again
     except ValueError:
         return True
     except yaml.YAMLError:

@@ -1,8 +1,8 @@
 """Run one DVC stage as a child process, from a Prefect task.
 
-`dvc repro -s NAME` decides by itself whether the stage has anything to do. It runs in a session of
-its own, so that ending the flow ends DVC, the stage and whatever the stage started. DVC removes the
-outs of a stage before it runs it: when the stage fails, they are restored from DVC's cache.
+`dvc repro -s NAME` skips a stage that is up to date. It runs in its own session, so that ending the
+flow also ends DVC, the stage and the stage's children. DVC removes the outs of a stage before
+running it; if the stage fails, they are restored from DVC's cache.
 """
 
 import codecs
@@ -38,7 +38,7 @@ BAD_INPUT = "BadInput"
 GRACE_SECONDS = 10.0
 DVC = (sys.executable, "-m", "dvc")
 
-# What DVC says to people who type its commands; everything else it says is shown.
+# Beginnings of lines that DVC prints for interactive use; all other lines are shown.
 _CHATTER = (
     "To track the changes with git",
     "To enable auto staging",
@@ -53,9 +53,9 @@ _CHATTER = (
     "\tgit add",
     "\tdvc config core.autostage",
 )
-# A line of a stage or of DVC that repeats what `last_error.json` says in one line.
+# Lines of a stage or of DVC that repeat the message in `last_error.json`.
 _ERROR = ("ERROR: ", "error: ")
-# What may pass by itself: another command holds DVC's lock for a moment, a disk or network fails.
+# Transient failures: another command holds DVC's lock for a moment, or a disk or network fails.
 _TRANSIENT = (
     "is busy",
     "Unable to acquire lock",
@@ -77,34 +77,34 @@ class StageOutcome:
 
 
 class StageError(PruneflowError):
-    """A stage that failed for another reason than bad input."""
+    """A stage that failed for a reason other than bad input."""
 
 
 class TransientStageError(StageError):
-    """A stage that failed for a reason that may pass by itself."""
+    """A stage that failed for a transient reason."""
 
 
-def _may_pass(task: Task[..., Any], run: TaskRun, state: State) -> bool:
-    """Whether the error that a task returned may pass, so that Prefect runs the task again."""
+def _is_transient(task: Task[..., Any], run: TaskRun, state: State) -> bool:
+    """Whether a task returned a transient error, so that Prefect retries it."""
     if not isinstance(state.data, (StoreBusyError, TransientStageError)):
         return False
-    task_run_logger(run, task).info(f"{run.name}: {state.message}; it is run again")
+    task_run_logger(run, task).info(f"{run.name}: {state.message}; retrying")
     return True
 
 
-# What a task is decorated with for Prefect to run it again when its error may pass.
+# Arguments of `@task` for Prefect to retry a task that returns a transient error.
 RETRIED: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": 5,
-    "retry_condition_fn": _may_pass,
+    "retry_condition_fn": _is_transient,
 }
 
 
 def failed(error: PruneflowError, name: str | None = None) -> State:
     """Return the state that reports an error in one line.
 
-    Returned and not raised, because Prefect logs a traceback for what is raised, which tells a
-    user nothing. Bad input has a name of its own: running again cannot help.
+    A returned state, because Prefect logs a traceback for a raised error. Bad input has its own
+    name, because retrying cannot help.
     """
     named = name or (BAD_INPUT if error.exit_code == InputError.exit_code else "Failed")
     return Failed(name=named, message=str(error), data=error)
@@ -112,16 +112,16 @@ def failed(error: PruneflowError, name: str | None = None) -> State:
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, **RETRIED)
 def run_stage(name: str, position: str = "", environment: dict[str, str] | None = None) -> State:
-    """Run the DVC stage `name`, unless nothing it depends on has changed.
+    """Run the DVC stage `name` unless it is up to date.
 
     Args:
-        name: the stage as DVC addresses it, e.g. ``round@r2``.
+        name: DVC's name of the stage, e.g. ``round@r2``.
         position: shown before the name, e.g. ``[7/14]``.
         environment: added to the child's environment, e.g. the token of the run.
 
     Returns:
         A Completed state holding a `StageOutcome`; or a Failed state whose message is one line for
-        the user, named ``BadInput`` when running again cannot help.
+        the user, named ``BadInput`` if retrying cannot help.
     """
     logger = get_run_logger()
     label = f"{position} {name}".strip()
@@ -136,12 +136,12 @@ def run_stage(name: str, position: str = "", environment: dict[str, str] | None 
 
 
 def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str]) -> StageOutcome:
-    """Run `dvc repro -s NAME` and wait for it to end; when it fails, the earlier outs are restored.
+    """Run `dvc repro -s NAME` and wait for it; if it fails, the earlier outs are restored.
 
     Raises:
-        InputError: the stage named what is wrong with its input.
-        TransientStageError: it failed for a reason that may pass.
-        StageError: the stage failed in another way.
+        InputError: the stage rejected its input.
+        TransientStageError: the stage failed for a transient reason.
+        StageError: the stage failed for any other reason.
     """
     started = time.monotonic()
     clear_error()
@@ -149,29 +149,29 @@ def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str])
     if code == 0:
         unchanged = any("didn't change, skipping" in line for line in output)
         return StageOutcome(name, unchanged, time.monotonic() - started)
-    # What was never made has nothing in the cache: DVC's complaint about it is no news.
+    # Outs that were never produced are not in the cache: DVC's error about them is ignored.
     run_child([*DVC, "checkout", "--quiet", "--force", name], lambda line: None, {})
     recorded = read_error()
     if recorded is not None and recorded.exit_code == InputError.exit_code:
         raise InputError(recorded.message)
-    message = recorded.message if recorded is not None else last_words(code, output)
+    message = recorded.message if recorded is not None else failure_line(code, output)
     lines = output if recorded is None else [message]
     transient = any(reason in line for reason in _TRANSIENT for line in lines)
     error = TransientStageError if transient else StageError
     raise error(message if recorded is not None else f"stage {name} failed: {message}")
 
 
-def last_words(code: int, said: list[str]) -> str:
-    """Return in one line why a DVC command failed, from its exit code and what it said."""
-    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+def failure_line(code: int, output: list[str]) -> str:
+    """Return in one line why a DVC command failed, from its exit code and output lines."""
+    errors = [line.removeprefix("ERROR: ") for line in output if line.startswith("ERROR: ")]
     return " ".join(errors[-1].split()) if errors else f"it ended with exit code {code}"
 
 
 def stage_order() -> list[str]:
-    """Return the stages of dvc.yaml by name, every stage after those it depends on.
+    """Return the names of the stages in dvc.yaml in topological order.
 
     Raises:
-        InputError: dvc.yaml or what it reads cannot be understood.
+        InputError: dvc.yaml or a file that it refers to is invalid.
     """
     try:
         with Repo() as repo:
@@ -187,7 +187,7 @@ def stage_order() -> list[str]:
 
 
 def stage_environment(extra: dict[str, str]) -> dict[str, str]:
-    """Return the environment of a stage: this Python's programs first, output unbuffered."""
+    """Return a stage's environment: this Python's programs first on PATH, output unbuffered."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
 
@@ -199,21 +199,21 @@ def run_child(
     folder: Path | None = None,
     started: Callable[[int], Any] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run a command in its own session; returns its exit code and the lines it said.
+    """Run a command in its own session; returns its exit code and output lines.
 
     Args:
         command: program and arguments.
-        log: is told the lines to show.
+        log: called with each line to show.
         environment: added to the child's.
-        folder: where to run it, beside other children: `log` is told every line, and none goes to
-            the terminal by itself. None: here, alone.
-        started: is told the id of the session.
+        folder: working directory of one of several concurrent children: `log` gets every line, and
+            nothing is written to the terminal. None: the current one, the only child.
+        started: called with the id of the session.
     """
-    said: list[str] = []
+    lines: list[str] = []
 
     def hear(line: str) -> bool:
-        """Keep a line; says whether it is one to show."""
-        said.append(line)
+        """Store a line; returns whether to show it."""
+        lines.append(line)
         return folder is not None or (bool(line.strip()) and not line.startswith(_CHATTER + _ERROR))
 
     with _stderr(hear) if folder is None else nullcontext(subprocess.STDOUT) as stderr:
@@ -240,18 +240,18 @@ def run_child(
         except BaseException:  # Ctrl-C, a cancelled flow, a time limit
             _end_group(child)
             raise
-    return code, said
+    return code, lines
 
 
 def _clear_line() -> None:
-    """Take away a bar that stands on the terminal's last line: it is drawn again below."""
+    """Clear a progress bar on the terminal's last line: it is drawn again below."""
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()
 
 
 def _end_group(child: subprocess.Popen[str]) -> None:
-    """End every process of the child's session: politely, then for good."""
+    """End every process of the child's session: SIGTERM, then SIGKILL."""
     end_session(child.pid, child.poll)
     child.wait()
     if child.stdout is not None:
@@ -259,7 +259,7 @@ def _end_group(child: subprocess.Popen[str]) -> None:
 
 
 def end_session(session: int, reap: Callable[[], Any] = lambda: None) -> None:
-    """End every process of a session that `run_child` started; `reap` takes away ended ones."""
+    """End every process of a session that `run_child` started; `reap` waits for ended children."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(session, sign)
@@ -279,8 +279,8 @@ def end_session(session: int, reap: Callable[[], Any] = lambda: None) -> None:
 def _stderr(hear: Callable[[str], bool]) -> Iterator[int]:
     """Yield what a child's stderr should be, so that its progress bars stay live on a terminal.
 
-    On a terminal that is a terminal of the child's own, whose output is copied to ours, lines that
-    `hear` rejects left out. Otherwise bars become lines of the log.
+    On a terminal the child gets a pseudo-terminal, whose output is copied to ours without the lines
+    that `hear` rejects. Otherwise bars become lines of the log.
     """
     if not sys.stderr.isatty():
         yield subprocess.STDOUT
@@ -306,7 +306,7 @@ def _copy(source: int, hear: Callable[[str], bool]) -> None:
     while True:
         try:
             read = os.read(source, 1 << 16)
-        except OSError:  # Linux's end of file, once every process has closed its side
+        except OSError:  # end of file on Linux, when every process has closed its side
             read = b""
         *lines, rest = (rest + decoder.decode(read, final=not read)).split("\n")
         if not read and rest:

@@ -11,7 +11,7 @@ from pruneflow.environment import STAGE, installed_versions
 from pruneflow.errors import DamagedArtifactError
 from pruneflow.paths import DVC_LOCK, ENVIRONMENT
 from pruneflow.workspace import STATE
-from tasks.dvc.repair import doubt_changed_files
+from tasks.dvc.repair import touch_damaged_files
 
 _PUSHED = STATE / "pushed.json"
 _PLACES = (DVC_LOCK, Path(".dvc/config"), Path(".dvc/config.local"))
@@ -23,7 +23,7 @@ def is_up_to_date() -> bool:
     DVC always lists the stage `environment`: its file is compared with the installed versions.
     """
     try:
-        if read_json(ENVIRONMENT) != installed_versions() or doubt_changed_files():
+        if read_json(ENVIRONMENT) != installed_versions() or touch_damaged_files():
             return False
         with Repo() as repo:
             changed: dict[str, Any] = repo.status()
@@ -32,7 +32,7 @@ def is_up_to_date() -> bool:
     return changed == {STAGE: ["always changed"]}
 
 
-def note_push() -> None:
+def record_push() -> None:
     """Record that the remote has the outputs in dvc.lock."""
     write_json(_PUSHED, _pushable())
 

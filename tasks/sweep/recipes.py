@@ -16,8 +16,8 @@ from prefect.states import Completed
 from pruneflow.environment import STAGE
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.workspace import STATE, clear_error, read_error
-from tasks.dvc.repair import mend_dvc
-from tasks.dvc.repro import StageError, end_session, failed, last_words, run_child
+from tasks.dvc.repair import repair_dvc_files
+from tasks.dvc.repro import StageError, end_session, failed, failure_line, run_child
 
 LOG = Path("repro.log")  # in the recipe's workspace: the output of DVC and the stages
 
@@ -102,7 +102,7 @@ def _reproduce(
         raise RecipeStopped("the sweep was interrupted")
     recorded = read_error(folder)
     if recorded is None:
-        raise StageError(f"{last_words(code, output)} (see {folder / LOG})")
+        raise StageError(f"{failure_line(code, output)} (see {folder / LOG})")
     kind = InputError if recorded.exit_code == InputError.exit_code else StageError
     raise kind(recorded.message)
 
@@ -112,7 +112,7 @@ def clear_recipes(folders: Iterable[Path]) -> None:
     for folder in folders:
         (folder / _STOP).unlink(missing_ok=True)
         _end(folder)
-        mend_dvc(folder)
+        repair_dvc_files(folder)
 
 
 def stop_recipes(folders: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from pruneflow.artifacts import sha256_file
 from pruneflow.workspace import STATE
-from tasks.dvc.repair import mend_dvc
+from tasks.dvc.repair import repair_dvc_files
 from tests.pipeline.commands import environment, executed, repro, run
 from tests.pipeline.tiny import STAGES
 
@@ -89,7 +89,7 @@ def at_work() -> str | None:
 
 def start(*command: str) -> "subprocess.Popen[str]":
     if command[0] == "dvc":
-        mend_dvc()  # as a person must; `pruneflow run` does it by itself
+        repair_dvc_files()  # as a person must; `pruneflow run` does it by itself
     with Path("said.log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", *command],

@@ -13,7 +13,7 @@ import pytest
 
 from pruneflow.errors import DamagedArtifactError
 from pruneflow.stages import run_stage_by_name
-from tasks.dvc.repair import doubt_changed_files
+from tasks.dvc.repair import touch_damaged_files
 from tests.pipeline.commands import environment, repro, run
 from tests.pipeline.test_crash_safety import leftovers, outs
 
@@ -111,10 +111,10 @@ def _small_files_that_changed_quietly_are_rebuilt(made: dict[str, str]) -> None:
     for name in names:
         flip_quietly(Path(name))
     assert repro() == []
-    lines = doubt_changed_files()
+    lines = touch_damaged_files()
     assert [line.split()[0] for line in lines] == sorted(names)
     repro()
-    assert outs() == made and doubt_changed_files() == []
+    assert outs() == made and touch_damaged_files() == []
 
 
 def _a_full_disk_is_one_line_and_the_earlier_result_stays(made: dict[str, str]) -> None:

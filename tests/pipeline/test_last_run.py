@@ -61,7 +61,7 @@ def test_an_outcome_stands_until_anything_that_it_depends_on_changes(
             lambda: client.delete_run(made.run_id),
             lambda: client.restore_run(made.run_id),
         ),
-        "not pushed": (tasks.dvc.status._PUSHED.unlink, tasks.dvc.status.note_push),
+        "not pushed": (tasks.dvc.status._PUSHED.unlink, tasks.dvc.status.record_push),
     }
     for change, undo in changes.values():
         change()
