@@ -14,23 +14,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothin
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a command's help, each example on a line of its own."""
+    """Return the end of a command's help, one example per line."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def print_json(value: Any) -> None:
-    """Print what a script reads."""
+    """Print a value as JSON."""
     print(json.dumps(value, indent=2))
 
 
 def one_of(known: Callable[[], list[str]]) -> Callable[[str], list[str]]:
-    """Return a completion: those of the known names that begin as what is typed does."""
+    """Return a completion function: the known names that start with the incomplete word."""
 
     def complete(incomplete: str) -> list[str]:
         try:
             return [name for name in known() if name.startswith(incomplete)]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return []  # nothing is said about a broken file while somebody types
+            return []  # no error about a broken file during completion
 
     return complete
 
@@ -58,7 +58,7 @@ def versions() -> list[str]:
 
 
 def models() -> list[str]:
-    """Whatever `pruneflow compare` takes."""
+    """Names that `pruneflow compare` accepts."""
     from tasks.registry.registered_model import ALIASES
 
     return [*ALIASES, "model", "dense", *_rounds(), *versions()]

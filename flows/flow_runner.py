@@ -1,4 +1,4 @@
-"""Run a flow in this process, and turn its end into a result or one line."""
+"""Run a flow in this process, ending in a result or a one-line error."""
 
 import os
 import sys
@@ -51,7 +51,7 @@ def run_sweep(workers: int) -> "list[Row]":
 
 
 def _result(flow: "Flow[..., State]", **parameters: Any) -> Any:
-    """Run a flow and return its result; its failure becomes the error it stands for."""
+    """Run a flow and return its result, or raise the error that it ended with."""
     from tasks.dvc.repro import BAD_INPUT
     from tasks.registry.lock import check_server
 
@@ -73,7 +73,7 @@ def _result(flow: "Flow[..., State]", **parameters: Any) -> Any:
 
 
 def _quieten() -> None:
-    """Leave on the terminal what our tasks and flows say, and other loggers' warnings.
+    """Show on the terminal only our tasks' and flows' logs, and other loggers' warnings.
 
     Prefect's own lines about states stay on the run's page; a crash is still shown whole.
     """

@@ -101,7 +101,7 @@ def served_model_needs() -> list[str]:
 
 @task(name="step", task_run_name="{name}", cache_policy=NO_CACHE, **RETRIED)
 def step(name: str, action: Callable[[], Any]) -> State:
-    """Run one thing that follows the stages; it ends in a Failed state instead of a traceback."""
+    """Run one step after the stages; it ends in a Failed state instead of a traceback."""
     try:
         return Completed(data=action())
     except PruneflowError as error:

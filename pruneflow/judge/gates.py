@@ -109,7 +109,7 @@ class Production(NamedTuple):
     Attributes:
         version: in the registry.
         model: its digest.
-        compared: what `compare` says of it and the candidate; None where they cannot be compared.
+        compared: result of `compare` for it and the candidate; None if they cannot be compared.
         problem: why they cannot; else None.
     """
 

@@ -22,7 +22,7 @@ LEASE_SECONDS = 60.0  # Prefect's minimum
 
 @contextmanager
 def registry_held(settings: RegistrySettings) -> Iterator[None]:
-    """Hold the registry: nobody else registers a version or moves an alias until the block ends.
+    """Hold the registry: no other process registers versions or moves aliases meanwhile.
 
     All users of an SQLite store share a lock file next to it. Workspaces that share a Prefect
     server (PREFECT_API_URL) also share its global concurrency limit `pruneflow-registry`, created
