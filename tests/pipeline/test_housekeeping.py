@@ -234,7 +234,7 @@ def test_beside_a_run_nothing_is_looked_at_or_removed(replanned: Workspace) -> N
     with run_lock():
         done = replanned.pruneflow("gc", "--yes")
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert "another run is at work" in done.stderr
+        assert "another run is using this workspace" in done.stderr
         with pytest.raises(WorkspaceBusyError):
             found()
     with Repo() as repo, repo.lock, pytest.raises(InputError, match="another DVC command"):

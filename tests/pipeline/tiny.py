@@ -28,7 +28,8 @@ SMALL: dict[str, Any] = {
 
 RECOVERY = {"token_budget": 2048, "sequence_length": 32, "batch_sequences": 4}
 
-# The stages of a pipeline of two rounds, in the order in which they can run.
+# The stages of a pipeline of two rounds, in the order in which they can run; before them comes
+# `environment`, which always runs.
 STAGES = [
     "model",
     "questions",
