@@ -32,7 +32,7 @@ from tests.unit.evaluation_example import summary
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("model", "questions", "documents", "calibration", "baseline")
+STAGES = ("model", "questions", "documents", "validate", "calibration", "baseline")
 FLOAT32 = ComputeSettings(device="cpu", dtype="float32")
 MISSING = "multilingual"
 
