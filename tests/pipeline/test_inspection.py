@@ -21,7 +21,7 @@ from tests.unit.report_example import evaluation
 __all__ = ["empty_store", "store"]
 
 
-def look(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[checks.Finding]:
+def look(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[checks.CheckResult]:
     monkeypatch.setattr(checks, "CHECKS", {name: checks.CHECKS[name] for name in names})
     return list(checks.diagnose())
 
