@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pruneflow.judge.gates import GateResult, GateSettings, GatesSettings, decide
 from pruneflow.judge.summary import Summary
+from pruneflow.measure.latency_record import Median
 from pruneflow.report.number_format import MISSING
 from pruneflow.settings.pipeline import DENSE
 
@@ -51,7 +52,7 @@ def verdict(summary: Summary) -> str:
     sentence = (
         f"{model.name} is {parameters.ratio:.1%} smaller ({parameters.block_ratio:.1%} of "
         f"its block weights are removed) and decodes "
-        f"{summary.latency.speedup.decode['median']:.2f} times as fast; perplexity is "
+        f"{_decode_speed(summary.latency.speedup.decode)}; perplexity is "
         f"{perplexity.mean_ratio['value']:.2f} times the dense model's (at worst "
         f"{perplexity.worst['value']:.2f}, on {perplexity.worst['domain']}), and it keeps "
         f"{f'{kept} accuracy' if kept else 'no measurable accuracy'}."
@@ -88,6 +89,13 @@ def rule(summary: Summary, gates: GatesSettings) -> Ruling:
         sentence = f"Passed: {passed} of {_gates(len(alone))} against the dense model.{rest}{mode}"
         return Ruling("undecided", sentence, [], rows)
     return Ruling("accepted", f"Accepted: {passed} of {_gates(len(alone))}.{mode}", [], rows)
+
+
+def _decode_speed(speedup: Median) -> str:
+    low, high = speedup["low"], speedup["high"]
+    if low is None or high is None or low <= 1 <= high:
+        return "with no measurable difference in speed"
+    return f"{speedup['median']:.2f} times as fast"
 
 
 def _open_sentence(gates: list[GateSettings]) -> str:

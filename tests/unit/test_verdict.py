@@ -19,6 +19,14 @@ def test_verdict_says_how_much_smaller_how_much_faster_and_what_was_kept():
     assert "and it keeps 93% of PIQA and 95% of SIQA accuracy." in verdict(summarise())
 
 
+def test_verdict_claims_no_speed_that_the_interval_does_not_show():
+    summary = summarise()
+    summary.latency.speedup.decode.update(median=1.05, low=0.74, high=1.37)
+    assert "and decodes with no measurable difference in speed; perplexity" in verdict(summary)
+    summary.latency.speedup.decode.update(median=0.9, low=0.85, high=0.95)
+    assert "and decodes 0.90 times as fast; perplexity" in verdict(summary)
+
+
 def test_a_model_that_passes_is_accepted_unless_a_gate_against_production_is_left_to_the_run():
     alone = GATES.model_dump(exclude_none=True)["gates"][:2]
     assert rule(summarise(), with_gates(*alone))[:2] == ("accepted", "Accepted: 2 of 2 gates.")
