@@ -158,8 +158,8 @@ def sweep(
 ) -> None:
     """Run the recipes of configs/sweep.yaml, and compare them.
 
-    What a recipe has in common with another or with the last run is made once; a second sweep does
-    only what changed. Progress goes to stderr.
+    Stages that recipes share with each other or with the last run are run once; a second sweep runs
+    only outdated stages. Progress goes to stderr.
 
     Exit code: 0 if at least one recipe finished, 1 if none did, 2 bad input, 130 interrupted.
     """
@@ -190,16 +190,16 @@ def stage(
 ) -> None:
     """Run one stage now, whether or not anything changed.
 
-    It is what dvc.yaml calls; dvc.lock does not hear of it.
+    dvc.yaml runs its stages with the same code; dvc.lock is not updated.
     """
     _enter_workspace()
     from pruneflow.stages import run_stage_by_name
 
-    run_stage_by_name(name)
+    raise typer.Exit(run_stage_by_name(name))
 
 
 def preflight() -> "PipelineSettings":
-    """Check all that can be checked in a moment, before Prefect starts.
+    """Run the quick checks of a run before Prefect starts.
 
     Raises:
         InputError: a setting, the model, a domain, the data folder or MLflow's store cannot be

@@ -256,3 +256,10 @@ def test_diff_without_calibration_data_says_how_to_make_it(
     shown = pruneflow("data diff HEAD")
     assert shown.code == 2
     assert shown.err.count("\n") == 1 and "dvc repro calibration" in shown.err
+
+
+def test_a_stage_that_failed_in_its_processes_fails_the_command(monkeypatch):
+    monkeypatch.setattr("flows.cli._enter_workspace", lambda: None)
+    for code in (0, 1):
+        monkeypatch.setattr("pruneflow.stages.run_stage_by_name", lambda _name, code=code: code)
+        assert CliRunner().invoke(app, ["stage", "round@r1"]).exit_code == code
