@@ -96,7 +96,7 @@ DRAWS, RESAMPLES = 1000, 300
 
 def share_that_holds(found, truth) -> float:
     """Which share of intervals holds the truth."""
-    return sum(one.low - 1e-9 <= truth <= one.high + 1e-9 for one in found) / len(found)
+    return sum(one["low"] - 1e-9 <= truth <= one["high"] + 1e-9 for one in found) / len(found)
 
 
 def ask(generator, questions, dense, pruned, alike):

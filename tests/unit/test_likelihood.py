@@ -224,9 +224,9 @@ def test_texts_are_those_lm_eval_generates_one_by_one(tiny_model, tiny_tokenizer
     expected = plain(model, tiny_tokenizer).generate_until(prompts(texts, 12), disable_tqdm=True)
     assert len(set(expected)) > 3
     seen = passes(model)
-    capfd.readouterr()
     terminal = io.StringIO()
     lm = ours(model, tiny_tokenizer, 64, terminal)
+    capfd.readouterr()
     assert lm.generate_until(prompts(texts, 12)) == expected
     rows = {rows for rows, _ in seen.shapes}
     assert max(rows) > 1
@@ -259,7 +259,9 @@ def test_one_bar_over_all_batches_goes_to_the_terminal(
     model = tiny_model("gemma2").float()  # some shared, some left to lm-eval
     requests = questions(model)
     terminal = io.StringIO()
-    ask(ours(model, tiny_tokenizer, 32, terminal), requests)
+    lm = ours(model, tiny_tokenizer, 32, terminal)
+    capfd.readouterr()
+    ask(lm, requests)
     assert capfd.readouterr() == ("", "")
     written = terminal.getvalue()
     assert labels(written) == {"dense"}
