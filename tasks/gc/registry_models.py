@@ -18,7 +18,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.gc.removable import Kind, Removable
-from tasks.registry import promotion
+from tasks.registry.promotion import history
+from tasks.registry.registered_model import rolled_back_in
 from tasks.registry.versions import DECISION_RUN
 from tasks.tracking.location import has_store
 from tasks.tracking.store import connect, store_errors
@@ -76,13 +77,14 @@ class _Store:
             return []
         aliases = self._client.get_registered_model(self._settings.name).aliases.values()
         kept = {str(number) for number in aliases}
+        moves = history(self._settings)
         sources = {version.source for version in self._versions}  # of copies
         return [
             version
             for version in sorted(ours, key=lambda each: int(each.version), reverse=True)
             if str(version.version) not in kept
             and f"models:/{version.name}/{version.version}" not in sources
-            and not promotion.was_rolled_back(self._settings, str(version.version))
+            and not rolled_back_in(moves, str(version.version))
         ]
 
     def _version(self, version: ModelVersion, staying: set[str | None]) -> Removable:

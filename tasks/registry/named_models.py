@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.errors import InputError
 from pruneflow.judge.model_comparison import SIZES, Side
 from pruneflow.judge.summary import Summary
 from pruneflow.measure.evaluation_record import EvaluatedModel, Evaluation
@@ -16,7 +16,7 @@ from pruneflow.measure.latency_record import Speed
 from pruneflow.models.digests import weight_file_bytes
 from pruneflow.models.round_record import RECORD, RoundRecord, Validation, read_round_record
 from pruneflow.paths import BASELINE, CHECKPOINTS, EVALUATION, MODEL, SUMMARY
-from pruneflow.records import RecordT, read_record
+from pruneflow.records import find_record
 from pruneflow.report.dvc_plots import HEALTH
 from pruneflow.settings.pipeline import DENSE, PipelineSettings
 from tasks.registry import versions
@@ -52,28 +52,27 @@ def find_side(name: str, settings: PipelineSettings) -> Side:
 
 def _version(name: str, settings: PipelineSettings) -> Side:
     version = versions.find_version(settings.registry, name)
-    tags = {key: str(value) for key, value in version.tags.items()}
-    digest = tags.get("model_digest", "")
-    evaluation = versions.read_record_of(Evaluation, version, EVALUATION_ARTIFACT)
+    digest = version.get("model_digest", "")
+    evaluation = versions.find_record(Evaluation, version, EVALUATION_ARTIFACT)
     if evaluation and evaluation.model.digest != digest:
         evaluation = None
-    summary = versions.read_record_of(Summary, version, SUMMARY_ARTIFACT)
+    summary = versions.find_record(Summary, version, SUMMARY_ARTIFACT)
     record = None
     if summary:
         place = f"rounds/{summary.model.delivered}/{RECORD}"
-        record = versions.read_record_of(RoundRecord, version, place)
+        record = versions.find_record(RoundRecord, version, place)
     checks = _as_round(record, digest)
     digests = {
         "model": digest,
-        "dense model": tags.get("dense_digest"),
-        "calibration set": tags.get("data_digest"),
-        "all settings": tags.get("recipe_digest"),
-        "gates": tags.get("gates_digest"),
-        "code": tags.get("git_commit"),
+        "dense model": version.get("dense_digest"),
+        "calibration set": version.get("data_digest"),
+        "all settings": version.get("recipe_digest"),
+        "gates": version.get("gates_digest"),
+        "code": version.get("git_commit"),
     }
     return Side(
         name=name,
-        title=f"version {version.version}",
+        title=f"version {version['version']}",
         sizes=_sizes(evaluation.model) if evaluation else {},
         evaluation=evaluation,
         speed=_speed(summary, digest),
@@ -91,7 +90,7 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
             f"round {name} was skipped, because an earlier round ended the schedule: compare "
             f"{record.delivered} instead"
         )
-    digest, summary = str(record.digest), _report(Summary, SUMMARY)
+    digest, summary = str(record.digest), find_record(Summary, SUMMARY)
     complete = (
         summary is not None
         and summary.digests.pruned == digest
@@ -103,7 +102,7 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
         "calibration set": record.calibration_set,
         "all settings": settings.digest() if complete else None,
     }
-    evaluations = (_report(Evaluation, path) for path in (BASELINE, EVALUATION))
+    evaluations = (find_record(Evaluation, path) for path in (BASELINE, EVALUATION))
     checks = _as_dense(record, settings) if name == DENSE else _as_round(record, digest)
     titles = {DENSE: "dense model", DELIVERED: "delivered model"}
     return Side(
@@ -141,7 +140,7 @@ def _as_round(record: RoundRecord | None, digest: str) -> _RoundChecks:
 
 def _as_dense(record: RoundRecord, settings: PipelineSettings) -> _RoundChecks:
     """Return the dense model's side of the checks of the first round."""
-    first = _report(RoundRecord, CHECKPOINTS / next(iter(settings.rounds)) / RECORD)
+    first = find_record(RoundRecord, CHECKPOINTS / next(iter(settings.rounds)) / RECORD)
     if first is None or first.dense.digest != record.digest:
         return _UNCHECKED
     return _RoundChecks(HEALTH, _perplexities(first.validation, "dense"))
@@ -181,11 +180,3 @@ def _recorded(record: RoundRecord) -> dict[str, str]:
         "pruning.refit": record.refit,
     }
     return {name: value for name, value in kept.items() if value is not None}
-
-
-def _report(kind: type[RecordT], path: Path) -> RecordT | None:
-    """Read a report; None where it is missing or has another schema."""
-    try:
-        return read_record(kind, path)
-    except DamagedArtifactError:
-        return None

@@ -8,7 +8,7 @@ model passed the second smoke test; that move is undone. Moves are made one at a
 
 import getpass
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from pruneflow.artifacts import sha256_json
 from pruneflow.errors import DamagedArtifactError, InputError
@@ -92,7 +90,7 @@ def promote(
     """
     with _moving(settings) as moves:
         chosen = moves.version(version)
-        number = str(chosen.version)  # the store hands out numbers, aliases take text
+        number = chosen["version"]
         if moves.production == number:
             return moves.none()
         if settings.promotion == "manual" and not approval.by:
@@ -101,7 +99,7 @@ def promote(
                 f"`pruneflow promote {number} --approved-by NAME`"
             )
         check_accepted(chosen, moves.production)
-        if chosen.tags.get("git_dirty") == "true":
+        if chosen.get("git_dirty") == "true":
             raise InputError(
                 f"version {number} was made by code that is not committed: commit it, "
                 "then `pruneflow run` and promote again"
@@ -151,7 +149,7 @@ def restore(settings: RegistrySettings, version: str, approval: Approval = NOBOD
             the smoke test.
     """
     with _moving(settings) as moves:
-        number = str(moves.version(version).version)
+        number = moves.version(version)["version"]
         if moves.production == number:
             return moves.none()
         if all(entry["version"] != number for entry in moves.history()):
@@ -162,11 +160,6 @@ def restore(settings: RegistrySettings, version: str, approval: Approval = NOBOD
         return moves.make("restore", number, approval)
 
 
-def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
-    """Whether this version was rolled back: then only a user promotes it again."""
-    return rolled_back_in(history(settings), version)
-
-
 def history(settings: RegistrySettings) -> list[dict[str, Any]]:
     """Return every move that was made, oldest first.
 
@@ -175,7 +168,7 @@ def history(settings: RegistrySettings) -> list[dict[str, Any]]:
     """
     client = connect(settings)
     with store_errors(settings):
-        return history_of(_tags(client, settings.name))
+        return history_of(versions.registered_model(client, settings.name).tags)
 
 
 def undo_killed_move(settings: RegistrySettings) -> None:
@@ -184,10 +177,10 @@ def undo_killed_move(settings: RegistrySettings) -> None:
         return
     client = connect(settings)
     with store_errors(settings):
-        if PENDING not in _tags(client, settings.name):
-            return
-    with _moving(settings):
-        pass
+        pending = PENDING in versions.registered_model(client, settings.name).tags
+    if pending:
+        with held(settings):
+            pass
 
 
 @contextmanager
@@ -201,16 +194,16 @@ def held(settings: RegistrySettings) -> Iterator[None]:
         yield
 
 
-def check_accepted(version: ModelVersion, in_production: str | None) -> None:
+def check_accepted(version: versions.Version, in_production: str | None) -> None:
     """Check the decision that the version's run logged against the digest in the version's tag.
 
     Raises:
         InputError: there is none, it is a refusal, it is about another model, or it compared the
             model with another version than the one that is in production.
     """
-    number = version.version
+    number = version["version"]
     try:
-        stored = versions.read_artifact_of(version, DECISION_ARTIFACT)
+        stored = versions.read_artifact(version, DECISION_ARTIFACT)
         decision = parse_record(Decision, stored, DECISION_ARTIFACT)
     except DamagedArtifactError:
         raise InputError(
@@ -220,8 +213,8 @@ def check_accepted(version: ModelVersion, in_production: str | None) -> None:
     if not decision.accepted:
         raise InputError(f"version {number} was refused by the gates: see its {DECISION_ARTIFACT}")
     if (sha256_json(stored), decision.model) != (
-        version.tags.get("decision_digest"),
-        version.tags.get("model_digest"),
+        version.get("decision_digest"),
+        version.get("model_digest"),
     ):
         raise InputError(
             f"version {number} carries another decision than the one it was registered "
@@ -246,14 +239,14 @@ class _Moves:
     def __init__(self, client: MlflowClient, settings: RegistrySettings) -> None:
         self._client, self._settings, self._name = client, settings, settings.name
         self._undo_what_was_killed()
-        self.production = versions.version_of_alias(client, self._name, PRODUCTION)
-        self.previous = versions.version_of_alias(client, self._name, PREVIOUS)
+        aliases = versions.aliases_of(client, self._name)
+        self.production, self.previous = aliases.get(PRODUCTION), aliases.get(PREVIOUS)
 
-    def version(self, number: str | None) -> ModelVersion:
+    def version(self, number: str | None) -> versions.Version:
         return versions.chosen_version(self._client, self._name, number)
 
     def history(self) -> list[dict[str, Any]]:
-        return history_of(_tags(self._client, self._name))
+        return history_of(self._tags())
 
     def none(self) -> Move:
         """The requested version is in production already."""
@@ -262,15 +255,8 @@ class _Moves:
 
     def make(self, kind: Kind, number: str, approval: Approval) -> Move:
         """Smoke-test a version, move production to it, and back if the second test fails."""
-        chosen = self.version(number)
-        versions.check_files(self._client, self._name, chosen)
-        with smoke_tests(mlflow.get_tracking_uri()) as test:
-            return self._make(kind, number, approval, test)
-
-    def _make(
-        self, kind: Kind, number: str, approval: Approval, test: Callable[[str], object]
-    ) -> Move:
-        _smoke(test, f"models:/{self._name}/{number}", "nothing was changed")
+        with versions.checkpoint(self._settings, number):
+            pass  # verifies its files
         entry = {
             "kind": kind,
             "version": number,
@@ -280,44 +266,58 @@ class _Moves:
         }
         undo = {PRODUCTION: self.production, PREVIOUS: self.previous}
         note = json.dumps({"entry": entry, "undo": undo}, sort_keys=True)
-        self._client.set_registered_model_tag(self._name, PENDING, note)
-        aliases = {PRODUCTION: number}
-        if self.production is not None:
-            aliases[PREVIOUS] = self.production
-        for alias, target in aliases.items():
-            self._client.set_registered_model_alias(self._name, alias, target)
-        try:
-            _smoke(test, f"models:/{self._name}@{PRODUCTION}", "the aliases were moved back")
-        except BaseException:  # Ctrl-C as well: it has not passed
-            self._undo_what_was_killed()
-            raise
-        if _tags(self._client, self._name).get(PENDING) != note:
+        with smoke_tests(mlflow.get_tracking_uri()) as test:
+            with _state_in_error("nothing was changed"):
+                test(f"models:/{self._name}/{number}")
+            self._set_tag(PENDING, note)
+            self._set_alias(PRODUCTION, number)
+            if self.production is not None:
+                self._set_alias(PREVIOUS, self.production)
+            try:
+                with _state_in_error("the aliases were moved back"):
+                    test(f"models:/{self._name}@{PRODUCTION}")
+            except BaseException:  # Ctrl-C as well: it has not passed
+                self._undo_what_was_killed()
+                raise
+        tags = self._tags()
+        if tags.get(PENDING) != note:
             raise InputError(
                 f"another workspace undid this move of {self._name}: workspaces that share an "
                 "MLflow server need the same PREFECT_API_URL to take turns (mlflow/README.md)"
             )
-        place = f"{HISTORY}{len(self.history()) + 1:06d}"
-        self._client.set_registered_model_tag(self._name, place, json.dumps(entry, sort_keys=True))
+        self._set_tag(
+            f"{HISTORY}{len(history_of(tags)) + 1:06d}", json.dumps(entry, sort_keys=True)
+        )
         self._client.delete_registered_model_tag(self._name, PENDING)
         return Move(number, self.production, changed=True)
 
     def _undo_what_was_killed(self) -> None:
-        tags = _tags(self._client, self._name)
+        tags = self._tags()
         if PENDING not in tags:
             return
         note = json.loads(tags[PENDING])
-        done = note["entry"] in history_of(tags)  # killed between its last two writes
-        for alias, version in () if done else note["undo"].items():
-            if version is not None:
-                self._client.set_registered_model_alias(self._name, alias, version)
-            elif versions.version_of_alias(self._client, self._name, alias) is not None:
-                self._client.delete_registered_model_alias(self._name, alias)
+        if note["entry"] not in history_of(tags):  # else killed between its last two writes
+            for alias, version in note["undo"].items():
+                if version is not None:
+                    self._set_alias(alias, version)
+                elif alias in versions.aliases_of(self._client, self._name):
+                    self._client.delete_registered_model_alias(self._name, alias)
         self._client.delete_registered_model_tag(self._name, PENDING)
 
+    def _tags(self) -> dict[str, str]:
+        return versions.registered_model(self._client, self._name).tags
 
-def _smoke(test: Callable[[str], object], uri: str, state: str) -> None:
+    def _set_tag(self, key: str, value: str) -> None:
+        self._client.set_registered_model_tag(self._name, key, value)
+
+    def _set_alias(self, alias: str, version: str) -> None:
+        self._client.set_registered_model_alias(self._name, alias, version)
+
+
+@contextmanager
+def _state_in_error(state: str) -> Iterator[None]:
     try:
-        test(uri)
+        yield
     except SmokeError as error:
         raise SmokeError(f"{error}: {state}") from None
 
@@ -327,12 +327,3 @@ def _moving(settings: RegistrySettings) -> Iterator[_Moves]:
     client = connect(settings)
     with registry_held(settings), store_errors(settings):
         yield _Moves(client, settings)
-
-
-def _tags(client: MlflowClient, name: str) -> dict[str, str]:
-    try:
-        return dict(client.get_registered_model(name).tags)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise

@@ -13,6 +13,7 @@ from pruneflow.errors import InputError
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import promotion, versions
 from tasks.registry.promotion import Approval
+from tasks.registry.registered_model import rolled_back_in
 from tasks.registry.smoke_test import SmokeError
 from tests.pipeline.commands import PROMOTE_AT_ONCE, pruneflow_here
 from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
@@ -76,10 +77,10 @@ def test_a_move_says_who_and_why_and_the_history_keeps_the_order(store: Registry
         ("promotion", "2", "1", "ada", "b is good"),
         ("rollback", "1", "2", "bob", ""),
     ]
-    assert promotion.was_rolled_back(SETTINGS, "2")
-    assert not promotion.was_rolled_back(SETTINGS, "1")
+    assert rolled_back_in(promotion.history(SETTINGS), "2")
+    assert not rolled_back_in(promotion.history(SETTINGS), "1")
     promotion.promote(SETTINGS, "2")
-    assert not promotion.was_rolled_back(SETTINGS, "2")
+    assert not rolled_back_in(promotion.history(SETTINGS), "2")
 
 
 def test_a_version_knows_the_one_that_was_in_production_when_it_was_made(store: Registry) -> None:

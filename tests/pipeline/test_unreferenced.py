@@ -9,6 +9,7 @@ import pytest
 
 from pruneflow.errors import InputError
 from tasks.registry import promotion, versions
+from tasks.registry.registered_model import rolled_back_in
 from tests.pipeline.garbage import collect, found, names
 from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
 from tests.pipeline.toy import Workspace
@@ -76,7 +77,7 @@ def test_an_alias_of_the_users_own_and_a_version_that_was_rolled_back_stay(
         promotion.promote(SETTINGS)
     store.client.set_registered_model_alias(SETTINGS.name, "champion", "1")
     assert names("version", found()) == ["pruneflow version 3"]
-    assert promotion.was_rolled_back(SETTINGS, "2")
+    assert rolled_back_in(promotion.history(SETTINGS), "2")
     store.client.delete_registered_model_alias(SETTINGS.name, "champion")
     assert names("version", found()) == ["pruneflow version 3", "pruneflow version 1"]
 

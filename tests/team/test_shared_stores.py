@@ -65,7 +65,7 @@ def test_the_pipeline_runs_on_shared_stores_and_its_data_comes_back_byte_for_byt
     assert found["version"] == "1"
     run = connect(settings).get_run(found["run_id"])
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-    assert versions.read_artifact(settings, found, versions.DECISION_ARTIFACT)["accepted"]
+    assert versions.read_artifact(found, versions.DECISION_ARTIFACT)["accepted"]
     assert not Path("mlflow/artifacts").exists()
 
     commit(workspace.folder, "dvc.lock")
