@@ -1,12 +1,12 @@
-"""Collect what `pruneflow compare` shows of a registered version or a model of the workspace.
+"""Collect what `pruneflow compare` shows about a registered version or a model of the workspace.
 
-For a version it comes from its MLflow run; for a round, the dense and the delivered model from
-their records, and from the reports about the same digest.
+Data about a version come from its MLflow run; data about a round, the dense or the delivered model
+come from its record and from the reports with the same digest.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pruneflow.errors import InputError
 from pruneflow.judge.model_comparison import SIZES, Side
@@ -14,14 +14,14 @@ from pruneflow.judge.summary import Summary
 from pruneflow.measure.evaluation_record import EvaluatedModel, Evaluation
 from pruneflow.measure.latency_record import Speed
 from pruneflow.models.digests import weight_file_bytes
-from pruneflow.models.round_record import RECORD, RoundRecord, Validation, read_round_record
+from pruneflow.models.round_record import RECORD, RoundRecord, read_round_record
 from pruneflow.paths import BASELINE, CHECKPOINTS, EVALUATION, MODEL, SUMMARY
-from pruneflow.records import find_record
+from pruneflow.records import DomainLoss, find_record
 from pruneflow.report.dvc_plots import HEALTH
 from pruneflow.settings.pipeline import DENSE, PipelineSettings
 from tasks.registry import versions
 from tasks.registry.production import EVALUATION_ARTIFACT
-from tasks.tracking.runs import flatten
+from tasks.tracking.runs import parameters
 
 SUMMARY_ARTIFACT = "reports/summary.json"
 DELIVERED = "model"
@@ -31,8 +31,8 @@ def find_side(name: str, settings: PipelineSettings) -> Side:
     """Return one side of a comparison.
 
     Args:
-        name: a version's number or alias, a round, ``dense`` or ``model``, the delivered one.
-        settings: the pipeline's.
+        name: a version's number or alias, a round, ``dense``, or ``model`` (the delivered model).
+        settings: of the pipeline.
 
     Raises:
         InputError: there is no such version or model, or it was skipped.
@@ -115,7 +115,11 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
         speed=_speed(summary, digest),
         validation=checks.validation,
         health=checks.health,
-        settings=_settings(settings) if complete else _recorded(record),
+        settings=(
+            {key: str(value) for key, value in parameters(settings).items()}
+            if complete
+            else _recorded(record)
+        ),
         digests={key: value for key, value in digests.items() if value},
     )
 
@@ -131,32 +135,29 @@ _UNCHECKED = _RoundChecks({}, {})
 
 
 def _as_round(record: RoundRecord | None, digest: str) -> _RoundChecks:
-    """Return the checks of a round's model; a recovered model has none of its own."""
+    """Return the checks of a round's model; none were made of a recovered model."""
     if record is None or record.digest != digest or record.recovered_from or not record.health:
         return _UNCHECKED
     health = {key: getattr(record.health, key) for key in HEALTH}
-    return _RoundChecks(health, _perplexities(record.validation, "pruned"))
+    losses = record.validation.pruned if record.validation else {}
+    return _RoundChecks(health, _perplexities(losses))
 
 
 def _as_dense(record: RoundRecord, settings: PipelineSettings) -> _RoundChecks:
-    """Return the dense model's side of the checks of the first round."""
+    """Return the dense model's values in the checks of the first round."""
     first = find_record(RoundRecord, CHECKPOINTS / next(iter(settings.rounds)) / RECORD)
     if first is None or first.dense.digest != record.digest:
         return _UNCHECKED
-    return _RoundChecks(HEALTH, _perplexities(first.validation, "dense"))
+    losses = first.validation.dense if first.validation else {}
+    return _RoundChecks(HEALTH, _perplexities(losses))
 
 
-def _perplexities(
-    validation: Validation | None, model: Literal["dense", "pruned"]
-) -> dict[str, float]:
-    if validation is None:
-        return {}
-    losses = validation.dense if model == "dense" else validation.pruned
+def _perplexities(losses: Mapping[str, DomainLoss]) -> dict[str, float]:
     return {domain: loss["perplexity"] for domain, loss in losses.items()}
 
 
 def _speed(summary: Summary | None, digest: str) -> Speed | None:
-    """Return the speed of whichever model of a summary has this digest."""
+    """Return the speed of the model in a summary that has this digest."""
     if summary and summary.digests.dense == digest:
         return summary.latency.dense
     return summary.latency.pruned if summary and summary.digests.pruned == digest else None
@@ -167,16 +168,7 @@ def _sizes(record: RoundRecord | EvaluatedModel) -> dict[str, int]:
     return {key: size for key, size in sizes.items() if size is not None}
 
 
-def _settings(settings: PipelineSettings) -> dict[str, str]:
-    flat = flatten(settings.model_dump(mode="json", exclude={"notify"}))
-    return {key: str(value) for key, value in flat.items()}
-
-
 def _recorded(record: RoundRecord) -> dict[str, str]:
-    """Return the settings that a round's record keeps."""
-    kept = {
-        "pruning.layout": record.layout,
-        "pruning.score": record.score,
-        "pruning.refit": record.refit,
-    }
-    return {name: value for name, value in kept.items() if value is not None}
+    """Return the settings in a round's record."""
+    kept = record.model_dump(include={"layout", "score", "refit"}, exclude_none=True)
+    return {f"pruning.{name}": value for name, value in kept.items()}

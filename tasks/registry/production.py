@@ -1,4 +1,4 @@
-"""Compare with the model in production, measured on the candidate's text and questions."""
+"""Compare a candidate with the model in production, on the candidate's text and questions."""
 
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.judge.compare import Names, check_comparable, compare
@@ -16,16 +16,12 @@ NAMES = Names(versions.PRODUCTION, "evaluation")
 def compare_with_production(settings: PipelineSettings, candidate: Evaluation) -> Production | None:
     """Compare the candidate with the version that is in production.
 
-    Its evaluation is read from the run that registered it. When text, questions or data type have
-    changed since, the version is measured again, and the evaluation kept in
+    The version's evaluation is read from the run that registered it. If text, questions or data
+    type have changed since, the version is evaluated again and the result is kept in
     data/reports/production.json.
 
-    Args:
-        settings: the registry, and how to measure.
-        candidate: evaluation of the delivered model (data/reports/evaluation.json).
-
     Returns:
-        None when nothing is in production. A version that cannot be measured or compared has a
+        None if nothing is in production. A version that cannot be evaluated or compared has a
         ``problem`` instead of a comparison; the candidate itself has neither.
     """
     promotion.undo_killed_move(settings.registry)
@@ -60,7 +56,7 @@ def _known(version: versions.Version, candidate: Evaluation) -> Evaluation | Non
 
 
 def _measure(settings: PipelineSettings, version: str) -> Evaluation:
-    # Only here does a run need torch and lm-eval, whose imports take seconds.
+    # Only this needs torch and lm-eval, whose imports take seconds.
     from pruneflow.measure.evaluation import measure_model
 
     with versions.checkpoint(settings.registry, version) as directory:

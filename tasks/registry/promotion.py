@@ -1,9 +1,9 @@
-"""Moves of the alias ``production``: promotion, rollback, restoring; each tested and recorded.
+"""Move the alias ``production``: promotion, rollback and restore, each tested and recorded.
 
-A move takes two alias writes and two smoke tests. It is noted in a tag of the registered model
-before the first write, together with the previous aliases, and becomes an entry of the model's
-history when it is done. A note that is found later belongs to a move that was killed before its
-model passed the second smoke test; that move is undone. Moves are made one at a time (`lock.py`).
+A move takes two alias writes and two smoke tests. Before the first write, the move and the current
+aliases are saved in a tag of the registered model; when the move is done, it becomes an entry of
+the model's history. A tag that is found later belongs to a move that was killed before its model
+passed the second smoke test; that move is undone. Only one move is made at a time (`lock.py`).
 """
 
 import getpass
@@ -58,7 +58,7 @@ GATES = Approval("pruneflow run", "accepted by the gates")
 
 @dataclass(frozen=True)
 class Move:
-    """The effect of a promotion, rollback or restoring on the aliases."""
+    """What a promotion, rollback or restore did to the aliases."""
 
     version: str
     former: str | None
@@ -75,18 +75,15 @@ class Move:
 def promote(
     settings: RegistrySettings, version: str | None = None, approval: Approval = NOBODY
 ) -> Move:
-    """Put a version into production; the one in use becomes ``previous``. Safe to repeat.
+    """Put a version into production, by default the candidate. Safe to repeat.
 
-    Args:
-        settings: the registry and the registered model's name.
-        version: which one; the candidate when None.
-        approval: who approves it, and why.
+    The current version becomes ``previous``.
 
     Raises:
-        InputError: ``registry.promotion`` is manual and approval is missing, there is no such
-            version, its gates did not accept it or compared it with another version than the one
-            in production, its files are not those that were registered, its code was not
-            committed, or it fails the smoke test.
+        InputError: there is no such version, ``registry.promotion`` is manual and approval is
+            missing, the gates did not accept the version or compared it with a version that is no
+            longer in production, its code was not committed, its files changed after registration,
+            or it fails the smoke test.
     """
     with _moving(settings) as moves:
         chosen = moves.version(version)
@@ -108,10 +105,10 @@ def promote(
 
 
 def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
-    """Put the version that a run has just made into production, even if its code is not committed.
+    """Put the version that a run just registered into production, even if code is not committed.
 
     Returns:
-        None when the version was rolled back before: then only a user promotes it again.
+        None if the version was rolled back before: only a user can promote it again.
 
     Raises:
         InputError: as `promote`.
@@ -126,10 +123,10 @@ def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
 
 
 def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
-    """Swap ``production`` and ``previous``; a second rollback therefore undoes the first.
+    """Swap ``production`` and ``previous``; a second rollback undoes the first.
 
     Raises:
-        InputError: nothing was in production before, or it is damaged or fails the smoke test.
+        InputError: there is no previous version, or it is damaged or fails the smoke test.
     """
     with _moving(settings) as moves:
         if moves.production is None or moves.previous is None:
@@ -140,12 +137,12 @@ def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
 
 
 def restore(settings: RegistrySettings, version: str, approval: Approval = NOBODY) -> Move:
-    """Put a version back into production that was there before, however long ago.
+    """Put any version that was in production before back into production.
 
-    It was accepted then, so its gates are not checked again.
+    The gates accepted it then, so their decision is not checked again.
 
     Raises:
-        InputError: there is no such version, it never was in production, or it is damaged or fails
+        InputError: there is no such version, it was never in production, or it is damaged or fails
             the smoke test.
     """
     with _moving(settings) as moves:
@@ -154,17 +151,17 @@ def restore(settings: RegistrySettings, version: str, approval: Approval = NOBOD
             return moves.none()
         if all(entry["version"] != number for entry in moves.history()):
             raise InputError(
-                f"version {number} of {settings.name} never was in production: "
+                f"version {number} of {settings.name} was never in production: "
                 f"`pruneflow promote {number}` puts it there"
             )
         return moves.make("restore", number, approval)
 
 
 def history(settings: RegistrySettings) -> list[dict[str, Any]]:
-    """Return every move that was made, oldest first.
+    """Return every move, oldest first.
 
     Returns:
-        For each its ``kind``, ``version``, the ``former`` version, ``by``, ``why`` and ``at``.
+        The ``kind``, ``version``, ``former`` version, ``by``, ``why`` and ``at`` of each move.
     """
     client = connect(settings)
     with store_errors(settings):
@@ -185,7 +182,7 @@ def undo_killed_move(settings: RegistrySettings) -> None:
 
 @contextmanager
 def held(settings: RegistrySettings) -> Iterator[None]:
-    """Hold the registry, with no move half done."""
+    """Lock the registry, after undoing a killed move."""
     with registry_held(settings):
         if has_store(settings):
             client = connect(settings)
@@ -195,11 +192,11 @@ def held(settings: RegistrySettings) -> Iterator[None]:
 
 
 def check_accepted(version: versions.Version, in_production: str | None) -> None:
-    """Check the decision that the version's run logged against the digest in the version's tag.
+    """Check the decision that the version's run logged.
 
     Raises:
-        InputError: there is none, it is a refusal, it is about another model, or it compared the
-            model with another version than the one that is in production.
+        InputError: there is no decision, it is a refusal, it is not the one that the version was
+            registered with, or it compared the model with a version that is not in production.
     """
     number = version["version"]
     try:
@@ -217,8 +214,8 @@ def check_accepted(version: versions.Version, in_production: str | None) -> None
         version.get("model_digest"),
     ):
         raise InputError(
-            f"version {number} carries another decision than the one it was registered "
-            "with: only versions that `pruneflow run` accepted can be promoted"
+            f"the decision of version {number} is not the one it was registered with: only "
+            "versions that `pruneflow run` accepted can be promoted"
         )
     if any(gate.against == PRODUCTION for gate in decision.gates):
         compared = decision.production.version if decision.production else None
@@ -234,7 +231,7 @@ def _named(version: str | None) -> str:
 
 
 class _Moves:
-    """The aliases of one registered model, held for one move."""
+    """The aliases of a registered model, locked for one move."""
 
     def __init__(self, client: MlflowClient, settings: RegistrySettings) -> None:
         self._client, self._settings, self._name = client, settings, settings.name
@@ -254,7 +251,7 @@ class _Moves:
         return Move(self.production, self.previous, changed=False)
 
     def make(self, kind: Kind, number: str, approval: Approval) -> Move:
-        """Smoke-test a version, move production to it, and back if the second test fails."""
+        """Test a version, move production to it, test again, and move back if that fails."""
         with versions.checkpoint(self._settings, number):
             pass  # verifies its files
         entry = {
@@ -296,7 +293,7 @@ class _Moves:
         if PENDING not in tags:
             return
         note = json.loads(tags[PENDING])
-        if note["entry"] not in history_of(tags):  # else killed between its last two writes
+        if note["entry"] not in history_of(tags):  # otherwise it was killed at the last write
             for alias, version in note["undo"].items():
                 if version is not None:
                     self._set_alias(alias, version)

@@ -1,7 +1,7 @@
-"""The model registry: versions of one registered model, their lineage and their files.
+"""The model registry: versions of a registered model, their lineage and their files.
 
-Three aliases: ``candidate`` is the newest accepted version, ``production`` is in use, ``previous``
-was in use before. `tasks/registry/promotion.py` moves the last two.
+It has three aliases: ``candidate``, the newest accepted version, ``production``, the version in
+use, and ``previous``, the one before it. `tasks/registry/promotion.py` moves the last two.
 """
 
 import json
@@ -41,7 +41,7 @@ _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's co
 
 
 class Lineage(Record):
-    """What a version was made from; kept as its tags."""
+    """What a version was made from, stored in its tags."""
 
     schema_version: Literal[1] = Field(1, description="Version of this schema.")
     model_digest: str = Field(description="Digest of weights, configuration and tokenizer.")
@@ -60,7 +60,7 @@ class Lineage(Record):
 
 
 class Registered(NamedTuple):
-    """A version, whether this registration made it, and whether it is in production."""
+    """A version, whether this registration created it, and whether it is in production."""
 
     version: str
     new: bool
@@ -68,19 +68,17 @@ class Registered(NamedTuple):
 
 
 def register(
-    settings: RegistrySettings, checkpoint: Path, run_id: str, lineage: Lineage, needs: list[str]
+    settings: RegistrySettings,
+    checkpoint: Path,
+    run_id: str,
+    lineage: Lineage,
+    requirements: list[str],
 ) -> Registered:
     """Register an accepted model as a version with the alias ``candidate``.
 
     A model whose digest is registered already keeps its version. The tag ``parent`` of a new
-    version names the version that was in production at the time.
-
-    Args:
-        settings: the registry and the registered model's name.
-        checkpoint: the model directory.
-        run_id: the MLflow run that carries the gates' decision.
-        lineage: of the model.
-        needs: pip requirements of the served model.
+    version names the version that was in production at the time. The gates' decision is logged in
+    the MLflow run `run_id`; `requirements` are pip requirements of the served model.
     """
     client = connect(settings)
     with registry_held(settings), store_errors(settings):
@@ -88,7 +86,7 @@ def register(
         known = _by_digest(client, settings.name, lineage.model_digest)
         if known is None:
             tags = {**lineage.tags(), "parent": production or "none"}
-            found = _new_version(client, settings.name, checkpoint, run_id, tags, needs)
+            found = _new_version(client, settings.name, checkpoint, run_id, tags, requirements)
         else:
             found = known
         # A known model that is accepted again refers to its newest decision and code.
@@ -114,9 +112,9 @@ def status(settings: RegistrySettings) -> dict[str, Version | None]:
 
 @contextmanager
 def checkpoint(settings: RegistrySettings, version: str) -> Iterator[Path]:
-    """Yield the directory of a version's model, verified against the digest it was stored with.
+    """Yield the directory of a version's model, verified against the digest in its tags.
 
-    A copy that had to be downloaded is deleted afterwards.
+    A downloaded copy is deleted afterwards.
 
     Raises:
         InputError: there is no such version, or its files are damaged.
@@ -147,7 +145,7 @@ def read_artifact(version: Version, path: str) -> Any:
 
 
 def find_record(kind: type[RecordT], version: Version, path: str) -> RecordT | None:
-    """Read a record of that run; None where it is missing or has another schema."""
+    """Read a record of that run; None if it is missing or does not fit the schema."""
     try:
         return parse_record(kind, read_artifact(version, path), path)
     except DamagedArtifactError:
@@ -194,7 +192,7 @@ def _new_version(
     checkpoint: Path,
     run_id: str,
     tags: Mapping[str, str],
-    needs: list[str],
+    requirements: list[str],
 ) -> str:
     # MLflow advises type hints and an input example; mlflow/served_model.py explains why there are
     # none. The warnings are recorded, because MLflow overrides filters.
@@ -203,7 +201,7 @@ def _new_version(
             name="model",
             python_model=str(SERVED_MODEL),
             artifacts={"checkpoint": str(checkpoint)},
-            pip_requirements=needs,
+            pip_requirements=requirements,
             signature=_signature(),
         )
     try:
@@ -272,9 +270,9 @@ def _decision_run(version: Version) -> str:
 
 
 def _verified_files(client: MlflowClient, name: str, version: Version, scratch: str) -> Path:
-    """Return the verified directory of the stored model, in `scratch` if it has to be downloaded.
+    """Return the verified directory of the stored model; downloads go to `scratch`.
 
-    By default MLflow would leave a copy in the temporary folder each time.
+    By default, MLflow would leave each download in the temporary folder.
     """
     number = version["version"]
     place = client.get_model_version_download_uri(name, number)

@@ -14,11 +14,9 @@ from flows.cli import app
 from tasks.doctor import checks
 from tasks.doctor.checks import OK, PROBLEM
 from tasks.registry import promotion
-from tests.pipeline.test_registry import Registry, empty_store, store
+from tests.pipeline.registry import Registry
 from tests.pipeline.toy import Workspace
 from tests.unit.report_example import evaluation
-
-__all__ = ["empty_store", "store"]
 
 
 def look(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[checks.CheckResult]:
