@@ -20,7 +20,7 @@ from pruneflow.settings.pipeline import RegistrySettings
 from tasks.gc.removable import Kind, Removable
 from tasks.registry.promotion import history
 from tasks.registry.registered_model import rolled_back_in
-from tasks.registry.versions import DECISION_RUN
+from tasks.registry.versions import DECISION_RUN, aliases_of
 from tasks.tracking.location import has_store
 from tasks.tracking.store import connect, store_errors
 
@@ -71,10 +71,7 @@ class _Store:
         would promote it.
         """
         ours = [version for version in self._versions if version.name == self._settings.name]
-        if not ours:
-            return []
-        aliases = self._client.get_registered_model(self._settings.name).aliases.values()
-        kept = {str(number) for number in aliases}
+        kept = set(aliases_of(self._client, self._settings.name).values())
         moves = history(self._settings)
         sources = {version.source for version in self._versions}  # of copies
         return [

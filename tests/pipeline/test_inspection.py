@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from typer.testing import CliRunner
 
@@ -65,8 +66,6 @@ def compare(*names: str) -> dict[str, Any]:
 
 
 def test_versions_are_compared_by_number_and_alias(workspace: Workspace, store: Registry) -> None:
-    import mlflow
-
     workspace.set(registry={"name": store.settings.name})
     for content, ratio in (("a", "0.1"), ("b", "0.2")):
         version = store.register(content)

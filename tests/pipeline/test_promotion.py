@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from pruneflow.errors import InputError
 from pruneflow.settings.pipeline import RegistrySettings
@@ -159,8 +160,6 @@ def test_a_move_that_was_killed_is_undone_or_done_and_never_half(
     if move is promotion.rollback:
         promotion.promote(SETTINGS)
     before, told = store.aliases(), promotion.history(SETTINGS)
-
-    from mlflow import MlflowClient
 
     done: list[str] = []
 

@@ -5,7 +5,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from pruneflow.errors import InputError
 from tasks.registry import promotion, versions
@@ -72,8 +75,6 @@ def test_an_alias_of_the_users_own_and_a_version_that_was_rolled_back_stay(store
 
 
 def test_models_no_version_names_go_if_the_pipeline_logged_them(store: Registry) -> None:
-    import mlflow
-
     version = store.register("a")
     logged = []
     for tags in ({"decision": "accepted"}, {}):
@@ -91,8 +92,6 @@ def test_models_no_version_names_go_if_the_pipeline_logged_them(store: Registry)
 
 
 def test_files_of_deleted_runs_go_unless_a_version_stands_on_them(store: Registry) -> None:
-    import mlflow
-
     version = store.register("a")
     needed = store.client.get_model_version(SETTINGS.name, version).run_id
     with mlflow.start_run(experiment_id=store.experiment) as run:
@@ -113,9 +112,6 @@ def test_files_of_deleted_runs_go_unless_a_version_stands_on_them(store: Registr
 def test_a_kill_while_a_version_goes_leaves_what_the_next_gc_finishes(
     store: Registry, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    from mlflow import MlflowClient
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
     owner: Any = LocalArtifactRepository if step == "delete_artifacts" else MlflowClient
     for content in "abc":
         version = store.register(content)
@@ -140,8 +136,6 @@ def test_a_kill_while_a_version_goes_leaves_what_the_next_gc_finishes(
 def test_a_promotion_that_was_killed_is_undone_before_anything_is_called_unneeded(
     store: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
-
     for content in "abc":
         store.register(content)
         if content != "c":
@@ -166,8 +160,6 @@ def test_a_promotion_that_was_killed_is_undone_before_anything_is_called_unneede
 def test_the_experiment_of_the_settings_is_the_only_one_looked_at(
     store: Registry, workspace: Workspace
 ) -> None:
-    import mlflow
-
     with mlflow.start_run(experiment_id=store.experiment) as run:
         mlflow.log_text("a report", "reports/report.html")
     store.client.delete_run(run.info.run_id)
