@@ -10,8 +10,7 @@ by one like lm-eval with batch size 1, gives identical bits.
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import torch
 from lm_eval.api.instance import Instance
@@ -53,7 +52,7 @@ class TokenBudgetLM(HFLM):
     """lm-eval's wrapper of a loaded model, with batches by tokens and hardly any padding.
 
     Log-likelihoods and generated texts are those of lm-eval (``softmax_dtype=float32``). Questions
-    whose row exceeds `batch_tokens`, or the model's `plain_reach`, are left to lm-eval.
+    whose row exceeds `batch_tokens`, or the model's `plain_reach`, are left to lm-eval, one by one.
 
     Args:
         model: a causal language model on any device.
@@ -87,38 +86,28 @@ class TokenBudgetLM(HFLM):
         on_cpu = self.device.type == "cpu"
         budget = min(self._batch_tokens, CPU_TOKENS) if on_cpu else self._batch_tokens
         reach = plain_reach(self.model, self.max_length)
-        in_rows: list[Question] = []
-        others: list[Question] = []
-        for question in by_context(requests):
-            fits = question.reach <= reach and question.tokens <= self._batch_tokens
-            (in_rows if fits else others).append(question)
-        found: dict[int, Likelihood] = {}
 
-        def score_in_rows(questions: list[Question]) -> None:
-            found.update(score_rows(self.model, questions))
+        def fits(question: Question) -> bool:
+            return question.reach <= reach and question.tokens <= self._batch_tokens
 
-        def score_by_lm_eval(passes: list[list[int]]) -> None:
-            indices = [index for one in passes for index in one]
-            self.batch_size_per_gpu = len(passes)
-            scored = super(TokenBudgetLM, self)._loglikelihood_tokens(
-                [requests[index] for index in indices], disable_tqdm=True
-            )
-            found.update(zip(indices, scored, strict=True))
-
-        work: list[tuple[Callable[[Any], None], list[Any]]] = [
-            (score_in_rows, [in_rows[index] for index in batch])
-            for batch in batches_by_tokens([one.tokens for one in in_rows], budget)
+        questions = by_context(requests)
+        in_rows = [question for question in questions if fits(question)]
+        batches = [
+            [in_rows[index] for index in batch]
+            for batch in batches_by_tokens([question.tokens for question in in_rows], budget)
         ]
-        # Not in one batch: too long a row would change the rotary positions of all others.
-        for passes in _single_passes(requests, others, reach):
-            lengths = [_length(requests[first]) for first, *_ in passes]
-            work += [
-                (score_by_lm_eval, [passes[index] for index in batch])
-                for batch in batches_by_tokens(lengths, budget)
-            ]
+        batches += [[question] for question in questions if not fits(question)]
+        found: dict[int, Likelihood] = {}
         with contextlib.redirect_stderr(self._terminal):
-            for compute, batch in track(work, self._label):
-                compute(batch)
+            for batch in track(batches, self._label):
+                if fits(batch[0]):
+                    found.update(score_rows(self.model, batch))
+                    continue
+                self.batch_size_per_gpu = 1  # `generate_until` changes it
+                indices = batch[0].requests
+                of_question = [requests[index] for index in indices]
+                scored = super()._loglikelihood_tokens(of_question, disable_tqdm=True)
+                found.update(zip(indices, scored, strict=True))
         return [found[index] for index in range(len(requests))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -243,30 +232,6 @@ def _mask(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     query, key = parts[:, None, :, None], parts[:, None, None, :]
     seen = ((key == 0) | (query == key)) & torch.ones(length, length, dtype=torch.bool).tril()
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-
-
-def _length(request: Request) -> int:
-    """Tokens of a request alone."""
-    _, context, answer = request
-    return len(context) + len(answer) - 1
-
-
-def _single_passes(
-    requests: list[Request], questions: list[Question], reach: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Group requests that lm-eval computes as one row: they differ only in the last token.
-
-    Returns:
-        The groups up to `reach` tokens, and the longer ones.
-    """
-    rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for question in questions:
-        for index in question.requests:
-            _, context, answer = requests[index]
-            rows[(*context, *answer[:-1])].append(index)
-    within = [group for tokens, group in rows.items() if len(tokens) <= reach]
-    beyond = [group for tokens, group in rows.items() if len(tokens) > reach]
-    return within, beyond
 
 
 def _check_lengths(requests: list[Request], max_length: int) -> None:
