@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,11 @@ def measure_latency(
         name: reload_alone(directory, dtype, device)
         for name, directory in track(list(directories.items()), "reload")
     }
-    if not alone["dense"].ok:
-        raise InputError(f"the dense model {dense} does not reload: {alone['dense'].reason}")
+    if alone["dense"].problems:
+        reason = "; ".join(alone["dense"].problems)
+        raise InputError(f"the dense model {dense} does not reload: {reason}")
     with Turns(directories, compute.model_copy(update={"dtype": dtype})) as turns:
         models = turns.models
-        _check_prompt(models["dense"], settings)
         with turns.turn("pruned") as model:
             alone["pruned"] = _confirm_first_token(model, alone["pruned"])
         runs = time_in_turn(models, settings, None if turns.together else turns.turn)
@@ -84,23 +83,17 @@ def measure_latency(
         **settings.model_dump(),
         bytes=DiskUsages(dense=disk_usage(dense), pruned=disk_usage(pruned)),
         memory=Memories(dense=alone["dense"].memory, pruned=reloaded.memory),
-        reload=Reload(ok=reloaded.ok, text=reloaded.text, reason=reloaded.reason),
+        reload=Reload(
+            ok=not reloaded.problems,
+            text=next(iter(reloaded.answers.values()), None),
+            reason="; ".join(reloaded.problems) or None,
+        ),
         answers=_sample_outputs(alone["dense"], reloaded),
         warnings=[
             *slow_widths(models["pruned"], settings.width_multiple),
             *_placement_warnings(placement),
         ],
     )
-
-
-def _check_prompt(model: PreTrainedModel, settings: LatencySettings) -> None:
-    needed = settings.prompt_tokens + settings.new_tokens
-    context = getattr(model.config, "max_position_embeddings", None) or needed
-    if needed > context:
-        raise InputError(
-            f"latency.prompt_tokens + latency.new_tokens are {needed}, and the model's context is "
-            f"{context}: lower them"
-        )
 
 
 def _placement_warnings(placement: Placement) -> list[str]:
@@ -122,15 +115,15 @@ def _confirm_first_token(model: PreTrainedModel, alone: FreshProcess) -> FreshPr
     Clean keys do not prove equal behaviour: a stale entry in config.json scrambles attention
     without an error. Among the five most likely, not the most likely: ties may break either way.
     """
-    if not alone.ok:
+    if alone.problems:
         return alone
     with torch.inference_mode():
         ids = torch.tensor([alone.prompt_ids], device=model.device)
         likeliest = model(input_ids=ids).logits[0, -1].float().topk(5).indices.tolist()
     if alone.ids[0] in likeliest:
         return alone
-    reason = "it continues with another token than the model in this process"
-    return replace(alone, ok=False, reason=reason)
+    problem = "it continues with another token than the model in this process"
+    return alone.model_copy(update={"problems": [problem]})
 
 
 def _sample_outputs(dense: FreshProcess, pruned: FreshProcess) -> list[SampleOutput]:
@@ -152,10 +145,16 @@ def time_in_turn(
         turn: brings the model of a name to where it is timed, for so long. There every run is
             preceded by one that is not counted, because memory is allocated again.
     """
-    some = models["dense"]
-    _check_prompt(some, settings)
+    config = models["dense"].config
+    needed = settings.prompt_tokens + settings.new_tokens
+    context = getattr(config, "max_position_embeddings", None) or needed
+    if needed > context:
+        raise InputError(
+            f"latency.prompt_tokens + latency.new_tokens are {needed}, and the model's context is "
+            f"{context}: lower them"
+        )
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(some.config.vocab_size, (1, settings.prompt_tokens), generator=generator)
+    prompt = torch.randint(config.vocab_size, (1, settings.prompt_tokens), generator=generator)
     runs: dict[str, dict[str, list[float]]] = {
         name: {"prefill": [], "decode": [], "first_token": []} for name in models
     }
@@ -220,8 +219,8 @@ def _speed(runs: dict[str, list[float]]) -> Speed:
 def speedups(runs: dict[str, dict[str, list[float]]]) -> Speed:
     """Compare the two models repeat by repeat; above 1 the pruned model is faster."""
     ratios = {}
-    for measure in runs["dense"]:
-        pairs = list(zip(runs["dense"][measure], runs["pruned"][measure], strict=True))
+    for measure, of_dense in runs["dense"].items():
+        pairs = zip(of_dense, runs["pruned"][measure], strict=True)
         seconds = measure == "first_token"
         ratios[measure] = [dense / pruned if seconds else pruned / dense for dense, pruned in pairs]
     return _speed(ratios)

@@ -59,21 +59,20 @@ def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tmp_path)
     prompt = [1, 2, 3]
     with torch.no_grad():
         order = model(torch.tensor([prompt])).logits[0, -1].argsort(descending=True).tolist()
-    good = FreshProcess(ok=True, prompt_ids=prompt, ids=[order[0]])
-    bad = FreshProcess(ok=True, prompt_ids=prompt, ids=[order[-1]])
+    good = FreshProcess(problems=[], prompt_ids=prompt, ids=[order[0]])
+    bad = FreshProcess(problems=[], prompt_ids=prompt, ids=[order[-1]])
     assert latency._confirm_first_token(model, good) == good
-    found = latency._confirm_first_token(model, bad)
-    assert not found.ok and "another token" in str(found.reason)
+    assert "another token" in latency._confirm_first_token(model, bad).problems[0]
 
 
 def test_answers_of_both_models_stand_side_by_side_and_one_that_does_not_load_has_none():
-    dense = FreshProcess(ok=True, answers={"One": " two", "A": " B"})
-    pruned = FreshProcess(ok=True, answers={"One": " one", "A": " A"})
+    dense = FreshProcess(problems=[], answers={"One": " two", "A": " B"})
+    pruned = FreshProcess(problems=[], answers={"One": " one", "A": " A"})
     assert latency._sample_outputs(dense, pruned) == [
         SampleOutput(prompt="One", dense=" two", pruned=" one"),
         SampleOutput(prompt="A", dense=" B", pruned=" A"),
     ]
-    failed = latency._sample_outputs(dense, FreshProcess(ok=False))
+    failed = latency._sample_outputs(dense, FreshProcess(problems=["killed"]))
     assert [output.pruned for output in failed] == [None, None]
 
 
