@@ -211,17 +211,9 @@ def test_a_loss_that_no_perplexity_holds_is_not_finite(pair, tiny_tokens):
         compare_models(*pair, tiny_tokens, 256, "test")
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": 98}, {"num_hidden_layers": 2}])
-def test_models_that_do_not_belong_together_are_refused(tiny_model, tiny_tokens, change):
-    with pytest.raises(InputError, match="compare a model with the one it was cut from"):
-        compare_models(tiny_model(), tiny_model(**change), tiny_tokens, 256, "test")
-
-
 def test_a_domain_without_windows_is_refused(pair, tiny_tokens):
     with pytest.raises(InputError, match="domain code has no windows"):
         compare_models(*pair, {**tiny_tokens, "code": tiny_tokens["code"][:0]}, 256, "test")
-    with pytest.raises(InputError, match="no validation text"):
-        compare_models(*pair, {}, 256, "test")
 
 
 def test_models_are_left_as_they_were(pair, tiny_tokens):
