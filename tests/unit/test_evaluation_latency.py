@@ -11,10 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pruneflow.compute.placement import is_streamed, tensor_bytes
 from pruneflow.errors import InputError
-from pruneflow.measure import latency, timed_models
+from pruneflow.measure import latency
 from pruneflow.measure.deployment import FreshProcess
 from pruneflow.measure.latency_record import Placement, SampleOutput
-from pruneflow.measure.timed_models import Turns
 from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 from tests.pretend_devices import PretendDevices, pretend_gpus
 from tests.round_records import record_as_done
@@ -45,12 +44,8 @@ def save(directory: Path, width: int) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(directory)
     fast.save_pretrained(directory)
-    record(directory)
-    return directory
-
-
-def record(directory: Path) -> None:
     record_as_done(directory)
+    return directory
 
 
 def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tmp_path):
@@ -86,8 +81,8 @@ def test_a_prompt_beyond_the_context_is_refused(tmp_path):
 def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(tmp_path, monkeypatch):
     model = LlamaForCausalLM.from_pretrained(save(tmp_path / "model", 24))
     # The first to go changes: dense then pruned, pruned then dense.
-    timed_models = [(0.5, 2.0), (0.25, 1.0), (0.2, 1.0), (0.4, 2.0)]
-    seconds = iter([(9.0, 9.0)] * 2 + timed_models * 3)
+    times = [(0.5, 2.0), (0.25, 1.0), (0.2, 1.0), (0.4, 2.0)]
+    seconds = iter([(9.0, 9.0)] * 2 + times * 3)
     monkeypatch.setattr(latency, "_time_once", lambda *_: next(seconds))
     settings = LatencySettings(prompt_tokens=10, new_tokens=4, repeats=6)
     runs = latency.time_in_turn({"dense": model, "pruned": model}, settings)
@@ -140,8 +135,8 @@ def timed_on_a_gpu(monkeypatch, directories, size, placement="auto"):
     settings = LatencySettings(prompt_tokens=4, new_tokens=2, repeats=6)
     with monkeypatch.context() as patch, PretendDevices():
         pretend_gpus(patch, size * weights)
-        patch.setattr(timed_models, "resolve_device", lambda _: "cuda")
-        with Turns(directories, compute) as both:
+        patch.setattr(latency, "resolve_device", lambda _: "cuda")
+        with latency.Turns(directories, compute) as both:
 
             def time_once(model, prompt, new_tokens):
                 name = next(name for name, other in both.models.items() if other is model)
@@ -194,8 +189,8 @@ def test_a_model_that_does_not_fit_alone_is_streamed_and_a_warning_says_so(two, 
 def test_a_turn_that_fails_leaves_the_device_free(two, monkeypatch):
     with monkeypatch.context() as patch, PretendDevices():
         pretend_gpus(patch, 1e9)
-        patch.setattr(timed_models, "resolve_device", lambda _: "cuda")
-        both = Turns(two, ComputeSettings(placement="streamed", dtype="float32"))
+        patch.setattr(latency, "resolve_device", lambda _: "cuda")
+        both = latency.Turns(two, ComputeSettings(placement="streamed", dtype="float32"))
         with pytest.raises(ZeroDivisionError), both.turn("dense") as model:
             assert is_streamed(model)
             raise ZeroDivisionError
