@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from pruneflow.compute.placement import is_streamed, tensor_bytes
 from pruneflow.errors import InputError
@@ -18,39 +17,28 @@ from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 from tests.pretend_devices import PretendDevices, pretend_gpus
 from tests.round_records import record_as_done
 
-COMPUTE = ComputeSettings(device="cpu", dtype="float32")
-SETTINGS = LatencySettings(prompt_tokens=16, new_tokens=4, repeats=6)
+
+@pytest.fixture
+def save(tmp_path, tiny_model, tiny_tokenizer):
+    """Write a model directory with MLPs of some width, as a stage would."""
+
+    def write(name: str, width: int) -> Path:
+        model = tiny_model(vocab_size=400, intermediate_size=width, eos_token_id=None).float()
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        record_as_done(tmp_path / name)
+        return tmp_path / name
+
+    return write
 
 
-def save(directory: Path, width: int) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<eos>": 0, **{letter: number for number, letter in enumerate(alphabet, 1)}}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=16,
-        intermediate_size=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.4,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    fast.save_pretrained(directory)
-    record_as_done(directory)
-    return directory
+@pytest.fixture
+def two(save):
+    return {"dense": save("dense", 64), "pruned": save("pruned", 24)}
 
 
-def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tmp_path):
-    directory = save(tmp_path / "model", 24)
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tiny_model):
+    model = tiny_model()
     prompt = [1, 2, 3]
     with torch.no_grad():
         order = model(torch.tensor([prompt])).logits[0, -1].argsort(descending=True).tolist()
@@ -71,15 +59,17 @@ def test_answers_of_both_models_stand_side_by_side_and_one_that_does_not_load_ha
     assert [output.pruned for output in failed] == [None, None]
 
 
-def test_a_prompt_beyond_the_context_is_refused(tmp_path):
-    model = LlamaForCausalLM.from_pretrained(save(tmp_path / "model", 24))
+def test_a_prompt_beyond_the_context_is_refused(tiny_model):
+    model = tiny_model(max_position_embeddings=64)
     settings = LatencySettings(prompt_tokens=63, new_tokens=2)
     with pytest.raises(InputError, match="65, and the model's context is 64"):
         latency.time_in_turn({"dense": model, "pruned": model}, settings)
 
 
-def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(tmp_path, monkeypatch):
-    model = LlamaForCausalLM.from_pretrained(save(tmp_path / "model", 24))
+def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(
+    tiny_model, monkeypatch
+):
+    model = tiny_model()
     # The first to go changes: dense then pruned, pruned then dense.
     times = [(0.5, 2.0), (0.25, 1.0), (0.2, 1.0), (0.4, 2.0)]
     seconds = iter([(9.0, 9.0)] * 2 + times * 3)
@@ -151,11 +141,6 @@ def timed_on_a_gpu(monkeypatch, directories, size, placement="auto"):
     return both.placement, runs
 
 
-@pytest.fixture
-def two(tmp_path):
-    return {"dense": save(tmp_path / "dense", 64), "pruned": save(tmp_path / "pruned", 24)}
-
-
 def test_models_that_fit_the_gpu_together_stay_there(two, monkeypatch):
     placement, runs = timed_on_a_gpu(monkeypatch, two, size=2.3)
     assert placement == {"dense": "whole", "pruned": "whole"}
@@ -199,12 +184,13 @@ def test_a_turn_that_fails_leaves_the_device_free(two, monkeypatch):
 
 
 @pytest.mark.slow
-def test_measure_latency_of_two_models(tmp_path):
-    dense, pruned = save(tmp_path / "dense", 64), save(tmp_path / "pruned", 24)
-    result = latency.measure_latency(dense, pruned, SETTINGS, COMPUTE)
+def test_measure_latency_of_two_models(two):
+    settings = LatencySettings(prompt_tokens=16, new_tokens=4, repeats=6)
+    compute = ComputeSettings(device="cpu", dtype="float32")
+    result = latency.measure_latency(two["dense"], two["pruned"], settings, compute)
     assert result.reload.ok, result.reload.reason
     assert result.bytes.pruned.weights < result.bytes.dense.weights
-    # The dense model is 64 wide in the MLP, the pruned one 24, both 16 in attention.
+    # The dense model is 64 wide in the MLP, the pruned one 24, both 24 in attention.
     assert [warning.partition(" ")[0] for warning in result.warnings] == ["MLP", "attention"]
     for speed in (result.dense, result.pruned):
         for spread in (speed.prefill, speed.decode, speed.first_token):

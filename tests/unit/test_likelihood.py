@@ -164,15 +164,6 @@ def test_eager_attention_takes_the_mask_too(tiny_model, tiny_tokenizer, question
     assert plain_reach(model, 128) == 0
 
 
-def test_an_answer_does_not_depend_on_the_others(tiny_model, tiny_tokenizer, questions):
-    model = tiny_model().float()
-    requests = questions(model)
-    together = ask(ours(model, tiny_tokenizer, 512), requests)
-    for index in range(0, len(requests), 4):
-        alone = ask(ours(model, tiny_tokenizer, 512), [requests[index]])
-        assert_same([together[index]], alone)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_token_of_budget_is_lm_evals_batch_size_one(
     tiny_model, tiny_tokenizer, questions, passes, dtype
