@@ -45,7 +45,7 @@ class FreshProcess(Record):
     memory: Memory | None = Field(None, description="Peak memory; null if the process failed.")
 
 
-def reload_alone(directory: Path, dtype: str, device: str = "cpu") -> FreshProcess:
+def reload_isolated(directory: Path, dtype: str, device: str = "cpu") -> FreshProcess:
     """Load a model directory in a process that cannot import this project, and generate.
 
     Args:
@@ -54,13 +54,13 @@ def reload_alone(directory: Path, dtype: str, device: str = "cpu") -> FreshProce
         device: ``cpu``, or ``cuda`` to generate there as well and measure its memory too.
     """
     arguments = (str(directory.resolve()), dtype, str(RELOAD_TOKENS), device)
-    result = isolated(str(RELOAD.resolve()), *arguments)
+    result = run_isolated(str(RELOAD.resolve()), *arguments)
     if result.returncode != 0:
         return FreshProcess(problems=[_failure(result)])
     return FreshProcess.model_validate_json(result.stdout.splitlines()[-1])
 
 
-def task_to_ask(tasks: Iterable[str], questions_dir: Path) -> str:
+def lm_eval_task(tasks: Iterable[str], questions_dir: Path) -> str:
     """Return the first multiple-choice task, which needs no generation; else the first task.
 
     Raises:
@@ -110,7 +110,7 @@ def lm_eval_command(
     arguments += ["--limit", str(questions), "--batch_size", "1", "--device", device]
     with tempfile.TemporaryDirectory() as output:
         keep = ["--log_samples", "--output_path", output]
-        result = isolated("-c", LM_EVAL, *arguments, *keep, links=(directory, questions_dir))
+        result = run_isolated("-c", LM_EVAL, *arguments, *keep, links=(directory, questions_dir))
         answers: dict[str, Any] = {"metric": None, "accuracy": None, "correct": None}
         answers["questions"] = questions
         if result.returncode != 0:
@@ -178,7 +178,7 @@ def slow_widths(model: PreTrainedModel, multiple: int) -> list[str]:
     return warnings
 
 
-def isolated(*arguments: str, links: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
+def run_isolated(*arguments: str, links: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
     """Run Python in a fresh isolated process, offline, in an otherwise empty folder.
 
     Args:

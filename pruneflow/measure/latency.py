@@ -23,7 +23,7 @@ from pruneflow.compute.placement import (
 )
 from pruneflow.compute.ranks import own_gpus
 from pruneflow.errors import InputError
-from pruneflow.measure.deployment import FreshProcess, disk_usage, reload_alone, slow_widths
+from pruneflow.measure.deployment import FreshProcess, disk_usage, reload_isolated, slow_widths
 from pruneflow.measure.latency_record import (
     Deployment,
     DiskUsages,
@@ -68,7 +68,7 @@ def measure_latency(
     device, dtype = resolve_device(compute), resolve_dtype(compute, dense)
     directories = {"dense": dense, "pruned": pruned}
     alone = {
-        name: reload_alone(directory, dtype, device)
+        name: reload_isolated(directory, dtype, device)
         for name, directory in track(list(directories.items()), "reload")
     }
     if alone["dense"].problems:

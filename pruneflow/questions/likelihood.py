@@ -30,8 +30,8 @@ GENERATION = 4
 """Factor for batches in generation, which store fewer logits than a pass over questions."""
 
 
-class Question(NamedTuple):
-    """Requests with the same context: a question and the answers to choose from."""
+class QuestionRow(NamedTuple):
+    """Requests with the same context: a question and its answers, scored in one row."""
 
     context: list[int]
     answers: list[list[int]]
@@ -39,20 +39,20 @@ class Question(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens of its row: the last token of an answer is predicted but is no input."""
+        """Tokens of the row: the last token of an answer is predicted, not an input."""
         return len(self.context) + sum(len(answer) - 1 for answer in self.answers)
 
     @property
-    def reach(self) -> int:
-        """Tokens of the question with its longest answer alone."""
+    def longest(self) -> int:
+        """Tokens of the question with its longest answer only."""
         return len(self.context) + max(len(answer) for answer in self.answers) - 1
 
 
 class TokenBudgetLM(HFLM):
-    """lm-eval's wrapper of a loaded model, with batches by tokens and hardly any padding.
+    """lm-eval's wrapper of a loaded model, with batches by tokens and little padding.
 
     Log-likelihoods and generated texts are those of lm-eval (``softmax_dtype=float32``). Questions
-    whose row exceeds `batch_tokens`, or the model's `plain_reach`, are left to lm-eval, one by one.
+    that exceed `batch_tokens`, or the model's `max_row_tokens`, are left to lm-eval, one by one.
 
     Args:
         model: a causal language model on any device.
@@ -85,10 +85,10 @@ class TokenBudgetLM(HFLM):
         _check_lengths(requests, self.max_length)
         on_cpu = self.device.type == "cpu"
         budget = min(self._batch_tokens, CPU_TOKENS) if on_cpu else self._batch_tokens
-        reach = plain_reach(self.model, self.max_length)
+        limit = max_row_tokens(self.model, self.max_length)
 
-        def fits(question: Question) -> bool:
-            return question.reach <= reach and question.tokens <= self._batch_tokens
+        def fits(question: QuestionRow) -> bool:
+            return question.longest <= limit and question.tokens <= self._batch_tokens
 
         questions = by_context(requests)
         in_rows = [question for question in questions if fits(question)]
@@ -137,8 +137,8 @@ class TokenBudgetLM(HFLM):
         return texts
 
 
-def plain_reach(model: PreTrainedModel, max_length: int) -> int:
-    """Return the maximum length at which a row gives the same result as its answers one by one.
+def max_row_tokens(model: PreTrainedModel, max_length: int) -> int:
+    """Return up to how many tokens a question's row gives the same result as single requests.
 
     Beyond a sliding window, a token has other neighbours in a row than alone, and some rotary
     embeddings scale all positions once one exceeds the original training length. 0 if the attention
@@ -155,18 +155,18 @@ def plain_reach(model: PreTrainedModel, max_length: int) -> int:
     return min([max_length, *(limit for limit in limits if limit)])
 
 
-def by_context(requests: list[Request]) -> list[Question]:
+def by_context(requests: list[Request]) -> list[QuestionRow]:
     """Group requests by context, in the order of their first request."""
     indices: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, (_, context, _) in enumerate(requests):
         indices[tuple(context)].append(index)
     return [
-        Question(list(context), [requests[index][2] for index in group], group)
+        QuestionRow(list(context), [requests[index][2] for index in group], group)
         for context, group in indices.items()
     ]
 
 
-def score_rows(model: PreTrainedModel, questions: list[Question]) -> dict[int, Likelihood]:
+def score_rows(model: PreTrainedModel, questions: list[QuestionRow]) -> dict[int, Likelihood]:
     """Score all answers of some questions in one forward pass, with one row per question.
 
     A row is the question followed by each answer without its last token, padded on the right.

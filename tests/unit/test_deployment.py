@@ -117,12 +117,12 @@ def test_a_left_over_tensor_is_a_problem(tiny_model_directory):
 def test_the_fresh_process_fails_on_a_missing_tensor(tiny_model_directory):
     name = "model.layers.1.mlp.up_proj.weight"
     change(tiny_model_directory, lambda weights: weights.pop(name))
-    result = deployment.reload_alone(tiny_model_directory, "float32", "cpu")
+    result = deployment.reload_isolated(tiny_model_directory, "float32", "cpu")
     assert result.problems == [f"missing keys: {name}"]
 
 
 def test_a_process_that_dies_gives_its_last_line_as_reason(tmp_path):
-    result = deployment.reload_alone(tmp_path / "nothing", "float32", "cpu")
+    result = deployment.reload_isolated(tmp_path / "nothing", "float32", "cpu")
     (problem,) = result.problems
     assert "\n" not in problem
     assert result.memory is None
@@ -150,8 +150,8 @@ def attempts(forbid):
     ids=["reload", "lm_eval"],
 )
 def test_the_fresh_process_cannot_import_this_project(forbid):
-    assert "pruneflow" in json.loads(deployment.isolated("-c", attempts("")).stdout)
-    result = deployment.isolated("-c", attempts(forbid))
+    assert "pruneflow" in json.loads(deployment.run_isolated("-c", attempts("")).stdout)
+    result = deployment.run_isolated("-c", attempts(forbid))
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == []
 
@@ -160,7 +160,7 @@ def test_the_fresh_process_sees_the_linked_folders_and_no_token(project, monkeyp
     monkeypatch.setenv("HF_TOKEN", "secret")
     code = "import os; print(os.listdir(), os.listdir('data'), os.environ.get('HF_TOKEN'))"
     model = (project / "model").relative_to(project.parent)
-    result = deployment.isolated("-c", code, links=[model])
+    result = deployment.run_isolated("-c", code, links=[model])
     assert result.stdout.strip() == "['data'] ['model'] None"
     assert (project / "model/config.json").is_file()  # removing the folder follows no link
 
@@ -168,7 +168,7 @@ def test_the_fresh_process_sees_the_linked_folders_and_no_token(project, monkeyp
 def test_peak_memory_is_the_childs_own():
     """A child's ru_maxrss starts at what its parent held; ours must not."""
     ballast = torch.ones(100_000_000 // 4)
-    result = deployment.isolated(
+    result = deployment.run_isolated(
         "-c",
         "import runpy\n"
         f"print(runpy.run_path({str(deployment.RELOAD)!r}, run_name='reload')['peak_memory']())",
@@ -234,13 +234,13 @@ def test_a_likelihood_that_is_not_finite_is_a_problem(tmp_path, score):
     assert "no finite likelihood on question 1 of t" in written(tmp_path, ["-3", score])["reason"]
 
 
-def test_the_task_to_ask_is_the_first_with_choices(tmp_path):
+def test_the_lm_eval_task_is_the_first_with_choices(tmp_path):
     for name, kind in (("asdiv", "generate_until"), ("piqa", "multiple_choice")):
         (tmp_path / f"{name}.yaml").write_text(f"output_type: {kind}\n")
-    assert deployment.task_to_ask(["asdiv", "piqa"], tmp_path) == "piqa"
-    assert deployment.task_to_ask(["asdiv"], tmp_path) == "asdiv"
+    assert deployment.lm_eval_task(["asdiv", "piqa"], tmp_path) == "piqa"
+    assert deployment.lm_eval_task(["asdiv"], tmp_path) == "asdiv"
     with pytest.raises(DamagedArtifactError, match=r"boolq\.yaml is missing: run `dvc repro"):
-        deployment.task_to_ask(["boolq", "piqa"], tmp_path)
+        deployment.lm_eval_task(["boolq", "piqa"], tmp_path)
 
 
 def test_the_stage_asks_the_first_task_with_choices_and_keeps_the_answer(project, monkeypatch):
