@@ -208,7 +208,7 @@ class Turns:
         on_host = compute.model_copy(update={"device": "cpu", "placement": "whole"})
         may_be_whole = self._device == "cuda" and compute.placement in ("auto", "whole")
         for name, directory in directories.items():
-            model = load_model(directory, on_host)[0].eval()
+            model, _ = load_model(directory, on_host)
             if may_be_whole and not self.models:
                 self.together = self._has_room(2 * tensor_bytes(model))
             if self.together:
