@@ -40,7 +40,7 @@ from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 
 CONFIDENCE = 0.95
 
-ROOM = 0.9  # of a GPU's free memory, for weights, where only one sequence is processed
+ROOM = 0.9  # share of a GPU's free memory for weights; only one sequence is processed
 
 Turn = Callable[[str], AbstractContextManager[Any]]
 
@@ -204,7 +204,7 @@ class Turns:
         self.models: dict[str, PreTrainedModel] = {}
         self.together = self._device == "cpu"
         self.placement: dict[str, str] = {}
-        self._asked = dict.fromkeys(directories, compute)
+        self._compute = dict.fromkeys(directories, compute)
         on_host = compute.model_copy(update={"device": "cpu", "placement": "whole"})
         may_be_whole = self._device == "cuda" and compute.placement in ("auto", "whole")
         for name, directory in directories.items():
@@ -214,7 +214,7 @@ class Turns:
             if self.together:
                 place(model, self._device)
             elif may_be_whole and self._has_room(tensor_bytes(model)):
-                self._asked[name] = compute.model_copy(update={"placement": "whole"})
+                self._compute[name] = compute.model_copy(update={"placement": "whole"})
             self.models[name], self.placement[name] = model, placement_of(model)
 
     def _has_room(self, weights: int) -> bool:
@@ -236,7 +236,7 @@ class Turns:
         if self.together:
             yield model
             return
-        place_by_settings(model, self._asked[name], self._device)
+        place_by_settings(model, self._compute[name], self._device)
         self.placement[name] = placement_of(model)
         try:
             yield model

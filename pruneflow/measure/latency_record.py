@@ -72,7 +72,7 @@ class Memory(Record):
     before: int = Field(description="Before loading, on the CPU.")
     peak: int = Field(description="At its peak, on the CPU.")
     device_peak: int | None = Field(
-        description="Peak on the GPU; null without one, or where the model does not fit."
+        description="Peak on the GPU; null without one, or if the model does not fit."
     )
 
 
@@ -96,7 +96,7 @@ class SampleOutput(Record):
 
     prompt: str = Field(description="The prompt.")
     dense: str = Field(description="Continuation by the dense model.")
-    pruned: str | None = Field(description="By the pruned model; null where it does not load.")
+    pruned: str | None = Field(description="By the pruned model; null if it does not load.")
 
 
 class LmEvalRun(Record):

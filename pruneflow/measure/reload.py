@@ -44,12 +44,12 @@ def peak_memory() -> int:
 
 
 def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str, Any]:
-    """Load `directory` and greedily continue PROMPTS on the CPU; the first on a GPU, if asked for.
+    """Load `directory` and greedily continue PROMPTS on the CPU, and the first on a GPU `device`.
 
     Returns:
         ``prompt_ids`` and ``ids`` of the first continuation on the CPU; ``answers``: the
         continuation of each prompt; ``memory`` in bytes (``before`` loading and at its ``peak``;
-        ``device_peak`` on the GPU, None without one or where the model does not fit it); and
+        ``device_peak`` on the GPU, None without one or if the model does not fit); and
         ``problems``: missing, unexpected or mismatched keys, or an empty continuation.
     """
     import torch

@@ -53,7 +53,8 @@ class Target(Settings):
     def __str__(self) -> str:
         if self.ratio is not None:
             return f"ratio {self.ratio:g}"
-        return ", ".join(f"{value:,} {kind}" for kind, value in self._given().items())
+        ((kind, value),) = self._given().items()
+        return f"{value:,} {kind}"
 
 
 class PruningSettings(Settings):

@@ -55,7 +55,7 @@ def greedy(model, context, tokens):
 
 
 @pytest.fixture
-def questions(tiny_model):
+def questions():
     """Requests of ten questions with two to four answers of 1 to 6 tokens, out of order."""
 
     def make(model, longest=14, seed=0):
