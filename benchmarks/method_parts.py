@@ -101,52 +101,67 @@ def cut_layer_by_layer(
     return 1 - block_weights(model) / before
 
 
-def prune_globally(
-    layers: list[Layer], scores: dict[Kind, list[Tensor]], to_remove: int
-) -> dict[Kind, list[Tensor]]:
+def cut_units(layer: Layer, kind: Kind, keep: Tensor) -> None:
+    """Remove all other units of a layer in place; KV groups keep all their query heads."""
+    if kind == "neurons":
+        cut_neurons(layer, keep.cpu())
+    else:
+        cut_heads(layer, torch.arange(layer.heads).view(layer.kv_groups, -1)[keep.cpu()])
+
+
+def cut_globally(
+    model: PreTrainedModel,
+    ratio: float,
+    score: Callable[[Layer, Kind], Tensor],
+    cut: Callable[[Layer, Kind, Tensor], None] = cut_units,
+) -> float:
     """Remove the units with the lowest scores of all layers until enough weights are removed.
 
     Args:
-        layers: the blocks.
-        scores: per kind and layer, ``[units]`` on the CPU.
-        to_remove: number of weights.
+        model: pruned in place.
+        ratio: share of block weights to remove.
+        score: scores of a layer's units of one kind, ``[units]``.
+        cut: removes all units of a layer but those with the given indices.
 
     Returns:
-        Indices of the units to keep, ascending, per kind and layer.
+        The actual ratio.
 
     Raises:
-        InputError: the floors do not leave enough to remove.
+        InputError: the minimum widths do not leave enough to remove.
     """
-    weights = {
-        "neurons": [layer.neuron_weights for layer in layers],
-        "kv_groups": [layer.group_weights for layer in layers],
+    layers = layers_of(model)
+    before = block_weights(model)
+    to_remove = round(ratio * before)
+    spare = {("kv_groups", layer.index): layer.kv_groups - 1 for layer in layers} | {
+        ("neurons", layer.index): layer.neurons - math.ceil(NEURON_FLOOR * layer.neurons)
+        for layer in layers
     }
-    spare = {
-        "neurons": [layer.neurons - math.ceil(NEURON_FLOOR * layer.neurons) for layer in layers],
-        "kv_groups": [layer.kv_groups - 1 for layer in layers],
-    }
-    stays = {kind: [torch.ones(len(t), dtype=torch.bool) for t in scores[kind]] for kind in scores}
-    ranked = sorted(
-        (value, kind, index, unit)
-        for kind, tensors in scores.items()
-        for index, tensor in enumerate(tensors)
-        for unit, value in enumerate(tensor.tolist())
-    )
+    stays: dict[tuple[Kind, int], Tensor] = {}
+    ranked: list[tuple[float, Kind, int, int]] = []
+    for kind in KINDS:
+        for layer in layers:
+            scores = score(layer, kind).tolist()
+            stays[kind, layer.index] = torch.ones(len(scores), dtype=torch.bool)
+            ranked += [(value, kind, layer.index, unit) for unit, value in enumerate(scores)]
     removed = 0
-    for _, kind, index, unit in ranked:
+    for _, kind, index, unit in sorted(ranked):
         if removed >= to_remove:
             break
-        if spare[kind][index] == 0:
+        if spare[kind, index] == 0:
             continue
-        spare[kind][index] -= 1
-        stays[kind][index][unit] = False
-        removed += weights[kind][index]
+        spare[kind, index] -= 1
+        stays[kind, index][unit] = False
+        removed += unit_weights(layers[index], kind)
     if removed < to_remove:
         raise InputError(
             f"{to_remove:,} weights must be removed, but only {removed:,} are allowed: lower the "
             "ratio"
         )
-    return {kind: [t.nonzero().flatten() for t in stays[kind]] for kind in stays}
+    for layer in layers:
+        for kind in KINDS:
+            if not stays[kind, layer.index].all():
+                cut(layer, kind, stays[kind, layer.index].nonzero().flatten())
+    return 1 - block_weights(model) / before
 
 
 def best(scores: Tensor, keep: int) -> Tensor:
@@ -279,17 +294,14 @@ def units_of(layer: Layer, kind: Kind) -> int:
     return layer.neurons if kind == "neurons" else layer.kv_groups
 
 
+def unit_weights(layer: Layer, kind: Kind) -> int:
+    """Weights of one unit of a kind in a layer."""
+    return layer.neuron_weights if kind == "neurons" else layer.group_weights
+
+
 def columns_of(units: Tensor, columns: int) -> Tensor:
     """Channels of these units in order; each unit has `columns` consecutive channels."""
     return (units[:, None] * columns + torch.arange(columns, device=units.device)).flatten()
-
-
-def cut_units(layer: Layer, kind: Kind, keep: Tensor) -> None:
-    """Remove all other units of a layer in place; KV groups keep all their query heads."""
-    if kind == "neurons":
-        cut_neurons(layer, keep.cpu())
-    else:
-        cut_heads(layer, torch.arange(layer.heads).view(layer.kv_groups, -1)[keep.cpu()])
 
 
 def add_bias(linear: Any, bias: Tensor) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.method_parts import (
-    KINDS,
     Blocks,
     Choice,
     Kind,
@@ -25,16 +24,17 @@ from benchmarks.method_parts import (
     columns_of,
     consumer_moments,
     consumer_of,
+    cut_globally,
     cut_layer_by_layer,
     cut_uniformly,
     cut_units,
-    prune_globally,
     unit_sums,
+    unit_weights,
     units_of,
     weight_gradients,
 )
 from pruneflow.errors import InputError
-from pruneflow.models.structure import Layer, block_weights, layers_of, matrix
+from pruneflow.models.structure import Layer, layers_of, matrix
 
 RIDGE = 0.01
 
@@ -204,30 +204,23 @@ def prune_flap(
     the score of a KV group is the mean over its columns. One threshold for the complete model, with
     units counted by weights. Consumers get ``b += W mean(x)`` over the removed columns.
     """
-    layers = layers_of(model)
-    before = block_weights(model)
-    moments = consumer_moments(model, layers, blocks, batch_tokens)
-    scores: dict[Kind, list[Tensor]] = {kind: [] for kind in KINDS}
-    for layer in layers:
-        for kind in KINDS:
-            weight = matrix(consumer_of(layer, kind)).double()
-            columns = moments[kind, layer.index].variance * weight.square().sum(0)
-            columns = columns.square() if kind == "kv_groups" else columns
-            standard = (columns - columns.mean()) / columns.std().clamp_min(1e-300)
-            scores[kind].append(standard.view(units_of(layer, kind), -1).mean(1).cpu())
-    kept = prune_globally(layers, scores, round(ratio * before))
-    for layer in layers:
-        for kind in KINDS:
-            keep, consumer = kept[kind][layer.index], consumer_of(layer, kind)
-            mean = moments[kind, layer.index].mean
-            stays = columns_of(keep, len(mean) // units_of(layer, kind))
-            if len(stays) == len(mean):
-                continue
-            mean[stays] = 0
-            bias = matrix(consumer).double() @ mean
-            cut_units(layer, kind, keep)
-            add_bias(consumer, bias)
-    return 1 - block_weights(model) / before
+    moments = consumer_moments(model, layers_of(model), blocks, batch_tokens)
+
+    def score(layer: Layer, kind: Kind) -> Tensor:
+        weight = matrix(consumer_of(layer, kind)).double()
+        columns = moments[kind, layer.index].variance * weight.square().sum(0)
+        columns = columns.square() if kind == "kv_groups" else columns
+        standard = (columns - columns.mean()) / columns.std().clamp_min(1e-300)
+        return standard.view(units_of(layer, kind), -1).mean(1)
+
+    def cut(layer: Layer, kind: Kind, keep: Tensor) -> None:
+        consumer, mean = consumer_of(layer, kind), moments[kind, layer.index].mean
+        mean[columns_of(keep, len(mean) // units_of(layer, kind))] = 0
+        bias = matrix(consumer).double() @ mean
+        cut_units(layer, kind, keep)
+        add_bias(consumer, bias)
+
+    return cut_globally(model, ratio, score, cut)
 
 
 def prune_llm_pruner(
@@ -244,25 +237,16 @@ def prune_llm_pruner(
     loss on the calibration set. Units are ranked by these sums, as in the paper's code, which
     removes hardly any KV group; `per_weight` divides them by the number of weights.
     """
-    layers = layers_of(model)
-    before = block_weights(model)
-    gradients = weight_gradients(model, layers, blocks, batch_tokens)
+    gradients = weight_gradients(model, layers_of(model), blocks, batch_tokens)
 
     def taylor(linear: Any) -> Tensor:
         return (linear.weight.double() * gradients[linear]).abs()
 
-    scores: dict[Kind, list[Tensor]] = {
-        kind: [unit_sums(layer, kind, taylor) for layer in layers] for kind in KINDS
-    }
-    if per_weight:
-        for layer in layers:
-            scores["neurons"][layer.index] /= layer.neuron_weights
-            scores["kv_groups"][layer.index] /= layer.group_weights
-    kept = prune_globally(layers, scores, round(ratio * before))
-    for layer in layers:
-        for kind in kept:
-            cut_units(layer, kind, kept[kind][layer.index])
-    return 1 - block_weights(model) / before
+    def score(layer: Layer, kind: Kind) -> Tensor:
+        sums = unit_sums(layer, kind, taylor)
+        return sums / unit_weights(layer, kind) if per_weight else sums
+
+    return cut_globally(model, ratio, score)
 
 
 REIMPLEMENTED: dict[str, PruningMethod] = {

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.errors import InputError
 from pruneflow.progress import track
-from pruneflow.questions.likelihood import Question, batches_by_tokens, by_context, score_rows
+from pruneflow.questions.likelihood import QuestionRow, batches_by_tokens, by_context, score_rows
 
 DATA = Path(__file__).parent.parent.parent / "shared/data/zero-shot"
 TASKS = ("arc_easy", "piqa", "lambada_openai")
@@ -82,7 +82,7 @@ def _task(
         for item in items
         for answer in item.answers
     ]
-    questions: list[Question] = by_context(requests)
+    questions: list[QuestionRow] = by_context(requests)
     scores: dict[int, tuple[float, bool]] = {}
     batches = batches_by_tokens([question.tokens for question in questions], batch_tokens)
     for batch in track(batches, label):

@@ -236,13 +236,13 @@ def _evaluate(settings: PipelineSettings, directory: Path, out: Path, label: str
 
 def latency(settings: PipelineSettings) -> None:
     """Measure speed and memory, and load the model alone: data/reports/latency.json."""
-    from pruneflow.measure.deployment import lm_eval_command, task_to_ask
+    from pruneflow.measure.deployment import lm_eval_command, lm_eval_task
     from pruneflow.measure.latency import measure_latency
     from pruneflow.measure.latency_record import Latency
     from pruneflow.models.loading import resolve_device, resolve_dtype
 
     verify_manifest(QUESTIONS)
-    task = task_to_ask(settings.evaluation.tasks, QUESTIONS)
+    task = lm_eval_task(settings.evaluation.tasks, QUESTIONS)
     compute, asked = settings.compute, settings.latency.lm_eval_questions
     measured = measure_latency(CHECKPOINTS / DENSE, MODEL, settings.latency, compute)
     answers = lm_eval_command(

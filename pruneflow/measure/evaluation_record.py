@@ -1,4 +1,4 @@
-"""baseline.json and evaluation.json: everything a model is measured by on test text and tasks."""
+"""baseline.json and evaluation.json: measurements of a model on the test text and the tasks."""
 
 from typing import Literal
 
@@ -9,14 +9,14 @@ from pruneflow.records import DomainLoss, Record
 
 
 class EvaluatedModel(Sizes):
-    """Which model was evaluated, and its size."""
+    """The evaluated model and its size."""
 
-    digest: str = Field(description="Its model digest.")
+    digest: str = Field(description="Model digest.")
     delivered_digest: str | None = Field(
-        description="Digest of the round that it was recovered from; without recovery the same."
+        description="Digest of the round it was recovered from; the same without recovery."
     )
-    recovery: Recovery | None = Field(description="How it was recovered; null where it was not.")
-    bytes: int = Field(description="Bytes of its weight files.")
+    recovery: Recovery | None = Field(description="How it was recovered; null without recovery.")
+    bytes: int = Field(description="Bytes of the weight files.")
 
 
 class TaskQuestions(Record):
@@ -26,11 +26,11 @@ class TaskQuestions(Record):
         description="lm-eval's metric that counts as accuracy."
     )
     chance: float = Field(description="Accuracy of guessing.")
-    questions: int = Field(description="Questions asked.")
-    available: int = Field(description="Questions they were drawn from.")
-    seed: int = Field(description="Seed of that draw.")
+    questions: int = Field(description="Number of questions.")
+    available: int = Field(description="Number of questions they were sampled from.")
+    seed: int = Field(description="Seed of the sample.")
     output_type: str = Field(description="lm-eval's output type.")
-    shots: int = Field(description="Worked examples in a prompt.")
+    shots: int = Field(description="Few-shot examples in a prompt.")
     version: float = Field(description="Version of the task file.")
     template: str = Field(description="Template of the prompts.")
     prompt: str = Field(description="The first prompt in full.")
@@ -38,15 +38,15 @@ class TaskQuestions(Record):
 
 
 class TaskAnswers(TaskQuestions):
-    """How a model answered the questions of a task."""
+    """A model's answers to the questions of a task."""
 
-    acc: float | None = Field(None, description="Accuracy; null where the task has none.")
+    acc: float | None = Field(None, description="Accuracy; null if the task does not use it.")
     acc_norm: float | None = Field(
-        None, description="Accuracy with likelihoods divided by the length of the choice."
+        None, description="Accuracy with log-likelihoods divided by the length of the choice."
     )
     exact_match: float | None = Field(None, description="Share of generated answers that match.")
     correct: list[int] = Field(description="1 or 0 for each question, in the order of the file.")
-    answers: list[str] = Field([], description="The first answers, where the model writes them.")
+    answers: list[str] = Field([], description="The first generated answers.")
 
     @property
     def accuracy(self) -> float:
@@ -64,4 +64,4 @@ class Evaluation(Record):
     tokenizer: str = Field(description="Digest of the tokenizer.")
     held_out: str = Field(description="Digest of the held-out text.")
     questions: str = Field(description="Digest of questions and prompts.")
-    dtype: str = Field(description="Data type the model was run in.")
+    dtype: str = Field(description="Data type of the model.")

@@ -1,22 +1,29 @@
-"""Speed of dense and pruned model in turn, and memory and a reload test of each alone."""
+"""Speed of the dense and the pruned model, timed in turn; memory and reload test of each alone."""
 
 import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from scipy.stats import quantile_test
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pruneflow.compute.placement import (
+    free_memory,
+    place,
+    place_by_settings,
+    placement_of,
+    tensor_bytes,
+)
+from pruneflow.compute.ranks import own_gpus
 from pruneflow.errors import InputError
-from pruneflow.measure.deployment import FreshProcess, disk_usage, reload_alone, slow_widths
+from pruneflow.measure.deployment import FreshProcess, disk_usage, reload_isolated, slow_widths
 from pruneflow.measure.latency_record import (
     Deployment,
     DiskUsages,
@@ -27,12 +34,13 @@ from pruneflow.measure.latency_record import (
     SampleOutput,
     Speed,
 )
-from pruneflow.measure.timed_models import Turns
-from pruneflow.models.loading import resolve_device, resolve_dtype
+from pruneflow.models.loading import load_model, resolve_device, resolve_dtype
 from pruneflow.progress import track
 from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 
 CONFIDENCE = 0.95
+
+ROOM = 0.9  # share of a GPU's free memory for weights; only one sequence is processed
 
 Turn = Callable[[str], AbstractContextManager[Any]]
 
@@ -43,9 +51,9 @@ def measure_latency(
     """Time both models in turn, so that other load on the machine affects both alike.
 
     Each model is first loaded and run in a fresh process by plain transformers (see `reload.py`),
-    where its peak memory is measured: always on the CPU, and on a GPU where one is used and holds
-    it. Models that do not fit the GPU together are brought there in turn, and one that does not fit
-    it alone is spread or streamed, with a warning.
+    where its peak memory is measured: always on the CPU, and on a GPU if one is used and the model
+    fits. Models that do not fit on the GPU together are moved there in turn, and one that does not
+    fit alone is spread or streamed, with a warning.
 
     Args:
         dense: directory of the dense model.
@@ -54,20 +62,20 @@ def measure_latency(
         compute: device and data type.
 
     Raises:
-        InputError: a directory is no model, the dense one does not reload, or the prompt does not
-            fit the model's context.
+        InputError: a directory is not a model, the dense one does not reload, or the prompt does
+            not fit in the model's context.
     """
     device, dtype = resolve_device(compute), resolve_dtype(compute, dense)
     directories = {"dense": dense, "pruned": pruned}
     alone = {
-        name: reload_alone(directory, dtype, device)
+        name: reload_isolated(directory, dtype, device)
         for name, directory in track(list(directories.items()), "reload")
     }
-    if not alone["dense"].ok:
-        raise InputError(f"the dense model {dense} does not reload: {alone['dense'].reason}")
+    if alone["dense"].problems:
+        reason = "; ".join(alone["dense"].problems)
+        raise InputError(f"the dense model {dense} does not reload: {reason}")
     with Turns(directories, compute.model_copy(update={"dtype": dtype})) as turns:
         models = turns.models
-        _check_prompt(models["dense"], settings)
         with turns.turn("pruned") as model:
             alone["pruned"] = _confirm_first_token(model, alone["pruned"])
         runs = time_in_turn(models, settings, None if turns.together else turns.turn)
@@ -84,23 +92,17 @@ def measure_latency(
         **settings.model_dump(),
         bytes=DiskUsages(dense=disk_usage(dense), pruned=disk_usage(pruned)),
         memory=Memories(dense=alone["dense"].memory, pruned=reloaded.memory),
-        reload=Reload(ok=reloaded.ok, text=reloaded.text, reason=reloaded.reason),
+        reload=Reload(
+            ok=not reloaded.problems,
+            text=next(iter(reloaded.answers.values()), None),
+            reason="; ".join(reloaded.problems) or None,
+        ),
         answers=_sample_outputs(alone["dense"], reloaded),
         warnings=[
             *slow_widths(models["pruned"], settings.width_multiple),
             *_placement_warnings(placement),
         ],
     )
-
-
-def _check_prompt(model: PreTrainedModel, settings: LatencySettings) -> None:
-    needed = settings.prompt_tokens + settings.new_tokens
-    context = getattr(model.config, "max_position_embeddings", None) or needed
-    if needed > context:
-        raise InputError(
-            f"latency.prompt_tokens + latency.new_tokens are {needed}, and the model's context is "
-            f"{context}: lower them"
-        )
 
 
 def _placement_warnings(placement: Placement) -> list[str]:
@@ -117,24 +119,25 @@ def _placement_warnings(placement: Placement) -> list[str]:
 
 
 def _confirm_first_token(model: PreTrainedModel, alone: FreshProcess) -> FreshProcess:
-    """Fail the reload when it continues with a token that this process finds improbable.
+    """Fail the reload if its first token is improbable in this process.
 
-    Clean keys do not prove equal behaviour: a stale entry in config.json scrambles attention
-    without an error. Among the five most likely, not the most likely: ties may break either way.
+    Matching keys do not prove equal behaviour: a stale entry in config.json scrambles attention
+    without an error. The token must be among the five most likely, because ties may break either
+    way.
     """
-    if not alone.ok:
+    if alone.problems:
         return alone
     with torch.inference_mode():
         ids = torch.tensor([alone.prompt_ids], device=model.device)
         likeliest = model(input_ids=ids).logits[0, -1].float().topk(5).indices.tolist()
     if alone.ids[0] in likeliest:
         return alone
-    reason = "it continues with another token than the model in this process"
-    return replace(alone, ok=False, reason=reason)
+    problem = "it continues with another token than the model in this process"
+    return alone.model_copy(update={"problems": [problem]})
 
 
 def _sample_outputs(dense: FreshProcess, pruned: FreshProcess) -> list[SampleOutput]:
-    """Put both models' continuations of the same prompts side by side."""
+    """Pair both models' continuations of the same prompts."""
     return [
         SampleOutput(prompt=prompt, dense=text, pruned=pruned.answers.get(prompt))
         for prompt, text in dense.answers.items()
@@ -147,15 +150,21 @@ def time_in_turn(
     """Time every model once per repeat, in alternating order; the first repeat is not counted.
 
     Args:
-        models: by name; where they are timed, unless there is a `turn`.
+        models: by name; on the device where they are timed, unless `turn` is given.
         settings: prompt length, decoded tokens, repeats.
-        turn: brings the model of a name to where it is timed, for so long. There every run is
+        turn: context manager that moves a model to the device for its turn. Every run is then
             preceded by one that is not counted, because memory is allocated again.
     """
-    some = models["dense"]
-    _check_prompt(some, settings)
+    config = models["dense"].config
+    needed = settings.prompt_tokens + settings.new_tokens
+    context = getattr(config, "max_position_embeddings", None) or needed
+    if needed > context:
+        raise InputError(
+            f"latency.prompt_tokens + latency.new_tokens are {needed}, and the model's context is "
+            f"{context}: lower them"
+        )
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(some.config.vocab_size, (1, settings.prompt_tokens), generator=generator)
+    prompt = torch.randint(config.vocab_size, (1, settings.prompt_tokens), generator=generator)
     runs: dict[str, dict[str, list[float]]] = {
         name: {"prefill": [], "decode": [], "first_token": []} for name in models
     }
@@ -175,10 +184,70 @@ def time_in_turn(
     return runs
 
 
-def _time_once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Return the seconds to the first token after `prompt`, and those of `new_tokens` more.
+class Turns:
+    """Models to time in turn: together on the device if twice the first fits, else one at a time.
 
-    Greedy, with a key-value cache, batch 1. Reading the token waits for the device.
+    Leaving ``with Turns(...) as turns`` frees the device.
+
+    Args:
+        directories: model directories by name; the first model is the largest.
+        compute: device, data type and placement. With `auto`, a model that fits is `whole`.
+
+    Attributes:
+        models: by name, in evaluation mode; on the CPU outside their turns, unless `together`.
+        together: whether all models stay on the device.
+        placement: by name, where each was timed: ``whole``, ``spread`` or ``streamed``.
+    """
+
+    def __init__(self, directories: dict[str, Path], compute: ComputeSettings) -> None:
+        self._device = resolve_device(compute)
+        self.models: dict[str, PreTrainedModel] = {}
+        self.together = self._device == "cpu"
+        self.placement: dict[str, str] = {}
+        self._compute = dict.fromkeys(directories, compute)
+        on_host = compute.model_copy(update={"device": "cpu", "placement": "whole"})
+        may_be_whole = self._device == "cuda" and compute.placement in ("auto", "whole")
+        for name, directory in directories.items():
+            model, _ = load_model(directory, on_host)
+            if may_be_whole and not self.models:
+                self.together = self._has_room(2 * tensor_bytes(model))
+            if self.together:
+                place(model, self._device)
+            elif may_be_whole and self._has_room(tensor_bytes(model)):
+                self._compute[name] = compute.model_copy(update={"placement": "whole"})
+            self.models[name], self.placement[name] = model, placement_of(model)
+
+    def _has_room(self, weights: int) -> bool:
+        return weights <= ROOM * free_memory(own_gpus()[0])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        if self._device == "cuda":
+            for model in self.models.values():
+                place(model, "cpu")
+            free_memory(own_gpus()[0])
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[PreTrainedModel]:
+        """Yield a model on the device."""
+        model = self.models[name]
+        if self.together:
+            yield model
+            return
+        place_by_settings(model, self._compute[name], self._device)
+        self.placement[name] = placement_of(model)
+        try:
+            yield model
+        finally:
+            place(model, "cpu")
+
+
+def _time_once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Return the seconds to the first token after `prompt`, and for `new_tokens` more.
+
+    Greedy decoding with a key-value cache, batch size 1. Reading a token waits for the device.
     """
     with torch.inference_mode():
         start = time.perf_counter()
@@ -195,12 +264,10 @@ def _time_once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple
 
 
 def _with_interval(values: Sequence[float]) -> Median:
-    """Median, its exact 95 % interval, and the extremes.
+    """Return the median, its exact 95 % interval, and the extremes.
 
-    The interval's ends are two of the sorted values: the population median is below
-    the k-th with the probability that fewer than k heads fall in as many tosses of a coin, whatever
-    the distribution (W. J. Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2).
-    Fewer than 6 values give no interval.
+    The ends of the interval are order statistics (W. J. Conover, Practical Nonparametric
+    Statistics, 3rd ed., section 3.2). Fewer than 6 values give no interval.
     """
     ends = quantile_test(values, p=0.5).confidence_interval(CONFIDENCE)
     low, high = (float(end) if math.isfinite(end) else None for end in ends)
@@ -220,8 +287,8 @@ def _speed(runs: dict[str, list[float]]) -> Speed:
 def speedups(runs: dict[str, dict[str, list[float]]]) -> Speed:
     """Compare the two models repeat by repeat; above 1 the pruned model is faster."""
     ratios = {}
-    for measure in runs["dense"]:
-        pairs = list(zip(runs["dense"][measure], runs["pruned"][measure], strict=True))
+    for measure, of_dense in runs["dense"].items():
+        pairs = zip(of_dense, runs["pruned"][measure], strict=True)
         seconds = measure == "first_token"
         ratios[measure] = [dense / pruned if seconds else pruned / dense for dense, pruned in pairs]
     return _speed(ratios)

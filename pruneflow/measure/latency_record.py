@@ -14,8 +14,8 @@ class Median(TypedDict):
     median: Annotated[float, Field(description="The median.")]
     low: Annotated[float | None, Field(description="Lower end of its 95 % interval.")]
     high: Annotated[float | None, Field(description="Upper end of its 95 % interval.")]
-    min: Annotated[float, Field(description="The least.")]
-    max: Annotated[float, Field(description="The most.")]
+    min: Annotated[float, Field(description="The minimum.")]
+    max: Annotated[float, Field(description="The maximum.")]
 
 
 class Speed(Record):
@@ -27,10 +27,10 @@ class Speed(Record):
 
 
 class Placement(Record):
-    """Where both models were while they were timed."""
+    """Placement of the weights of both models while they were timed."""
 
     dense: str = Field(description="`whole`, `spread` or `streamed`.")
-    pruned: str = Field(description="The same of the pruned model.")
+    pruned: str = Field(description="The same for the pruned model.")
 
 
 class Timing(Record):
@@ -41,9 +41,9 @@ class Timing(Record):
     speedup: Speed = Field(description="Paired ratios; above 1 the pruned model is faster.")
     placement: Placement = Field(description="Where the weights were.")
     device: str = Field(description="Name of the GPU, or `cpu`.")
-    machine: str = Field(description="Processor architecture.")
-    threads: int = Field(description="Threads of torch.")
-    dtype: str = Field(description="Data type of the models.")
+    machine: str = Field(description="CPU architecture.")
+    threads: int = Field(description="Number of torch threads.")
+    dtype: str = Field(description="Data type of the weights.")
     prompt_tokens: int = Field(description="latency.prompt_tokens.")
     new_tokens: int = Field(description="latency.new_tokens.")
     repeats: int = Field(description="latency.repeats.")
@@ -54,9 +54,9 @@ class Timing(Record):
 class DiskUsage(Record):
     """Bytes on disk of a model directory."""
 
-    total: int = Field(description="All files but round.json.")
+    total: int = Field(description="All files except round.json.")
     weights: int = Field(description="Weight files.")
-    files: dict[str, int] = Field(description="Each file.")
+    files: dict[str, int] = Field(description="By file.")
 
 
 class DiskUsages(Record):
@@ -72,7 +72,7 @@ class Memory(Record):
     before: int = Field(description="Before loading, on the CPU.")
     peak: int = Field(description="At its peak, on the CPU.")
     device_peak: int | None = Field(
-        description="Peak on the GPU; null without one, or where the model does not fit."
+        description="Peak on the GPU; null without one, or if the model does not fit."
     )
 
 
@@ -96,29 +96,29 @@ class SampleOutput(Record):
 
     prompt: str = Field(description="The prompt.")
     dense: str = Field(description="Continuation by the dense model.")
-    pruned: str | None = Field(description="By the pruned model; null where it does not load.")
+    pruned: str | None = Field(description="By the pruned model; null if it does not load.")
 
 
 class LmEvalRun(Record):
     """lm-eval's own command on the pruned model's directory."""
 
-    ok: bool = Field(description="Whether it ended well.")
-    reason: str | None = Field(description="Why it did not.")
+    ok: bool = Field(description="Whether it succeeded.")
+    reason: str | None = Field(description="Why it failed.")
     command: str = Field(description="The command.")
     task: str = Field(description="The task.")
-    questions: int = Field(description="Questions asked.")
+    questions: int = Field(description="Number of questions.")
     metric: str | None = Field(description="Its metric.")
-    accuracy: float | None = Field(description="What lm-eval gives.")
+    accuracy: float | None = Field(description="Accuracy that lm-eval reports.")
 
 
 class LmEvalAnswers(LmEvalRun):
-    """The same with every answer."""
+    """lm-eval's own command on the pruned model's directory, with every answer."""
 
     correct: list[int] | None = Field(description="1 or 0 for each question, in order.")
 
 
 class Deployment(Timing):
-    """What is measured of both models but for lm-eval's command."""
+    """Measurements of both models, except lm-eval's command."""
 
     bytes: DiskUsages = Field(description="Bytes on disk.")
     memory: Memories = Field(description="Peak memory.")

@@ -1,7 +1,8 @@
 """Perplexity of a causal language model, domain by domain, on windows of packed tokens."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from pruneflow.records import DomainLoss
 
 
 class NonFiniteLossError(InputError):
-    """A model gives NaN or infinity where a loss belongs."""
+    """A model's loss is NaN or infinite."""
 
 
 def perplexity_by_domain(
@@ -23,22 +24,62 @@ def perplexity_by_domain(
     batch_tokens: int,
     label: str,
 ) -> dict[str, DomainLoss]:
-    """Score every window alone and sum over each domain.
+    """Score every window independently and sum over each domain.
 
     Args:
         model: a causal language model on any device.
         blocks: windows of token ids by domain, each ``[windows, T]`` without padding.
-        batch_tokens: tokens in one forward pass, at most (at least one window is taken).
-        label: names the work on the progress bar.
+        batch_tokens: maximum tokens in one forward pass (at least one window).
+        label: name on the progress bar.
 
     Returns:
-        For each domain the summed negative log-likelihood of tokens 2..T of each window, in all
-        and by window, the number of tokens behind it, and the perplexity. Log-softmax is float32,
-        sums are float64.
+        For each domain the negative log-likelihood of tokens 2..T of each window, summed over all
+        and by window, the number of these tokens, and the perplexity. Log-softmax is float32, sums
+        are float64.
 
     Raises:
         InputError: a domain has no windows.
         NonFiniteLossError: the model gives no finite loss on a domain.
+    """
+    losses: dict[str, list[float]] = {domain: [] for domain in blocks}
+    with torch.inference_mode(), evaluating(model):
+        for domain, batch in track(window_batches(blocks, batch_tokens), label):
+            batch_losses = _window_losses(model, batch)
+            if not all(math.isfinite(loss) for loss in batch_losses):
+                raise NonFiniteLossError(
+                    f"the model gives no finite loss on {domain}: its weights are damaged, or it "
+                    "was pruned too far; try a lower ratio or compute.dtype float32"
+                )
+            losses[domain] += batch_losses
+    scored: dict[str, DomainLoss] = {}
+    for domain, windows in blocks.items():
+        nll, tokens = math.fsum(losses[domain]), windows[:, 1:].numel()
+        perplexity = finite_perplexity(domain, nll / tokens)
+        scored[domain] = {
+            "nll": nll,
+            "tokens": tokens,
+            "perplexity": perplexity,
+            "windows": losses[domain],
+        }
+    return scored
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Set a model to evaluation mode, and restore its mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def window_batches(blocks: Mapping[str, Tensor], batch_tokens: int) -> list[tuple[str, Tensor]]:
+    """Split the windows of every domain into batches of at most `batch_tokens` tokens.
+
+    Raises:
+        InputError: a domain has no windows.
     """
     for domain, windows in blocks.items():
         if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
@@ -46,30 +87,25 @@ def perplexity_by_domain(
                 f"domain {domain} has no windows to score (shape {list(windows.shape)}): "
                 "give it more text"
             )
-    batches = [
+    return [
         (domain, batch)
         for domain, windows in blocks.items()
         for batch in windows.split(max(1, batch_tokens // windows.shape[1]))
     ]
-    losses: dict[str, list[float]] = {domain: [] for domain in blocks}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for domain, batch in track(batches, label):
-                batch_losses = _window_losses(model, batch)
-                if not all(math.isfinite(loss) for loss in batch_losses):
-                    raise NonFiniteLossError(
-                        f"the model gives no finite loss on {domain}: its weights are damaged, or "
-                        "it was pruned too far; try a lower ratio or compute.dtype float32"
-                    )
-                losses[domain] += batch_losses
-    finally:
-        model.train(was_training)
-    return {
-        domain: _domain_loss(domain, losses[domain], windows.shape[0] * (windows.shape[1] - 1))
-        for domain, windows in blocks.items()
-    }
+
+
+def finite_perplexity(domain: str, mean_loss: float) -> float:
+    """Return the perplexity for a mean loss in nats per token.
+
+    Raises:
+        NonFiniteLossError: it would overflow.
+    """
+    if mean_loss > 700:  # a uniform guess over a million words has a mean of 14
+        raise NonFiniteLossError(
+            f"the model gives no finite perplexity on {domain} (mean loss {mean_loss:.0f}): "
+            "its weights are damaged, or it was pruned too far; try a lower ratio"
+        )
+    return math.exp(mean_loss)
 
 
 def with_bytes(
@@ -84,9 +120,9 @@ def with_bytes(
     how the tokenizer cuts the text.
 
     Args:
-        losses: what `perplexity_by_domain` gives for `blocks`.
+        losses: the result of `perplexity_by_domain` for `blocks`.
         blocks: windows of token ids by domain, each ``[windows, T]``.
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
     """
     scored = {domain: blocks[domain][:, 1:].flatten().tolist() for domain in losses}
     lengths = bytes_by_token(tokenizer, {token for ids in scored.values() for token in ids})
@@ -100,9 +136,9 @@ def with_bytes(
 
 
 def bytes_by_token(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, int]:
-    """Return how many UTF-8 bytes of text each token id stands for; special tokens for none.
+    """Return the number of UTF-8 bytes of text of each token id; 0 for special tokens.
 
-    A token may end inside a character, so that decoding it alone would not do: in a byte-level
+    A token may end inside a character, so decoding it alone does not work: in a byte-level
     vocabulary (GPT-2's) each letter of a token's name is a byte; elsewhere (SentencePiece) the
     name is the text with U+2581 for a space, or ``<0xE4>`` for a byte.
     """
@@ -130,19 +166,8 @@ def _window_losses(model: PreTrainedModel, batch: Tensor) -> list[float]:
     """Return the summed negative log-likelihood of tokens 2..T of each row of `batch`."""
     ids = batch.to(device=model.device, dtype=torch.long)
     logits = model(input_ids=ids, use_cache=False).logits
-    # Row by row: a float32 copy of all logits at once would be the largest thing in memory.
+    # Row by row: a float32 copy of all logits at once would dominate memory.
     return [
         float(cross_entropy(row[:-1].float(), targets[1:], reduction="none").double().sum())
         for row, targets in zip(logits, ids, strict=True)
     ]
-
-
-def _domain_loss(domain: str, windows: list[float], tokens: int) -> DomainLoss:
-    nll = math.fsum(windows)
-    mean = nll / tokens
-    if mean > 700:  # exp would overflow; a uniform guess over a million words has a mean of 14
-        raise NonFiniteLossError(
-            f"the model gives no finite perplexity on {domain} (mean loss {mean:.0f}): "
-            "its weights are damaged, or it was pruned too far; try a lower ratio"
-        )
-    return {"nll": nll, "tokens": tokens, "perplexity": math.exp(mean), "windows": windows}

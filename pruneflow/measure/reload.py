@@ -21,16 +21,16 @@ PROJECT = ("pruneflow", "flows", "tasks")
 
 
 def forbid_project() -> None:
-    """Make every import of this project fail, even where it is installed next to transformers."""
+    """Make every import of this project fail, even if it is installed next to transformers."""
     for name in PROJECT:
         sys.modules[name] = None  # type: ignore[assignment]
 
 
 def peak_memory() -> int:
-    """Return the most bytes of memory this process has held so far.
+    """Return the peak memory of this process in bytes.
 
-    Linux keeps it in VmHWM, which restarts with each program. ``ru_maxrss`` does not: there a child
-    starts from the memory of its parent. It is used where there is no VmHWM.
+    Linux keeps it in VmHWM, which restarts with each program. ``ru_maxrss``, used elsewhere, does
+    not: a child starts from the memory of its parent.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -44,13 +44,13 @@ def peak_memory() -> int:
 
 
 def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str, Any]:
-    """Load `directory` and greedily continue PROMPTS on the CPU; the first on a GPU, if asked for.
+    """Load `directory` and greedily continue PROMPTS on the CPU, and the first on a GPU `device`.
 
     Returns:
-        ``text``, ``prompt_ids`` and ``ids`` of the first continuation on the CPU; ``answers``: each
-        ``prompt`` and the ``text`` that follows it; ``memory`` in bytes (``before`` loading and at
-        its ``peak``; ``device_peak`` on the GPU, None without one or where the model does not fit
-        it); and ``problems``: keys that were missing, left over, or of the wrong shape.
+        ``prompt_ids`` and ``ids`` of the first continuation on the CPU; ``answers``: the
+        continuation of each prompt; ``memory`` in bytes (``before`` loading and at its ``peak``;
+        ``device_peak`` on the GPU, None without one or if the model does not fit); and
+        ``problems``: missing, unexpected or mismatched keys, or an empty continuation.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -80,6 +80,8 @@ def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str
         ].tolist()
         for prompt in prompts
     ]
+    if not written[0]:
+        problems.append("it generated nothing")
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
     peak, device_peak = peak_memory(), None
     if device == "cuda":
@@ -87,16 +89,11 @@ def reload(directory: str, dtype: str, new_tokens: int, device: str) -> dict[str
             first = prompts[0].to(device)
             model.to(device).generate(**first, max_new_tokens=new_tokens, do_sample=False)
             device_peak = torch.cuda.max_memory_allocated()
-        except (
-            RuntimeError
-        ) as error:  # of more than one class, where the GPU is full from the start
+        except RuntimeError as error:  # of several classes if the GPU is full from the start
             if "out of memory" not in str(error):
                 raise
     return {
-        "text": texts[0],
-        "answers": [
-            {"prompt": prompt, "text": text} for prompt, text in zip(PROMPTS, texts, strict=True)
-        ],
+        "answers": dict(zip(PROMPTS, texts, strict=True)),
         "prompt_ids": prompt_ids,
         "ids": written[0],
         "memory": {"before": before, "peak": peak, "device_peak": device_peak},

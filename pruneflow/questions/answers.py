@@ -14,9 +14,9 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.artifacts import verify_manifest
-from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.errors import InputError
 from pruneflow.questions.likelihood import TokenBudgetLM
-from pruneflow.questions.task_files import METRICS, TaskFile, quiet, read_questions, read_task
+from pruneflow.questions.task_files import METRICS, TaskFile, quiet, read_task
 
 Sample = dict[str, Any]
 SHOWN_ANSWERS = 5
@@ -34,25 +34,19 @@ def answer_questions(
     Args:
         model: a causal language model on any device.
         tokenizer: its tokenizer.
-        questions_dir: folder of the stage questions: ``TASK.yaml``, ``TASK.jsonl`` and a manifest.
+        questions_dir: folder that the stage questions has written.
         batch_tokens: maximum tokens in one forward pass, padding included.
         label: name on the progress bar.
 
     Returns:
-        For each task: its accuracies (of ``acc``, ``acc_norm`` and ``exact_match``) and which of
-        them is the ``metric``; whether each question was answered ``correct`` (1 or 0, in the order
-        of the file); the number of ``questions``, of those ``available`` and the sampling ``seed``;
-        the ``chance`` level (see `chance_level`); ``output_type``, ``shots`` (few-shot examples),
-        the task's ``version``, the prompt ``template`` and the complete first ``prompt``;
-        ``digest``, the sha256 of task file and questions; and the first ``answers`` of generative
-        tasks.
+        For each task the fields of `TaskAnswers`, without those that do not apply.
 
     Raises:
         DamagedArtifactError: a file does not match the manifest.
-        InputError: a task or question file is malformed, or a log-likelihood is not finite.
+        InputError: a prompt cannot be rendered, or a log-likelihood is not finite.
     """
     manifest = verify_manifest(questions_dir)
-    tasks = _read_tasks(questions_dir, manifest)
+    tasks = {name: read_task(questions_dir / f"{name}.yaml") for name in sorted(manifest["tasks"])}
     configs = [
         {
             **task.model_dump(mode="json", exclude_unset=True, exclude_none=True),
@@ -103,16 +97,6 @@ def chance_level(stated: float, choices: list[list[str]], labels: list[int]) -> 
         return stated
     ((_, most),) = Counter(labels).most_common(1)
     return max(stated, most / len(labels))
-
-
-def _read_tasks(questions_dir: Path, manifest: dict[str, Any]) -> dict[str, TaskFile]:
-    names = sorted(manifest.get("tasks") or {})
-    if not names or "seed" not in manifest:
-        raise DamagedArtifactError(f"{questions_dir} has no tasks: run the stage questions again")
-    tasks = {name: read_task(questions_dir / f"{name}.yaml") for name in names}
-    for name, task in tasks.items():
-        read_questions(questions_dir / f"{name}.jsonl", task)
-    return tasks
 
 
 def _ask(

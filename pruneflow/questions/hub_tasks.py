@@ -193,7 +193,9 @@ def _task_file(name: str, task: ConfigurableTask) -> TaskFile:
             "metric": metric,
             "chance": 0.0,
             "shots": config.num_fewshot or 0,
-            "template": template if isinstance(template, str) else _python_name(template),
+            "template": template
+            if isinstance(template, str)
+            else f"{template.__module__}.{template.__name__}",
         },
     }
     if choices:
@@ -204,10 +206,6 @@ def _task_file(name: str, task: ConfigurableTask) -> TaskFile:
         generation["until"] = [until] if isinstance(until, str) else until
         values |= {"generation_kwargs": generation, "filter_list": config.filter_list}
     return check(TaskFile, values, f"lm-eval's task {name} cannot be frozen")
-
-
-def _python_name(template: Any) -> str:
-    return f"{getattr(template, '__module__', '')}.{getattr(template, '__name__', template)}"
 
 
 def _choices(task: ConfigurableTask, doc: Any, instances: list[Instance]) -> Question:

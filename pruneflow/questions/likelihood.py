@@ -10,8 +10,7 @@ by one like lm-eval with batch size 1, gives identical bits.
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import torch
 from lm_eval.api.instance import Instance
@@ -31,8 +30,8 @@ GENERATION = 4
 """Factor for batches in generation, which store fewer logits than a pass over questions."""
 
 
-class Question(NamedTuple):
-    """Requests with the same context: a question and the answers to choose from."""
+class QuestionRow(NamedTuple):
+    """Requests with the same context: a question and its answers, scored in one row."""
 
     context: list[int]
     answers: list[list[int]]
@@ -40,20 +39,20 @@ class Question(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens of its row: the last token of an answer is predicted but is no input."""
+        """Tokens of the row: the last token of an answer is predicted, not an input."""
         return len(self.context) + sum(len(answer) - 1 for answer in self.answers)
 
     @property
-    def reach(self) -> int:
-        """Tokens of the question with its longest answer alone."""
+    def longest(self) -> int:
+        """Tokens of the question with its longest answer only."""
         return len(self.context) + max(len(answer) for answer in self.answers) - 1
 
 
 class TokenBudgetLM(HFLM):
-    """lm-eval's wrapper of a loaded model, with batches by tokens and hardly any padding.
+    """lm-eval's wrapper of a loaded model, with batches by tokens and little padding.
 
     Log-likelihoods and generated texts are those of lm-eval (``softmax_dtype=float32``). Questions
-    whose row exceeds `batch_tokens`, or the model's `plain_reach`, are left to lm-eval.
+    that exceed `batch_tokens`, or the model's `max_row_tokens`, are left to lm-eval, one by one.
 
     Args:
         model: a causal language model on any device.
@@ -86,39 +85,29 @@ class TokenBudgetLM(HFLM):
         _check_lengths(requests, self.max_length)
         on_cpu = self.device.type == "cpu"
         budget = min(self._batch_tokens, CPU_TOKENS) if on_cpu else self._batch_tokens
-        reach = plain_reach(self.model, self.max_length)
-        in_rows: list[Question] = []
-        others: list[Question] = []
-        for question in by_context(requests):
-            fits = question.reach <= reach and question.tokens <= self._batch_tokens
-            (in_rows if fits else others).append(question)
-        found: dict[int, Likelihood] = {}
+        limit = max_row_tokens(self.model, self.max_length)
 
-        def score_in_rows(questions: list[Question]) -> None:
-            found.update(score_rows(self.model, questions))
+        def fits(question: QuestionRow) -> bool:
+            return question.longest <= limit and question.tokens <= self._batch_tokens
 
-        def score_by_lm_eval(passes: list[list[int]]) -> None:
-            indices = [index for one in passes for index in one]
-            self.batch_size_per_gpu = len(passes)
-            scored = super(TokenBudgetLM, self)._loglikelihood_tokens(
-                [requests[index] for index in indices], disable_tqdm=True
-            )
-            found.update(zip(indices, scored, strict=True))
-
-        work: list[tuple[Callable[[Any], None], list[Any]]] = [
-            (score_in_rows, [in_rows[index] for index in batch])
-            for batch in batches_by_tokens([one.tokens for one in in_rows], budget)
+        questions = by_context(requests)
+        in_rows = [question for question in questions if fits(question)]
+        batches = [
+            [in_rows[index] for index in batch]
+            for batch in batches_by_tokens([question.tokens for question in in_rows], budget)
         ]
-        # Not in one batch: too long a row would change the rotary positions of all others.
-        for passes in _single_passes(requests, others, reach):
-            lengths = [_length(requests[first]) for first, *_ in passes]
-            work += [
-                (score_by_lm_eval, [passes[index] for index in batch])
-                for batch in batches_by_tokens(lengths, budget)
-            ]
+        batches += [[question] for question in questions if not fits(question)]
+        found: dict[int, Likelihood] = {}
         with contextlib.redirect_stderr(self._terminal):
-            for compute, batch in track(work, self._label):
-                compute(batch)
+            for batch in track(batches, self._label):
+                if fits(batch[0]):
+                    found.update(score_rows(self.model, batch))
+                    continue
+                self.batch_size_per_gpu = 1  # `generate_until` changes it
+                indices = batch[0].requests
+                of_question = [requests[index] for index in indices]
+                scored = super()._loglikelihood_tokens(of_question, disable_tqdm=True)
+                found.update(zip(indices, scored, strict=True))
         return [found[index] for index in range(len(requests))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -148,8 +137,8 @@ class TokenBudgetLM(HFLM):
         return texts
 
 
-def plain_reach(model: PreTrainedModel, max_length: int) -> int:
-    """Return the maximum length at which a row gives the same result as its answers one by one.
+def max_row_tokens(model: PreTrainedModel, max_length: int) -> int:
+    """Return up to how many tokens a question's row gives the same result as single requests.
 
     Beyond a sliding window, a token has other neighbours in a row than alone, and some rotary
     embeddings scale all positions once one exceeds the original training length. 0 if the attention
@@ -166,18 +155,18 @@ def plain_reach(model: PreTrainedModel, max_length: int) -> int:
     return min([max_length, *(limit for limit in limits if limit)])
 
 
-def by_context(requests: list[Request]) -> list[Question]:
+def by_context(requests: list[Request]) -> list[QuestionRow]:
     """Group requests by context, in the order of their first request."""
     indices: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, (_, context, _) in enumerate(requests):
         indices[tuple(context)].append(index)
     return [
-        Question(list(context), [requests[index][2] for index in group], group)
+        QuestionRow(list(context), [requests[index][2] for index in group], group)
         for context, group in indices.items()
     ]
 
 
-def score_rows(model: PreTrainedModel, questions: list[Question]) -> dict[int, Likelihood]:
+def score_rows(model: PreTrainedModel, questions: list[QuestionRow]) -> dict[int, Likelihood]:
     """Score all answers of some questions in one forward pass, with one row per question.
 
     A row is the question followed by each answer without its last token, padded on the right.
@@ -243,30 +232,6 @@ def _mask(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     query, key = parts[:, None, :, None], parts[:, None, None, :]
     seen = ((key == 0) | (query == key)) & torch.ones(length, length, dtype=torch.bool).tril()
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-
-
-def _length(request: Request) -> int:
-    """Tokens of a request alone."""
-    _, context, answer = request
-    return len(context) + len(answer) - 1
-
-
-def _single_passes(
-    requests: list[Request], questions: list[Question], reach: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Group requests that lm-eval computes as one row: they differ only in the last token.
-
-    Returns:
-        The groups up to `reach` tokens, and the longer ones.
-    """
-    rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for question in questions:
-        for index in question.requests:
-            _, context, answer = requests[index]
-            rows[(*context, *answer[:-1])].append(index)
-    within = [group for tokens, group in rows.items() if len(tokens) <= reach]
-    beyond = [group for tokens, group in rows.items() if len(tokens) > reach]
-    return within, beyond
 
 
 def _check_lengths(requests: list[Request], max_length: int) -> None:

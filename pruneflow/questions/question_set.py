@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
-from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading, load_lock, package_files, read_locked
 from pruneflow.questions.hub_tasks import freeze_tasks
 from pruneflow.questions.task_files import Pool, Question, read_task, task_text
@@ -170,10 +170,6 @@ def load_questions(questions_dir: Path) -> dict[str, list[Question]]:
     """
     manifest = verify_manifest(questions_dir)
     names = sorted(name for name in manifest["files"] if name.endswith(".jsonl"))
-    if not names:
-        raise DamagedArtifactError(
-            f"{questions_dir} has no questions: run the stage questions again"
-        )
     return {
         name.removesuffix(".jsonl"): [
             json.loads(line)
@@ -185,14 +181,13 @@ def load_questions(questions_dir: Path) -> dict[str, list[Question]]:
 
 
 def _sample(task: str, pool: Pool, count: int | None, seed: int) -> list[Question]:
-    if len(pool.questions) < max(1, count or 0):
+    usable = len(pool.questions)
+    if usable < (count or 1):
         raise InputError(
-            f"task {task} has {len(pool.questions)} usable questions, and {count or 'some'} are "
-            f"needed: lower evaluation.tasks.{task} or choose another task"
+            f"task {task} has {usable} usable questions, and {count or 'some'} are needed: lower "
+            f"evaluation.tasks.{task} or choose another task"
         )
-    if count is None:
-        count = len(pool.questions)
-    sampled = random.Random(f"{task}:{seed}").sample(pool.questions, count)
+    sampled = random.Random(f"{task}:{seed}").sample(pool.questions, count or usable)
     return sorted(sampled, key=lambda question: str(question["id"]))
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -166,10 +165,8 @@ class TaskFile(Settings):
             found |= (variables - set(environment.globals)) or {template}
         return frozenset(found)
 
-    def problem(self, question: Any) -> str | None:
+    def problem(self, question: Question) -> str | None:
         """Return why a question is invalid, or None; lm-eval would count it as answered wrong."""
-        if not isinstance(question, dict):
-            return "it is not a mapping"
         for field in sorted(self.question_fields - {"choices", "label", "answer"}):
             if not isinstance(question.get(field), str) or not question[field].strip():
                 return f"{field} is missing or empty"
@@ -244,32 +241,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
-
-
-def read_questions(path: Path, task: TaskFile) -> list[Question]:
-    """Read and validate the questions of a task, one JSON object per line.
-
-    Raises:
-        InputError: there are none, or one is invalid; names file and line.
-    """
-    fix = "write the questions again (`pruneflow run`)"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: {fix}")
-    # Not splitlines: texts may contain other line separators.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if lines == [""]:
-        raise InputError(f"{path} has no questions: {fix}")
-    questions = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            question = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number} is not JSON ({error.msg}): {fix}") from None
-        problem = task.problem(question)
-        if problem:
-            raise InputError(f"{path}, line {number}: {problem}: {fix}")
-        questions.append(question)
-    return questions
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ class CalibrationSettings(Settings):
         if short:
             raise ValueError(
                 f"tokens.{short[0]} is below sequence_length ({self.sequence_length}): a domain "
-                "has at least one sequence"
+                "needs at least one sequence"
             )
         return self
 

@@ -167,7 +167,7 @@ class RegistrySettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _no_secret(self) -> Self:
+    def _no_password(self) -> Self:
         """Settings are committed to git and logged with every MLflow run."""
         if urlparse(self.tracking_uri).password is not None:
             raise ValueError(
@@ -226,7 +226,7 @@ class PipelineSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_registered_model_a_base(cls, values: Any) -> Any:
+    def _name_registered_model(cls, values: Any) -> Any:
         """Name the registered model after the base model, unless the settings name it."""
         if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
             return values
@@ -236,7 +236,7 @@ class PipelineSettings(Settings):
         return {**values, "registry": {**registry, "name": f"{name.lower()}-pruned"}}
 
     @model_validator(mode="after")
-    def _precise(self) -> Self:
+    def _keep_precision(self) -> Self:
         if self.compute.dtype == "bfloat16" and self.model.dtype != "bfloat16":
             raise ValueError(
                 f"model.dtype is {self.model.dtype}, but compute.dtype bfloat16 would round its "
@@ -245,7 +245,7 @@ class PipelineSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _chain(self) -> Self:
+    def _check_rounds(self) -> Self:
         parent, above = DENSE, None
         for name, settings in self.rounds.items():
             if name == DENSE:

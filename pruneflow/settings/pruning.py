@@ -40,20 +40,21 @@ class Target(Settings):
         return {key: value for key, value in handler(self).items() if value is not None}
 
     def _given(self) -> dict[str, float]:
-        values = {"ratio": self.ratio, "parameters": self.parameters, "bytes": self.bytes}
-        return {key: value for key, value in values.items() if value is not None}
+        return self.model_dump(include={"ratio", "parameters", "bytes"})
 
     def is_below(self, other: Self) -> bool:
         """Whether this target keeps less than another one in the same unit."""
-        (kind, value), (other_kind, other_value) = *self._given().items(), *other._given().items()
-        if kind != other_kind:
+        ((kind, value),) = self._given().items()
+        other_value = other._given().get(kind)
+        if other_value is None:
             return False
         return value > other_value if kind == "ratio" else value < other_value
 
     def __str__(self) -> str:
         if self.ratio is not None:
             return f"ratio {self.ratio:g}"
-        return ", ".join(f"{value:,} {kind}" for kind, value in self._given().items())
+        ((kind, value),) = self._given().items()
+        return f"{value:,} {kind}"
 
 
 class PruningSettings(Settings):
@@ -114,7 +115,7 @@ class PruningSettings(Settings):
     seed: int = Field(0, ge=0, description="Seed for sampled labels and the random score.")
 
     @model_validator(mode="after")
-    def _no_idle_setting(self) -> Self:
+    def _no_unused_setting(self) -> Self:
         if self.layout == "uniform" and self.protect_layers:
             raise ValueError(
                 "protect_layers needs layout per_layer: in uniform all layers have the same widths"

@@ -59,7 +59,7 @@ class RecoverySettings(Settings):
     seed: int = Field(0, ge=0, description="Seed for the order of sequences and the adapters.")
 
     @model_validator(mode="after")
-    def _no_idle_setting(self) -> Self:
+    def _no_unused_setting(self) -> Self:
         if self.method == "lora" and not self.freeze_embeddings:
             raise ValueError(
                 "freeze_embeddings is false, but method lora trains adapters of the blocks only: "

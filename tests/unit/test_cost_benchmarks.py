@@ -78,7 +78,7 @@ def test_scale_counts_the_weights_of_a_block_and_shares_what_ranks_can_share():
     assert eight[exchange] == pytest.approx(sent / 300e9)
 
 
-def test_a_rival_that_is_not_installed_says_how_to_install_it(monkeypatch):
+def test_an_external_tool_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(external_tools.importlib.util, "find_spec", lambda _name: None)
     for prune in external_tools.EXTERNAL_TOOLS.values():
         assert not prune.installed

@@ -14,7 +14,7 @@ from pruneflow import Recipe, prune
 from pruneflow.errors import InputError
 from pruneflow.measure import drift
 from pruneflow.measure.drift import compare_models, greedy_text, repetition
-from pruneflow.measure.perplexity import NonFiniteLossError, perplexity_by_domain
+from pruneflow.measure.perplexity import NonFiniteLossError
 from tests.conftest import FAMILIES
 
 
@@ -76,17 +76,6 @@ def test_every_measure_is_what_a_calculation_by_hand_gives(
     assert len(found.norms) == 3
 
 
-def test_norms_are_those_of_the_layers_outputs_the_last_one_too(tiny_model, tiny_tokens):
-    """A model whose second layer's outputs all are twice as large moved by log 2 there."""
-    model = tiny_model()
-    doubled = copy.deepcopy(model)
-    doubled.model.layers[1].register_forward_hook(lambda _module, _inputs, output: 2 * output)
-    # The hook of the measure was registered later, and sees what this one made of the output.
-    _, found = compare_models(model, doubled, tiny_tokens, 256, "test")
-    assert found.norms[0] == 0
-    assert found.norms[1] == pytest.approx(math.log(2), rel=1e-5)
-
-
 def test_one_token_with_a_huge_norm_does_not_decide_the_norm_of_a_layer(tiny_model, tiny_tokens):
     """First tokens' norms are hundreds of times the others'; a root mean square sees them only."""
     model = tiny_model()
@@ -114,15 +103,6 @@ def test_a_model_has_not_drifted_from_itself(tiny_model, tiny_tokens):
     assert found.norms == [0, 0, 0]
     for key in ("entropy", "repetition"):
         assert getattr(found, key).dense == getattr(found, key).pruned
-
-
-def test_losses_are_those_of_the_perplexity(pair, tiny_tokens):
-    losses, _ = compare_models(*pair, tiny_tokens, 128, "test")
-    for name, model in zip(("dense", "pruned"), pair, strict=True):
-        expected = perplexity_by_domain(model, tiny_tokens, 48, "test")
-        for domain, loss in expected.items():
-            for key, value in getattr(losses, name)[domain].items():
-                assert value == pytest.approx(loss[key], rel=1e-6)
 
 
 def by_argmax(model, prompts, new_tokens):
@@ -211,17 +191,9 @@ def test_a_loss_that_no_perplexity_holds_is_not_finite(pair, tiny_tokens):
         compare_models(*pair, tiny_tokens, 256, "test")
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": 98}, {"num_hidden_layers": 2}])
-def test_models_that_do_not_belong_together_are_refused(tiny_model, tiny_tokens, change):
-    with pytest.raises(InputError, match="compare a model with the one it was cut from"):
-        compare_models(tiny_model(), tiny_model(**change), tiny_tokens, 256, "test")
-
-
 def test_a_domain_without_windows_is_refused(pair, tiny_tokens):
     with pytest.raises(InputError, match="domain code has no windows"):
         compare_models(*pair, {**tiny_tokens, "code": tiny_tokens["code"][:0]}, 256, "test")
-    with pytest.raises(InputError, match="no validation text"):
-        compare_models(*pair, {}, 256, "test")
 
 
 def test_models_are_left_as_they_were(pair, tiny_tokens):

@@ -6,89 +6,73 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from pruneflow.compute.placement import is_streamed, tensor_bytes
 from pruneflow.errors import InputError
-from pruneflow.measure import latency, timed_models
+from pruneflow.measure import latency
 from pruneflow.measure.deployment import FreshProcess
 from pruneflow.measure.latency_record import Placement, SampleOutput
-from pruneflow.measure.timed_models import Turns
 from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 from tests.pretend_devices import PretendDevices, pretend_gpus
 from tests.round_records import record_as_done
 
-COMPUTE = ComputeSettings(device="cpu", dtype="float32")
-SETTINGS = LatencySettings(prompt_tokens=16, new_tokens=4, repeats=6)
+
+@pytest.fixture
+def save(tmp_path, tiny_model, tiny_tokenizer):
+    """Write a model directory with MLPs of some width, as a stage would."""
+
+    def write(name: str, width: int) -> Path:
+        model = tiny_model(vocab_size=400, intermediate_size=width, eos_token_id=None).float()
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        record_as_done(tmp_path / name)
+        return tmp_path / name
+
+    return write
 
 
-def save(directory: Path, width: int) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<eos>": 0, **{letter: number for number, letter in enumerate(alphabet, 1)}}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=16,
-        intermediate_size=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.4,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    fast.save_pretrained(directory)
-    record(directory)
-    return directory
+@pytest.fixture
+def two(save):
+    return {"dense": save("dense", 64), "pruned": save("pruned", 24)}
 
 
-def record(directory: Path) -> None:
-    record_as_done(directory)
-
-
-def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tmp_path):
-    directory = save(tmp_path / "model", 24)
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+def test_a_first_token_that_this_process_finds_improbable_is_no_reload(tiny_model):
+    model = tiny_model()
     prompt = [1, 2, 3]
     with torch.no_grad():
         order = model(torch.tensor([prompt])).logits[0, -1].argsort(descending=True).tolist()
-    good = FreshProcess(ok=True, prompt_ids=prompt, ids=[order[0]])
-    bad = FreshProcess(ok=True, prompt_ids=prompt, ids=[order[-1]])
+    good = FreshProcess(problems=[], prompt_ids=prompt, ids=[order[0]])
+    bad = FreshProcess(problems=[], prompt_ids=prompt, ids=[order[-1]])
     assert latency._confirm_first_token(model, good) == good
-    found = latency._confirm_first_token(model, bad)
-    assert not found.ok and "another token" in str(found.reason)
+    assert "another token" in latency._confirm_first_token(model, bad).problems[0]
 
 
 def test_answers_of_both_models_stand_side_by_side_and_one_that_does_not_load_has_none():
-    dense = FreshProcess(ok=True, answers={"One": " two", "A": " B"})
-    pruned = FreshProcess(ok=True, answers={"One": " one", "A": " A"})
+    dense = FreshProcess(problems=[], answers={"One": " two", "A": " B"})
+    pruned = FreshProcess(problems=[], answers={"One": " one", "A": " A"})
     assert latency._sample_outputs(dense, pruned) == [
         SampleOutput(prompt="One", dense=" two", pruned=" one"),
         SampleOutput(prompt="A", dense=" B", pruned=" A"),
     ]
-    failed = latency._sample_outputs(dense, FreshProcess(ok=False))
+    failed = latency._sample_outputs(dense, FreshProcess(problems=["killed"]))
     assert [output.pruned for output in failed] == [None, None]
 
 
-def test_a_prompt_beyond_the_context_is_refused(tmp_path):
-    model = LlamaForCausalLM.from_pretrained(save(tmp_path / "model", 24))
+def test_a_prompt_beyond_the_context_is_refused(tiny_model):
+    model = tiny_model(max_position_embeddings=64)
     settings = LatencySettings(prompt_tokens=63, new_tokens=2)
     with pytest.raises(InputError, match="65, and the model's context is 64"):
         latency.time_in_turn({"dense": model, "pruned": model}, settings)
 
 
-def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(tmp_path, monkeypatch):
-    model = LlamaForCausalLM.from_pretrained(save(tmp_path / "model", 24))
+def test_both_models_are_timed_equally_often_and_the_warm_up_is_not_counted(
+    tiny_model, monkeypatch
+):
+    model = tiny_model()
     # The first to go changes: dense then pruned, pruned then dense.
-    timed_models = [(0.5, 2.0), (0.25, 1.0), (0.2, 1.0), (0.4, 2.0)]
-    seconds = iter([(9.0, 9.0)] * 2 + timed_models * 3)
+    times = [(0.5, 2.0), (0.25, 1.0), (0.2, 1.0), (0.4, 2.0)]
+    seconds = iter([(9.0, 9.0)] * 2 + times * 3)
     monkeypatch.setattr(latency, "_time_once", lambda *_: next(seconds))
     settings = LatencySettings(prompt_tokens=10, new_tokens=4, repeats=6)
     runs = latency.time_in_turn({"dense": model, "pruned": model}, settings)
@@ -141,8 +125,8 @@ def timed_on_a_gpu(monkeypatch, directories, size, placement="auto"):
     settings = LatencySettings(prompt_tokens=4, new_tokens=2, repeats=6)
     with monkeypatch.context() as patch, PretendDevices():
         pretend_gpus(patch, size * weights)
-        patch.setattr(timed_models, "resolve_device", lambda _: "cuda")
-        with Turns(directories, compute) as both:
+        patch.setattr(latency, "resolve_device", lambda _: "cuda")
+        with latency.Turns(directories, compute) as both:
 
             def time_once(model, prompt, new_tokens):
                 name = next(name for name, other in both.models.items() if other is model)
@@ -155,11 +139,6 @@ def timed_on_a_gpu(monkeypatch, directories, size, placement="auto"):
             latency.time_in_turn(both.models, settings, turn)
         assert [str(model.device) for model in both.models.values()] == ["cpu", "cpu"]
     return both.placement, runs
-
-
-@pytest.fixture
-def two(tmp_path):
-    return {"dense": save(tmp_path / "dense", 64), "pruned": save(tmp_path / "pruned", 24)}
 
 
 def test_models_that_fit_the_gpu_together_stay_there(two, monkeypatch):
@@ -195,8 +174,8 @@ def test_a_model_that_does_not_fit_alone_is_streamed_and_a_warning_says_so(two, 
 def test_a_turn_that_fails_leaves_the_device_free(two, monkeypatch):
     with monkeypatch.context() as patch, PretendDevices():
         pretend_gpus(patch, 1e9)
-        patch.setattr(timed_models, "resolve_device", lambda _: "cuda")
-        both = Turns(two, ComputeSettings(placement="streamed", dtype="float32"))
+        patch.setattr(latency, "resolve_device", lambda _: "cuda")
+        both = latency.Turns(two, ComputeSettings(placement="streamed", dtype="float32"))
         with pytest.raises(ZeroDivisionError), both.turn("dense") as model:
             assert is_streamed(model)
             raise ZeroDivisionError
@@ -205,12 +184,13 @@ def test_a_turn_that_fails_leaves_the_device_free(two, monkeypatch):
 
 
 @pytest.mark.slow
-def test_measure_latency_of_two_models(tmp_path):
-    dense, pruned = save(tmp_path / "dense", 64), save(tmp_path / "pruned", 24)
-    result = latency.measure_latency(dense, pruned, SETTINGS, COMPUTE)
+def test_measure_latency_of_two_models(two):
+    settings = LatencySettings(prompt_tokens=16, new_tokens=4, repeats=6)
+    compute = ComputeSettings(device="cpu", dtype="float32")
+    result = latency.measure_latency(two["dense"], two["pruned"], settings, compute)
     assert result.reload.ok, result.reload.reason
     assert result.bytes.pruned.weights < result.bytes.dense.weights
-    # The dense model is 64 wide in the MLP, the pruned one 24, both 16 in attention.
+    # The dense model is 64 wide in the MLP, the pruned one 24, both 24 in attention.
     assert [warning.partition(" ")[0] for warning in result.warnings] == ["MLP", "attention"]
     for speed in (result.dense, result.pruned):
         for spread in (speed.prefill, speed.decode, speed.first_token):

@@ -58,15 +58,6 @@ def test_a_bfloat16_model_is_scored_in_float32(model, blocks):
     assert result["news"]["nll"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_windows_do_not_see_each_other(model, blocks):
-    alone = [
-        perplexity_by_domain(model, {"code": window[None]}, 4096, "test")["code"]["nll"]
-        for window in blocks["code"]
-    ]
-    together = perplexity_by_domain(model, blocks, 4096, "test")["code"]["nll"]
-    assert together == pytest.approx(sum(alone), rel=1e-5)
-
-
 def test_a_loss_that_is_not_finite_names_the_domain(model, blocks):
     damaged = copy.deepcopy(model)
     # Only this token's embedding is broken, so only the domain that holds it is named.

@@ -128,17 +128,23 @@ def test_frozen_generation_keeps_shots_filters_and_stops(hub, manager):
     assert pool.task.metadata.shots == 5 and pool.task.num_fewshot == 0
 
 
-def test_the_stage_writes_a_drawn_sample_that_lm_eval_runs_again(hub, manager, monkeypatch):
+@pytest.fixture
+def build(hub, manager, monkeypatch):
+    """Write ten questions of one task, and all of another, as the stage does."""
     (hub / "lm_eval").mkdir()
     (hub / "lm_eval/sources.yaml").write_text("{}\n")
     write_json(hub / "sources.lock", {"files": {}})
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
+    tasks = {"arc_easy": 10, "gsm8k": None}
 
-    def build(seed: int) -> dict:
-        out = Path("data/questions")
-        lock = hub / "sources.lock"
-        return build_questions({"arc_easy": 10, "gsm8k": None}, seed, hub / "lm_eval", lock, out)
+    def write(seed: int = 0) -> dict:
+        lock, out = hub / "sources.lock", Path("data/questions")
+        return build_questions(tasks, seed, hub / "lm_eval", lock, out)
 
+    return write
+
+
+def test_the_stage_writes_a_drawn_sample_that_lm_eval_runs_again(build, manager):
     manifest = build(0)
     assert manifest["tasks"]["arc_easy"]["questions"] == 10
     assert manifest["tasks"]["arc_easy"]["usable"] == 19
@@ -155,15 +161,11 @@ def test_the_stage_writes_a_drawn_sample_that_lm_eval_runs_again(hub, manager, m
     assert build(0)["digest"] == manifest["digest"] != build(1)["digest"]
 
 
-def test_calibration_text_that_holds_a_frozen_question_is_recognised(hub, manager, monkeypatch):
-    (hub / "lm_eval").mkdir()
-    (hub / "lm_eval/sources.yaml").write_text("{}\n")
-    write_json(hub / "sources.lock", {"files": {}})
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
-    tasks = {"arc_easy": None, "gsm8k": None}
-    build_questions(tasks, 0, hub / "lm_eval", hub / "sources.lock", Path("benchmarks"))
-    sequences = question_ngrams(Path("benchmarks"))
-    pasted = "Somebody asked which of these is the number 4 in the long list of numbers, and why."
+def test_calibration_text_that_holds_a_frozen_question_is_recognised(build):
+    build()
+    sequences = question_ngrams(Path("data/questions"))
+    row = int(load_questions(Path("data/questions"))["arc_easy"][0]["id"].rsplit("-", 1)[1])
+    pasted = f"Somebody asked which of these is the number {row} in the long list of numbers, why."
     assert shared_ngram(pasted, sequences) is not None
     # Short, and without the words that the prompt puts around it.
     shared = shared_ngram("So, what are 15 and 16? Add. 31, that is.", sequences)
@@ -199,15 +201,11 @@ def test_what_cannot_be_frozen_is_one_line(hub, manager, task, message):
 def test_a_metric_whose_code_is_on_the_hub_is_refused_unread(hub, tmp_path):
     (tmp_path / "own").mkdir()
     text = (OWN / "arc/arc_easy.yaml").read_text()
-    for name, metric in (
-        ("one", "metric: acc\n    hf_evaluate: true"),
-        ("two", "metric: nonsense"),
-    ):
-        changed = text.replace("task: arc_easy", f"task: {name}").replace(
-            "metric: acc\n", f"{metric}\n"
-        )
+    metrics = {"one": "metric: acc\n    hf_evaluate: true\n", "two": "metric: nonsense\n"}
+    for name, metric in metrics.items():
+        changed = text.replace("task: arc_easy", f"task: {name}").replace("metric: acc\n", metric)
         (tmp_path / f"own/{name}.yaml").write_text(changed)
     manager = TaskManager(include_defaults=False, include_path=tmp_path / "own")
-    for name in ("one", "two"):
+    for name in metrics:
         with pytest.raises(InputError, match="whose code is fetched from the hub"):
             freeze_tasks([name], [], manager)

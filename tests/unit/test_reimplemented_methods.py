@@ -1,9 +1,10 @@
-"""The peers' maths against brute force, on tiny models in float64."""
+"""The reimplemented methods against brute force, on tiny models in float64."""
 
 import pytest
 import torch
 
-from benchmarks import method_parts, reimplemented_methods
+from benchmarks import method_parts
+from benchmarks import reimplemented_methods as methods
 from pruneflow.errors import InputError
 from pruneflow.models.structure import block_weights, layers_of
 
@@ -31,7 +32,7 @@ def _least_squares(x, weight, keep, ridge):
 @pytest.mark.parametrize(("columns", "keep", "at_once"), [(1, 5, 1), (1, 4, 2), (2, 2, 1)])
 def test_the_error_obs_predicts_is_the_actual_least_squares_error(columns, keep, at_once):
     x, weight = _problem()
-    kept, solution, predicted = reimplemented_methods.obs_greedy(
+    kept, solution, predicted = methods.obs_greedy(
         weight, x.T @ x, columns, keep, ridge=0.01, at_once=at_once
     )
     assert len(kept) == keep
@@ -47,11 +48,11 @@ def test_obs_takes_the_unit_whose_removal_leaves_the_least_error_at_every_step(c
     units = 8 // columns
     left = list(range(units))
     for keep in range(units - 1, 1, -1):
-        kept, _, _ = reimplemented_methods.obs_greedy(weight, x.T @ x, columns, keep)
+        kept, _, _ = methods.obs_greedy(weight, x.T @ x, columns, keep)
 
         def error_without(unit, left=left):
             index = [u * columns + i for u in left if u != unit for i in range(columns)]
-            return _least_squares(x, weight, index, reimplemented_methods.RIDGE)[1]
+            return _least_squares(x, weight, index, methods.RIDGE)[1]
 
         left.remove(min(left, key=error_without))
         assert kept.tolist() == left
@@ -60,7 +61,7 @@ def test_obs_takes_the_unit_whose_removal_leaves_the_least_error_at_every_step(c
 def test_obs_survives_channels_that_no_token_reaches():
     x, weight = _problem()
     x[:, 2] = 0
-    kept, solution, _ = reimplemented_methods.obs_greedy(weight, x.T @ x, 1, 7)
+    kept, solution, _ = methods.obs_greedy(weight, x.T @ x, 1, 7)
     assert 2 not in kept.tolist()
     assert torch.allclose(solution, weight[:, kept], atol=1e-9)
 
@@ -71,9 +72,7 @@ def test_wanda_sp_is_mean_weight_times_the_norm_of_the_activation():
         sum(abs(float(weight[i, j])) for i in range(5)) / 5 * float(x[:, j].norm())
         for j in range(8)
     ]
-    assert reimplemented_methods.wanda_scores(weight, x.square().sum(0)).tolist() == pytest.approx(
-        expected
-    )
+    assert methods.wanda_scores(weight, x.square().sum(0)).tolist() == pytest.approx(expected)
 
 
 def _consumer_inputs(model, blocks):
@@ -99,7 +98,7 @@ def _consumer_inputs(model, blocks):
 def test_flaps_bias_reproduces_the_mean_output_of_what_is_removed(tiny_model, tiny_tokens):
     dense, model = tiny_model(), tiny_model()
     inputs = _consumer_inputs(dense, tiny_tokens)
-    reimplemented_methods.prune_flap(model, tiny_tokens, 0.3, batch_tokens=40)
+    methods.prune_flap(model, tiny_tokens, 0.3, batch_tokens=40)
     cut = 0
     for before, after in zip(layers_of(dense), layers_of(model), strict=True):
         for kind, old, new in (
@@ -124,7 +123,7 @@ def _kept_columns(old, new):
 def test_flap_cuts_the_units_whose_standardised_score_is_lowest(tiny_model, tiny_tokens):
     dense, model = tiny_model(), tiny_model()
     inputs = _consumer_inputs(dense, tiny_tokens)
-    reimplemented_methods.prune_flap(model, tiny_tokens, RATIO)
+    methods.prune_flap(model, tiny_tokens, RATIO)
     scores = {}
     for layer in layers_of(dense):
         x, w = inputs["neurons", layer.index], layer.mlp_consumer.weight
@@ -206,15 +205,13 @@ def _options():
 
 
 @pytest.mark.parametrize(("name", "options"), list(_options()))
-def test_every_peer_reaches_the_ratio_and_still_runs(tiny_model, tiny_tokens, name, options):
+def test_every_method_reaches_the_ratio_and_still_runs(tiny_model, tiny_tokens, name, options):
     model, ratio = tiny_model(), 0.4
     before, parameters = block_weights(model), sum(p.numel() for p in model.parameters())
     step = max(layer.group_weights for layer in layers_of(model))
     if name not in ("flap", "llm_pruner"):
         step = 3 * layers_of(model)[0].neuron_weights
-    achieved = reimplemented_methods.REIMPLEMENTED[name](
-        model, tiny_tokens, ratio, batch_tokens=40, **options
-    )
+    achieved = methods.REIMPLEMENTED[name](model, tiny_tokens, ratio, batch_tokens=40, **options)
     assert achieved == pytest.approx(1 - block_weights(model) / before)
     assert ratio <= achieved < ratio + step / before
     biases = sum(p.numel() for n, p in model.named_parameters() if n.endswith("_proj.bias"))
@@ -230,9 +227,9 @@ def test_every_peer_reaches_the_ratio_and_still_runs(tiny_model, tiny_tokens, na
 
 @pytest.mark.parametrize("family", ["qwen2", "phi3", "gpt2"])
 @pytest.mark.parametrize("name", ["wanda_sp", "flap", "llm_pruner", "osscar"])
-def test_peers_work_on_other_families(tiny_model, tiny_tokens, family, name):
+def test_methods_work_on_other_families(tiny_model, tiny_tokens, family, name):
     model = tiny_model(family)
-    assert reimplemented_methods.REIMPLEMENTED[name](model, tiny_tokens, RATIO) >= RATIO
+    assert methods.REIMPLEMENTED[name](model, tiny_tokens, RATIO) >= RATIO
     with torch.no_grad():
         assert torch.isfinite(model(tiny_tokens["code"]).logits).all()
 
@@ -245,30 +242,28 @@ def test_osscar_beats_random_removal_at_the_consumers_output(tiny_model, tiny_to
             prune(model, tiny_tokens, 0.4)
             return float((model.model(tiny_tokens["prose"]).last_hidden_state - dense).norm())
 
-    assert error(reimplemented_methods.prune_osscar) < 0.8 * error(
-        reimplemented_methods.prune_random
-    )
+    assert error(methods.prune_osscar) < 0.8 * error(methods.prune_random)
 
 
-def test_a_peers_result_does_not_depend_on_the_batch(tiny_model, tiny_tokens):
+def test_a_methods_result_does_not_depend_on_the_batch(tiny_model, tiny_tokens):
     for name in ("flap", "llm_pruner", "osscar"):
         one, many = tiny_model(), tiny_model()
-        reimplemented_methods.REIMPLEMENTED[name](one, tiny_tokens, RATIO, batch_tokens=32)
-        reimplemented_methods.REIMPLEMENTED[name](many, tiny_tokens, RATIO, batch_tokens=10_000)
+        methods.REIMPLEMENTED[name](one, tiny_tokens, RATIO, batch_tokens=32)
+        methods.REIMPLEMENTED[name](many, tiny_tokens, RATIO, batch_tokens=10_000)
         for (_, a), (_, b) in zip(one.named_parameters(), many.named_parameters(), strict=True):
             assert a.shape == b.shape, name
             assert torch.allclose(a, b, atol=1e-9), name
 
 
-def test_a_ratio_that_the_floors_forbid_is_refused(tiny_model, tiny_tokens):
+def test_a_ratio_beyond_the_minimum_widths_is_refused(tiny_model, tiny_tokens):
     for name in ("random", "llm_pruner"):
         with pytest.raises(InputError, match="lower"):
-            reimplemented_methods.REIMPLEMENTED[name](tiny_model(), tiny_tokens, 0.97)
+            methods.REIMPLEMENTED[name](tiny_model(), tiny_tokens, 0.97)
 
 
 def test_global_methods_never_empty_a_layer(tiny_model, tiny_tokens):
     model = tiny_model()
-    reimplemented_methods.prune_llm_pruner(model, tiny_tokens, 0.7)
+    methods.prune_llm_pruner(model, tiny_tokens, 0.7)
     for layer in layers_of(model):
         assert layer.neurons >= 4
         assert layer.kv_groups >= 1

@@ -39,9 +39,27 @@ def test_the_fields_of_a_question_are_those_of_the_templates():
     assert read_task(LM_EVAL / "boolq.yaml").question_fields >= {"context", "question"}
     asdiv = read_task(LM_EVAL / "asdiv.yaml")
     assert asdiv.question_fields == {"context", "question", "answer"}
-    assert asdiv.problem({"context": "a", "question": "b", "answer": ""}) is not None
-    assert asdiv.problem({"context": "a", "question": "b", "answer": []}) is not None
-    assert asdiv.problem({"context": "a", "question": "b", "answer": ["1", "2"]}) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "problem"),
+    [
+        ("siqa", {}, None),
+        ("siqa", {"context": None}, "context is missing or empty"),
+        ("siqa", {"question": " "}, "question is missing or empty"),
+        ("siqa", {"choices": ["a"]}, "choices must be a list of two or more texts"),
+        ("siqa", {"choices": ["a", ""]}, "a choice is empty"),
+        ("siqa", {"label": 3}, "label is 3, and must be the index of a choice"),
+        ("siqa", {"label": "1"}, "label is '1', and must be the index of a choice"),
+        ("siqa", {"label": True}, "label is True, and must be the index of a choice"),
+        ("asdiv", {"answer": ["1", "2"]}, None),
+        ("asdiv", {"answer": ""}, "answer is missing or empty"),
+        ("asdiv", {"answer": []}, "answer is missing or empty"),
+    ],
+)
+def test_a_question_that_does_not_fit_its_task_is_described(task, change, problem):
+    question = {"context": "a", "question": "b", "choices": ["c", "d", "e"], "label": 0}
+    assert read_task(LM_EVAL / f"{task}.yaml").problem({**question, **change}) == problem
 
 
 @pytest.mark.parametrize(
