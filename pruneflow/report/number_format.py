@@ -1,6 +1,6 @@
 """How reports write numbers: the same way on the page, in the model card and on the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pruneflow.settings.pruning import Target
@@ -115,6 +115,21 @@ def figure(
 def span(low: float | None, high: float | None, bare: Callable[[float], str]) -> str:
     """Write two ends, as in ``1.38 to 1.52``, which stay on one line."""
     return "\u00a0to\u00a0".join(MISSING if end is None else bare(end) for end in (low, high))
+
+
+def span_of(widths: Sequence[int]) -> str:
+    """Write the widths of layers, as in ``1120`` or ``900 to 1200``."""
+    low, high = min(widths), max(widths)
+    return count(low) if low == high else span(low, high, count)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Write counts by name as in ``en 640, fr 12``; nothing for counts of nothing."""
+    return ", ".join(
+        f"{name.replace('_', ' ')}\u00a0{count(number)}"
+        for name, number in counts.items()
+        if number
+    )
 
 
 def _hundredfold(value: float, places: int = 1) -> str:

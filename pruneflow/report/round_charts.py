@@ -8,8 +8,7 @@ from pruneflow.judge.summary import RoundSummary
 from pruneflow.models.round_record import Recovery, RoundRecord, Widths
 from pruneflow.report.chart_style import ACCENT, BAD, INK, ROW, SECOND, Chart, finish
 from pruneflow.report.health_limit_use import uses
-from pruneflow.report.number_format import decimal, percent, times
-from pruneflow.report.page_tables import span_of
+from pruneflow.report.number_format import decimal, percent, span_of, times
 from pruneflow.settings.pipeline import HealthSettings
 
 LINEAR = 10  # perplexity ratio up to which an axis is linear; one broken round would hide the rest
