@@ -13,10 +13,9 @@ from pruneflow.paths import DISAGREEMENT, STATISTICS
 from pruneflow.report import result_charts, round_charts
 from pruneflow.report.calibration_tables import Manifest, check_rows, totals
 from pruneflow.report.chart_style import library
-from pruneflow.report.comparison_table import mean_of, overview, tiles
+from pruneflow.report.comparison_table import bytes_rows, mean_of, overview, speed_rows, tiles
 from pruneflow.report.domain_agreement import agreement
 from pruneflow.report.health_limit_use import limits_sentence
-from pruneflow.report.page_tables import bytes_rows, speed_rows
 from pruneflow.report.rendering import render
 from pruneflow.report.verdict import Ruling, verdict
 from pruneflow.settings.pipeline import PipelineSettings

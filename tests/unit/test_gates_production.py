@@ -1,5 +1,7 @@
 """Gates against the model in production: better, or no worse and smaller."""
 
+import json
+
 import pytest
 
 from pruneflow.errors import InputError
@@ -105,9 +107,6 @@ def test_gates_against_production_read_the_comparison_with_it():
     assert not decide(SUMMARY, settings, production).accepted
     settings = gates("mean_retention", "at_least", 0.6)
     assert decide(SUMMARY, settings, production).accepted
-    settings = gates("decode_speedup", "at_least", 0)
-    decision = decide(SUMMARY, settings, production)
-    assert "metric decode_speedup compares with the dense model only" in decision.reasons[0]
 
 
 def test_a_task_that_production_cannot_do_is_refused_in_its_name():
@@ -121,6 +120,11 @@ def test_a_task_that_production_cannot_do_is_refused_in_its_name():
     [
         ("mean_retention", "baseline", "`improves` needs against: production"),
         ("lm_eval_ok", "baseline", "metric lm_eval_ok has no better side"),
+        (
+            "decode_speedup",
+            "production",
+            "metric decode_speedup compares with the dense model only",
+        ),
         ("reload_ok", "production", "metric reload_ok compares with the dense model only"),
         ("uncalibrated_domains", "production", "compares with the dense model only"),
     ],
@@ -129,10 +133,8 @@ def test_improving_on_the_baseline_or_without_a_better_side_is_an_error(
     metric, against, words, tmp_path
 ):
     path = tmp_path / "gates.yaml"
-    settings = gates(metric, "improves", 0, against)
-    path.write_text(settings.model_dump_json())
-    with pytest.raises(InputError, match=words):
+    entry = {"metric": metric, "comparison": "improves", "limit": 0, "against": against}
+    path.write_text(json.dumps({"run_mode": "enabled", "gates": [{**entry, "why": "x"}]}))
+    with pytest.raises(InputError, match=words) as caught:
         load_gates(path)
-    decision = decide(SUMMARY, settings)
-    assert not decision.accepted
-    assert words in decision.reasons[0]
+    assert "\n" not in str(caught.value)

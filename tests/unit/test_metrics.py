@@ -12,6 +12,7 @@ from tests.unit.evaluation_example import (
     LM_EVAL,
     PERPLEXITY,
     RELOAD,
+    TASK_FIGURES,
     about,
     domain,
     record,
@@ -68,8 +69,9 @@ def test_an_unknown_metric_is_not_found_and_has_no_measurement(name):
 
 
 def test_a_part_may_hold_dots():
-    metric, part = find_metric("task_retention.arc.easy")
-    assert (metric, part) == (METRICS["task_retention"], "arc.easy")
+    assert find_metric("task_retention.arc.easy") is METRICS["task_retention"]
+    easy = summary(tasks={"arc.easy": TASK_FIGURES["piqa"]})
+    assert measure("task_retention.arc.easy", easy)["value"] == 0.9375
 
 
 def timing(speedup: float):
@@ -89,7 +91,7 @@ def test_parity_is_what_equal_models_have_and_worse_ones_are_on_its_other_side()
     sides = {name: metric for name, metric in METRICS.items() if metric.parity is not None}
     assert set(METRICS) - set(sides) == {"reload_ok", "lm_eval_ok", "uncalibrated_domains"}
     for name, metric in sides.items():
-        part = {"perplexity_ratio": ".code"}.get(name, ".piqa" if metric.takes_part else "")
+        part = {"perplexity_ratio": ".code"}.get(name, ".piqa" if metric.part else "")
         assert measure(name + part, equal)["value"] == metric.parity
         rise = measure(name + part, worse)["value"] - metric.parity
         assert (rise > 0) is (metric.better == "lower"), name
