@@ -34,4 +34,4 @@ def render(name: str, **values: Any) -> str:
 
 def inline_code(text: str) -> Markup:
     """Return text as HTML in which what stands between backticks is code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pruneflow.judge.gates import GatesSettings
 from pruneflow.judge.summary import Summary
 from pruneflow.measure.evaluation_record import Evaluation
 
@@ -233,3 +234,11 @@ _SUMMARY = {
 def summary(**changes: Any) -> Summary:
     """A summary with numbers that are easy to follow."""
     return Summary.model_validate({**_SUMMARY, **changes})
+
+
+def gates(
+    metric: str, comparison: str, limit: float, run_mode: str = "enabled", **more: str
+) -> GatesSettings:
+    """One gate."""
+    entry = {"metric": metric, "comparison": comparison, "limit": limit, "why": "It matters."}
+    return GatesSettings.model_validate({"run_mode": run_mode, "gates": [{**entry, **more}]})

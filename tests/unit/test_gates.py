@@ -8,47 +8,28 @@ import pytest
 from pruneflow.artifacts import sha256_json
 from pruneflow.errors import InputError
 from pruneflow.judge.compare import Comparison
-from pruneflow.judge.gates import Decision, GatesSettings, decide, load_gates, refuse
-from pruneflow.judge.metrics import METRICS, known_metrics
+from pruneflow.judge.gates import Decision, decide, load_gates, refuse
+from pruneflow.judge.metrics import known_metrics
 from pruneflow.records import parse_record, write_record
 from tests.conftest import ROOT
-from tests.unit.evaluation_example import LM_EVAL, RELOAD, TASK_FIGURES, about, summary
+from tests.unit.evaluation_example import TASK_FIGURES, about, gates, summary
 
 SUMMARY = summary()
-
-
-def gates(
-    metric: str, comparison: str, limit: float, run_mode: str = "enabled", **more: str
-) -> GatesSettings:
-    entry = {"metric": metric, "comparison": comparison, "limit": limit, "why": "It matters."}
-    return GatesSettings.model_validate({"run_mode": run_mode, "gates": [{**entry, **more}]})
 
 
 def accepted(found, *asked, **more) -> bool:
     return decide(found, gates(*asked), **more).accepted
 
 
-# A metric and the ends of its interval in the example.
-ENDS = [
-    ("perplexity_ratio_mean", 1.41, 1.53),
-    ("perplexity_ratio_worst", 1.7, 1.9),
-    ("perplexity_ratio.news", 1.1, 1.25),
-    ("task_retention.piqa", 0.88, 1.01),
-    ("task_above_chance.piqa", 0.4, 1.1),
-    ("task_difference.siqa", -0.05, 0.03),
-    ("mean_retention", 0.91, 1.02),
-    ("mean_difference", -0.055, 0.005),
-    ("block_ratio", 0.2, 0.2),
-    ("bytes_ratio", 0.8, 0.8),
-    ("reload_ok", 1.0, 1.0),
-    ("lm_eval_ok", 1.0, 1.0),
-    ("decode_speedup", 1.1, 1.25),
-    ("prefill_speedup", 1.15, 1.3),
-    ("uncalibrated_domains", 0.0, 0.0),
-]
-
-
-@pytest.mark.parametrize(("metric", "low", "high"), ENDS)
+@pytest.mark.parametrize(
+    ("metric", "low", "high"),
+    [
+        ("perplexity_ratio_mean", 1.41, 1.53),
+        ("task_difference.siqa", -0.05, 0.03),
+        ("block_ratio", 0.2, 0.2),
+        ("decode_speedup", 1.1, 1.25),
+    ],
+)
 def test_each_metric_is_judged_by_its_worse_end_and_the_limit_itself_passes(metric, low, high):
     for comparison, end, stricter in (("at_least", low, 1), ("at_most", high, -1)):
         assert accepted(SUMMARY, metric, comparison, end)
@@ -57,10 +38,6 @@ def test_each_metric_is_judged_by_its_worse_end_and_the_limit_itself_passes(metr
     (entry,) = decide(SUMMARY, gates(metric, "at_least", low)).gates
     assert (entry.low, entry.high) == (low, high)
     assert low <= entry.value <= high
-
-
-def test_every_registered_metric_is_tested_above():
-    assert [metric.partition(".")[0] for metric, *_ in ENDS] == list(METRICS)
 
 
 def test_a_refusal_gives_a_sentence_with_value_interval_limit_and_reason():
@@ -92,12 +69,6 @@ def test_one_failed_gate_of_many_refuses(tmp_path):
     assert not decision.accepted
     assert [gate.metric for gate in decision.gates if not gate.passed] == ["task_retention.siqa"]
     assert len(decision.reasons) == 1
-
-
-@pytest.mark.parametrize("metric", ["reload_ok", "lm_eval_ok"])
-def test_a_model_that_others_cannot_use_is_refused(metric):
-    broken = summary(reload={**RELOAD, "ok": False}, lm_eval={**LM_EVAL, "ok": False})
-    assert not accepted(broken, metric, "at_least", 1)
 
 
 @pytest.mark.parametrize("value", [None, about(1.0, None, None), about(1.0, None, 1.1)])
