@@ -87,11 +87,7 @@ def geometric_mean(ratios: Mapping[str, float]) -> float:
 
 def worst_ratio(ratios: Mapping[str, float]) -> tuple[str, float]:
     """Return the domain that suffered most and its ratio; a ratio that is not finite is worst."""
-
-    def badness(domain: str) -> float:
-        return ratios[domain] if math.isfinite(ratios[domain]) else math.inf
-
-    domain = max(ratios, key=badness)
+    domain = max(ratios, key=lambda name: ratios[name] if math.isfinite(ratios[name]) else math.inf)
     return domain, ratios[domain]
 
 

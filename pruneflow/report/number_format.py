@@ -34,9 +34,9 @@ def signed(value: float | None, places: int = 2) -> str:
     return MISSING if value is None else f"{value:+z.{places}f}".replace("-", "\u2212")
 
 
-def percent(value: float | None, places: int = 1) -> str:
+def percent(value: float | None) -> str:
     """Write a share of one as per cent; a dash where there is none."""
-    return MISSING if value is None else f"{_hundredfold(value, places)}\u202f%"
+    return MISSING if value is None else f"{_hundredfold(value)}\u202f%"
 
 
 def times(value: float | None) -> str:
@@ -132,8 +132,8 @@ def listed(counts: Mapping[str, int]) -> str:
     )
 
 
-def _hundredfold(value: float, places: int = 1) -> str:
-    return decimal(100 * value, places)
+def _hundredfold(value: float) -> str:
+    return decimal(100 * value, 1)
 
 
 def _points(value: float) -> str:

@@ -63,8 +63,8 @@ def render_page(summary: Summary, sources: Sources, ruling: Ruling) -> str:
         sources: what the page shows in addition.
         ruling: what the gates against the dense model decide.
     """
-    rounds, disagreement = sources.rounds, sources.disagreement
-    limits = sources.settings.health
+    rounds, limits = sources.rounds, sources.settings.health
+    agreed = agreement(sources.disagreement) if sources.disagreement else None
     drawings = {
         "retention": result_charts.retention_chart(summary.tasks),
         "perplexity": result_charts.perplexity_chart(summary.perplexity),
@@ -72,7 +72,7 @@ def render_page(summary: Summary, sources: Sources, ruling: Ruling) -> str:
         "rounds": round_charts.rounds_chart(summary.rounds, summary.knee),
         "health": round_charts.health_chart(summary.rounds, limits),
         "removed": round_charts.removed_chart(rounds, sources.dense),
-        "agreement": round_charts.agreement_chart(disagreement) if disagreement else None,
+        "agreement": round_charts.agreement_chart(agreed) if agreed else None,
         "recovery": round_charts.recovery_chart(summary.recovery),
         "speedup": result_charts.speedup_chart(summary.latency),
     }
@@ -91,7 +91,7 @@ def render_page(summary: Summary, sources: Sources, ruling: Ruling) -> str:
         rounds=rounds,
         limits=limits_sentence(limits),
         no_health=_NO_HEALTH,
-        agreement=agreement(disagreement) if disagreement else None,
+        agreement=agreed,
         speed=speed_rows(summary.latency),
         sizes=bytes_rows(summary),
         documents=sources.documents,
