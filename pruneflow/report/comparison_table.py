@@ -63,8 +63,6 @@ def tiles(summary: Summary) -> list[Tile]:
     """Return the headline numbers: size, perplexity, accuracy, speed, memory."""
     parameters, speedup = summary.parameters, summary.latency.speedup
     dense, pruned = of_both(summary.memory, "peak")
-    retention = summary.mean_retention
-    accuracy = share(retention) if retention else Figure(NOT_MEASURABLE, "")
     return [
         Tile(
             "parameters",
@@ -72,7 +70,7 @@ def tiles(summary: Summary) -> list[Tile]:
             f"{count(parameters.pruned)} remaining",
         ),
         Tile("perplexity, mean", *ratio(summary.perplexity.mean_ratio)),
-        Tile("accuracy kept, mean", *accuracy),
+        Tile("accuracy kept, mean", *kept(summary.mean_retention)),
         Tile("prefill speed", *ratio(speedup.prefill, "median")),
         Tile("decode speed", *ratio(speedup.decode, "median")),
         Tile("peak memory", change(dense, pruned), f"{megabytes(pruned)} of {megabytes(dense)}"),
@@ -105,7 +103,7 @@ def overview(summary: Summary) -> dict[str, list[ComparisonRow]]:
                 decimal(domain.pruned),
                 str(ratio(worst)),
             ),
-            ComparisonRow(f"Accuracy kept, {over}", "", "", kept(summary.mean_retention)),
+            ComparisonRow(f"Accuracy kept, {over}", "", "", str(kept(summary.mean_retention))),
             ComparisonRow(
                 f"Accuracy in points, {over}", "", "", str(points(summary.mean_difference))
             ),
@@ -140,9 +138,9 @@ def bytes_rows(summary: Summary) -> list[tuple[str, int | None, int | None]]:
     ]
 
 
-def kept(retention: Estimate | None) -> str:
+def kept(retention: Estimate | None) -> Figure:
     """Write a share of accuracy that is kept, or that it is not measurable."""
-    return NOT_MEASURABLE if retention is None else str(share(retention))
+    return Figure(NOT_MEASURABLE, "") if retention is None else share(retention)
 
 
 def mean_of(found: Comparison) -> str:
@@ -193,11 +191,11 @@ def _accuracy(summary: Summary) -> list[ComparisonRow]:
             f"{name} ({task.metric})",
             percent(task.dense["value"]),
             percent(task.pruned["value"]),
-            kept(task.retention),
+            str(kept(task.retention)),
         )
         for name, task in summary.tasks.items()
     ]
-    return [*rows, ComparisonRow(mean_of(summary), "", "", kept(summary.mean_retention))]
+    return [*rows, ComparisonRow(mean_of(summary), "", "", str(kept(summary.mean_retention)))]
 
 
 def _speed(latency: Timing) -> list[ComparisonRow]:

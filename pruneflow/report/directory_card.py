@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
 from pruneflow.artifacts import staged_file
-from pruneflow.models.round_record import RoundRecord, Validation
+from pruneflow.models.round_record import RoundRecord
 from pruneflow.models.structure import layers_of, widths_of
 from pruneflow.report.rendering import render
 from pruneflow.settings.pipeline import DENSE, ModelSettings
@@ -63,18 +63,7 @@ def write_card(directory: Path, record: RoundRecord, model: ModelSettings) -> No
         model=model,
         record=record,
         dense=dense,
-        losses=_losses(record.validation),
     )
-
-
-def _losses(validation: Validation | None) -> list[tuple[str, float, float]]:
-    """Return each domain's perplexity of the dense and of the pruned model."""
-    if validation is None:
-        return []
-    return [
-        (domain, loss["perplexity"], validation.pruned[domain]["perplexity"])
-        for domain, loss in validation.dense.items()
-    ]
 
 
 def write_library_card(directory: Path, name: str, model: PreTrainedModel) -> None:

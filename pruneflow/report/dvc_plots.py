@@ -47,7 +47,12 @@ def series(summary: Summary, rounds: Sequence[RoundRecord]) -> dict[str, list[Po
         rounds: the round.json of every round, in order; a skipped one has no points.
     """
     done = [record for record in rounds if record.status != "skipped"]
-    dense = {"round": DENSE, "block_ratio": 0.0, "parameters": summary.parameters.dense, **HEALTH}
+    dense: Point = {
+        "round": DENSE,
+        "block_ratio": 0.0,
+        "parameters": summary.parameters.dense,
+        **HEALTH,
+    }
     return {
         "rounds": [dense, *map(_round_point, done)],
         "domains": _domains(summary.perplexity.domains),

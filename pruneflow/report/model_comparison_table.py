@@ -65,7 +65,7 @@ def _sections(found: SideBySide) -> dict[str, list[Line]]:
         ],
         "Accuracy": [
             # Without a mean the two were not compared at all, and a note explains why.
-            (*_cells(task, pair, percent), kept(pair.retention) if compared else "")
+            (*_cells(task, pair, percent), str(kept(pair.retention)) if compared else "")
             for task, pair in found.tasks.items()
         ],
         "Speed": [

@@ -30,11 +30,10 @@ def rounds_chart(rounds: list[RoundSummary], knee: str | None) -> Chart | None:
         The chart, or None where no round was measured.
     """
     mean, worst = "mean of domains", "worst domain"
+    dense = {"removed": 0.0, "block weights removed": "0", "ratio": 1.0, "times": times(1.0)}
     rows: list[dict[str, Any]] = [
-        {"removed": 0.0, "ratio": 1.0, "series": series} for series in (mean, worst)
+        {**dense, "round": "dense", "label": "", "series": series} for series in (mean, worst)
     ]
-    for row in rows:
-        row |= {"round": "dense", "label": "", "block weights removed": "0", "times": times(1.0)}
     texts = []
     for record in rounds:
         if record.mean_ratio is None or record.achieved_ratio is None:
