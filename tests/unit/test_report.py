@@ -164,7 +164,7 @@ def test_charts_take_their_colours_from_the_page():
     assert all(colour.startswith("var") for colour in colours)
 
 
-def test_an_interval_that_would_hide_the_others_is_cut_off_and_told_in_full():
+def test_an_interval_that_would_hide_the_others_is_cut_off_and_its_tooltip_is_complete():
     tasks = changed(
         summarise(), lambda values: values["tasks"]["siqa"]["retention"].update(high=5.0)
     ).tasks
