@@ -19,7 +19,7 @@ from docs.scale import scale_page
 from pruneflow.data.record_template import RecordFormat
 from pruneflow.data.source_kinds import KINDS, Source
 from pruneflow.judge.gates import Decision, GatesSettings
-from pruneflow.judge.metrics import METRICS, Metric
+from pruneflow.judge.metrics import METRICS
 from pruneflow.judge.summary import Summary
 from pruneflow.measure.evaluation_record import Evaluation
 from pruneflow.measure.latency_record import Latency
@@ -251,19 +251,13 @@ def _metrics() -> Iterator[str]:
     for name, found in METRICS.items():
         meaning = (inspect.getdoc(found.measure) or "").split("\n\n")[0].replace("\n", " ")
         cells = (
-            f"`{name}{_after_dot(found)}`",
+            f"`{name}.{found.part.upper()}`" if found.part else f"`{name}`",
             _escaped(meaning),
             "none" if found.parity is None else f"{found.parity:g}",
             found.better or "none",
             "yes" if found.of_two_records else "no",
         )
         yield f"| {' | '.join(cells)} |"
-
-
-def _after_dot(found: Metric) -> str:
-    return "".join(
-        f".{part.upper()}" for part in list(inspect.signature(found.measure).parameters)[1:]
-    )
 
 
 def _commands() -> str:

@@ -6,7 +6,12 @@ from pydantic import Field
 
 from pruneflow.errors import InputError
 from pruneflow.judge.intervals import Estimate
-from pruneflow.judge.retention import mean_over_tasks, perplexity_estimates, task_retention
+from pruneflow.judge.retention import (
+    TaskRetention,
+    mean_over_tasks,
+    perplexity_estimates,
+    task_retention,
+)
 from pruneflow.measure.evaluation_record import EvaluatedModel, Evaluation, TaskQuestions
 from pruneflow.records import DomainLoss, Record
 from pruneflow.settings.pipeline import EvaluationSettings
@@ -74,17 +79,8 @@ class PerplexityComparison(Record):
     worst: WorstDomain = Field(description="The domain with the highest ratio.")
 
 
-class TaskComparison(TaskQuestions):
+class TaskComparison(TaskRetention, TaskQuestions):
     """Accuracy of both models on one task."""
-
-    dense: Estimate = Field(description="Accuracy of the dense model.")
-    pruned: Estimate = Field(description="Accuracy of the pruned model.")
-    difference: Estimate = Field(description="pruned - dense, question by question.")
-    measurable: bool = Field(description="Whether the dense model's interval is above chance.")
-    retention: Estimate | None = Field(description="pruned / dense; null if not measurable.")
-    above_chance: Estimate | None = Field(
-        description="(pruned - chance) / (dense - chance); null if not measurable."
-    )
 
 
 class Comparison(Record):
@@ -147,7 +143,7 @@ def compare(
         tasks={
             name: TaskComparison(
                 **asked.model_dump(include=set(TaskQuestions.model_fields)),
-                **found[name]._asdict(),
+                **dict(found[name]),
             )
             for name, asked in candidate.tasks.items()
         },
@@ -165,9 +161,12 @@ def check_comparable(reference: Evaluation, candidate: Evaluation, names: Names)
     for key, called in SAME.items():
         first, second = getattr(reference, key), getattr(candidate, key)
         if first != second:
+            fix = "run `dvc repro` again"
+            if key == "dtype":
+                fix = "set compute.dtype in configs/pipeline.yaml to measure both in one data type"
             raise InputError(
                 f"{names.reference} and {names.candidate} differ in {called} ({first[:12]} "
-                f"and {second[:12]}), so they cannot be compared: {_fix(key)}"
+                f"and {second[:12]}), so they cannot be compared: {fix}"
             )
     if set(reference.tasks) != set(candidate.tasks):
         name = sorted(set(reference.tasks) ^ set(candidate.tasks))[0]
@@ -175,12 +174,6 @@ def check_comparable(reference: Evaluation, candidate: Evaluation, names: Names)
             f"{names.reference} and {names.candidate} were not asked the same tasks ({name}), so "
             "they cannot be compared: run `dvc repro` again"
         )
-
-
-def _fix(key: str) -> str:
-    if key == "dtype":
-        return "set compute.dtype in configs/pipeline.yaml, so that both are measured in one type"
-    return "run `dvc repro` again"
 
 
 def _parameters(dense: EvaluatedModel, pruned: EvaluatedModel) -> ParameterCounts:

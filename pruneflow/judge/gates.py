@@ -2,17 +2,16 @@
 
 A gate compares one metric (see `metrics.py`) with a limit, against the dense model or against the
 model that is in production. It uses the worse end of the metric's 95 % interval, so that few
-questions make it stricter, not more lenient. An unknown metric, a measurement that is missing or
-not finite, and a report about other files than the current ones are refusals, never passes.
+questions make it stricter, not more lenient. A measurement that is missing or not finite, and a
+report about other files than the current ones, are refusals, never passes.
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pruneflow.artifacts import sha256_json
-from pruneflow.errors import InputError
 from pruneflow.judge.compare import Comparison
 from pruneflow.judge.intervals import Estimate
 from pruneflow.judge.metrics import Measured, find_metric, known_metrics, measure
@@ -40,6 +39,22 @@ class GateSettings(Settings):
     def title(self) -> str:
         """What reports call it."""
         return self.name or self.metric
+
+    @model_validator(mode="after")
+    def _metric_fits(self) -> Self:
+        """Raise an error if the metric is unknown, or cannot be compared in the way asked for."""
+        metric = find_metric(self.metric)
+        if metric is None:
+            raise ValueError(f"metric {self.metric} is unknown: choose one of {known_metrics()}")
+        if self.against == "production" and not metric.of_two_records:
+            raise ValueError(
+                f"metric {self.metric} compares with the dense model only: use against: baseline"
+            )
+        if self.comparison == "improves" and metric.parity is None:
+            raise ValueError(f"metric {self.metric} has no better side: use at_least or at_most")
+        if self.comparison == "improves" and self.against != "production":
+            raise ValueError(f"gate {self.title}: `improves` needs against: production")
+        return self
 
 
 class GatesSettings(Settings):
@@ -125,12 +140,7 @@ def load_gates(path: Path) -> GatesSettings:
     Raises:
         InputError: the file is missing, a key or metric is unknown, or a value is out of range.
     """
-    gates = check(GatesSettings, read_yaml(path), path)
-    for gate in gates.gates:
-        problem = _unknown(gate)
-        if problem:
-            raise InputError(f"{path}: {problem}")
-    return gates
+    return check(GatesSettings, read_yaml(path), path)
 
 
 def decide(
@@ -190,55 +200,40 @@ def _digest(gates: GatesSettings) -> str:
     return sha256_json(gates.model_dump(mode="json"))
 
 
-def _unknown(gate: GateSettings) -> str | None:
-    """Return what a gate asks for that does not exist, or None."""
-    found = find_metric(gate.metric)
-    if found is None:
-        return f"metric {gate.metric} is unknown: choose one of {known_metrics()}"
-    if gate.against == "production" and not found[0].of_two_records:
-        return f"metric {gate.metric} compares with the dense model only: use against: baseline"
-    if gate.comparison == "improves":
-        if found[0].parity is None:
-            return f"metric {gate.metric} has no better side: use at_least or at_most"
-        if gate.against != "production":
-            return f"gate {gate.title}: `improves` needs against: production"
-    return None
-
-
 def _judge(gate: GateSettings, summary: Summary, production: Production | None) -> GateResult:
     """Return one gate's entry of the decision."""
 
     def result(
-        passed: bool, reason: str | None = None, found: Measured | None = None
+        passed: bool, reason: str | None = None, value: Measured | None = None
     ) -> GateResult:
         asked = gate.model_dump(exclude={"name"})
         verdict = {"name": gate.title, "passed": passed, "reason": reason}
-        return GateResult.model_validate({**asked, **verdict, **(found or {})})
+        return GateResult.model_validate({**asked, **verdict, **(value or {})})
 
-    problem, compared = _unknown(gate), None
-    if problem is None and gate.against == "production":
+    def refused(problem: str, value: Measured | None = None) -> GateResult:
+        return result(False, f"{gate.title}: {problem}. {gate.why}", value)
+
+    found: Comparison = summary
+    if gate.against == "production":
         if production is None:
             return result(True, "Nothing is in production.")
         if production.model == summary.digests.pruned:
             return result(True, "This model is in production.")
-        compared = production.compared
-        if compared is None:
-            problem = (
+        if production.compared is None:
+            return refused(
                 f"version {production.version}, in production, cannot be compared: "
                 f"{production.problem}"
             )
-    if problem is not None:
-        return result(False, f"{gate.title}: {problem}. {gate.why}")
-    found = compared or summary
+        found = production.compared
     value = measure(gate.metric, found)
     if value is None:
         whose = " against production" if gate.against == "production" else ""
-        reason = f"{gate.title}: {gate.metric} was not measured{whose} or is not finite"
-        return result(False, f"{reason}{_unmeasurable(gate, found)}. {gate.why}")
+        missing = f"{gate.metric} was not measured{whose} or is not finite"
+        return refused(missing + _unmeasurable(gate, found))
     broken = _broken(gate, value, found)
     if broken is None:
         return result(True, None, value)
-    return result(False, f"{gate.title}: {gate.metric} {broken}. {gate.why}", value)
+    return refused(f"{gate.metric} {broken}", value)
 
 
 def _broken(gate: GateSettings, value: Measured, found: Comparison) -> str | None:
@@ -256,21 +251,20 @@ def _broken(gate: GateSettings, value: Measured, found: Comparison) -> str | Non
 
 
 def _no_improvement(gate: GateSettings, value: Measured, found: Comparison) -> str | None:
-    known = find_metric(gate.metric)
-    assert known is not None and known[0].parity is not None  # _unknown has checked
-    parity = known[0].parity
+    metric = find_metric(gate.metric)
+    assert metric is not None and metric.parity is not None  # GateSettings has checked
     low, high = _interval(value)
-    if known[0].better == "lower":
-        better, no_worse = high < parity, high <= gate.limit
+    if metric.better == "lower":
+        better, no_worse = high < metric.parity, high <= gate.limit
     else:
-        better, no_worse = low > parity, low >= gate.limit
+        better, no_worse = low > metric.parity, low >= gate.limit
     smaller = found.bytes.pruned < found.bytes.dense
     if better or (no_worse and smaller):
         return None
     short = "the model is no smaller" if no_worse else f"worse than the limit {gate.limit:g}"
-    figures = _figures(value)
     return (
-        f"against production is {figures}: not better than {parity:g}, and {short}{_where(value)}"
+        f"against production is {_figures(value)}: not better than {metric.parity:g}, and "
+        f"{short}{_where(value)}"
     )
 
 

@@ -88,18 +88,18 @@ def _broken(
             settings.max_perplexity_ratio,
             f"The worst domain, {domain}, has {{}} times the dense model's perplexity",
         ),
-        "kl": (settings.max_kl, "KL from the dense model is {} nats a token"),
+        "kl": (settings.max_kl, "KL from the dense model is {} nats per token"),
         "repetition_rise": (
             settings.max_repetition_rise,
             "The share of repeated 4-grams in greedy text rose by {}",
         ),
         "entropy_drift": (
             settings.max_entropy_drift,
-            "The entropy of the next token moved by {} nats",
+            "The entropy of the next token changed by {} nats",
         ),
         "norm_drift": (
             settings.max_norm_drift,
-            f"The log norm of what leaves layer {layer} moved by {{}}",
+            f"The log norm of the hidden states after layer {layer} changed by {{}}",
         ),
     }
     for name, (limit, sentence) in highest.items():
@@ -109,8 +109,8 @@ def _broken(
     lowest, agreement = settings.min_top1_agreement, found["top1_agreement"]
     if lowest is not None and not agreement >= lowest:
         yield (
-            f"Both models find the same next token likeliest for {agreement:.4g} of the tokens, "
-            f"below the limit of {lowest:g}."
+            f"Both models predict the same most likely next token for {agreement:.4g} of the "
+            f"tokens, below the limit of {lowest:g}."
         )
 
 

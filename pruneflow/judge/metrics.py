@@ -26,6 +26,7 @@ class Metric(NamedTuple):
     Attributes:
         measure: of a comparison and, where it takes one, the part of the metric's name after the
             dot; gives a number or an `Estimate`, or None where there is no measurement.
+        part: what a gate must name after the dot, ``task`` or ``domain``; None for nothing.
         parity: its value when both models are equal; None where neither side is better.
         better: on which side of parity the candidate is better.
         of_two_records: whether two evaluations are enough for it, so that it can be compared with
@@ -33,14 +34,10 @@ class Metric(NamedTuple):
     """
 
     measure: Callable[..., Estimate | float | None]
-    parity: float | None = None
-    better: Literal["lower", "higher"] | None = None
-    of_two_records: bool = True
-
-    @property
-    def takes_part(self) -> bool:
-        """Whether a gate must name a task or domain after a dot."""
-        return len(inspect.signature(self.measure).parameters) > 1
+    part: str | None
+    parity: float | None
+    better: Literal["lower", "higher"] | None
+    of_two_records: bool
 
 
 METRICS: dict[str, Metric] = {}
@@ -58,7 +55,9 @@ def metric(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        METRICS[function.__name__] = Metric(function, parity, better, of_two_records)
+        _, *parts = inspect.signature(function).parameters
+        part = parts[0] if parts else None
+        METRICS[function.__name__] = Metric(function, part, parity, better, of_two_records)
         return function
 
     return register
@@ -177,22 +176,20 @@ def estimate_of(found: Median) -> Estimate:
     return {"value": found["median"], "low": found["low"], "high": found["high"]}
 
 
-def find_metric(name: str) -> tuple[Metric, str] | None:
-    """Return the metric that a gate names and the part after the dot; None if it is unknown."""
+def find_metric(name: str) -> Metric | None:
+    """Return the metric that a gate names; None if it is unknown."""
     plain, dot, part = name.partition(".")
     found = METRICS.get(plain)
-    if found is None or bool(dot and part) != found.takes_part:
+    if found is None or bool(dot and part) != (found.part is not None):
         return None
-    return found, part
+    return found
 
 
 def known_metrics() -> str:
     """List the metrics as configs/gates.yaml spells them, e.g. ``task_retention.TASK``."""
-    parts = {
-        name: list(inspect.signature(found.measure).parameters)[1:]
-        for name, found in METRICS.items()
-    }
-    return ", ".join(".".join([name, *map(str.upper, part)]) for name, part in parts.items())
+    return ", ".join(
+        f"{name}.{found.part.upper()}" if found.part else name for name, found in METRICS.items()
+    )
 
 
 def measure(name: str, found: Comparison) -> Measured | None:
@@ -201,21 +198,15 @@ def measure(name: str, found: Comparison) -> Measured | None:
     A number without an interval is its own interval. ``domain`` is None unless the metric names
     one itself.
     """
-    known = find_metric(name)
-    if known is None:
+    metric = find_metric(name)
+    if metric is None or not (metric.of_two_records or isinstance(found, Summary)):
         return None
-    chosen, part = known
-    if not (chosen.of_two_records or isinstance(found, Summary)):
-        return None
-    value = chosen.measure(found, part) if part else chosen.measure(found)
+    value = metric.measure(found, *name.split(".", 1)[1:])
     if value is None:
         return None
     if not isinstance(value, dict):
         value = {"value": value, "low": value, "high": value}
-    if not all(end is not None and math.isfinite(end) for end in _ends(value)):
+    ends = (value["value"], value["low"], value["high"])
+    if not all(end is not None and math.isfinite(end) for end in ends):
         return None
     return {"domain": None, **value}
-
-
-def _ends(value: Estimate) -> tuple[float | None, ...]:
-    return value["value"], value["low"], value["high"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ class Pair(Record, Generic[Value]):
 
     a: Value | None = Field(description="The first model; null where it was not measured.")
     b: Value | None = Field(description="The second model.")
+
+
+PairT = TypeVar("PairT", bound=Pair[Any])
 
 
 class PerplexityPair(Pair[float]):
@@ -104,18 +107,39 @@ def side_by_side(a: Side, b: Side, settings: EvaluationSettings) -> SideBySide:
         settings: bootstrap resamples and seed of the intervals.
     """
     compared, problem = _compared(a, b, settings)
-    speeds = [dict(side.speed) if side.speed else {} for side in (a, b)]
+    domains = compared.perplexity.domains if compared else {}
+    tasks = compared.tasks if compared else {}
+    evaluations = (a.evaluation, b.evaluation)
+    perplexities = (
+        {name: loss["perplexity"] for name, loss in found.perplexity.items()} if found else {}
+        for found in evaluations
+    )
+    accuracies = (
+        {name: task.accuracy for name, task in found.tasks.items()} if found else {}
+        for found in evaluations
+    )
+    speeds = (
+        dict(side.speed) if side.speed else dict.fromkeys(Speed.model_fields) for side in (a, b)
+    )
     return SideBySide(
         a=Named(name=a.name, title=a.title),
         b=Named(name=b.name, title=b.title),
         size={key: Pair[int](a=a.sizes.get(key), b=b.sizes.get(key)) for key in SIZES},
-        perplexity=_perplexity(a, b, compared),
+        perplexity=PairedPerplexity(
+            domains=_pairs(
+                PerplexityPair,
+                *perplexities,
+                ratio={name: domain.ratio for name, domain in domains.items()},
+            ),
+            mean_ratio=compared.perplexity.mean_ratio if compared else None,
+        ),
         validation=_pairs(Pair[float], a.validation, b.validation),
-        tasks=_tasks(a, b, compared),
-        speed={
-            key: Pair[Median](a=speeds[0].get(key), b=speeds[1].get(key))
-            for key in Speed.model_fields
-        },
+        tasks=_pairs(
+            AccuracyPair,
+            *accuracies,
+            retention={name: task.retention for name, task in tasks.items()},
+        ),
+        speed=_pairs(Pair[Median], *speeds),
         health=_pairs(Pair[float], a.health, b.health),
         settings={
             key: Pair[str](a=a.settings[key], b=b.settings[key])
@@ -139,45 +163,18 @@ def _compared(
         return None, str(error)
 
 
-def _perplexity(a: Side, b: Side, compared: Comparison | None) -> PairedPerplexity:
-    first, second = (
-        {name: loss["perplexity"] for name, loss in found.perplexity.items()} if found else {}
-        for found in (a.evaluation, b.evaluation)
-    )
-    domains = compared.perplexity.domains if compared else {}
-    return PairedPerplexity(
-        domains={
-            name: PerplexityPair(
-                a=first.get(name),
-                b=second.get(name),
-                ratio=domains[name].ratio if name in domains else None,
-            )
-            for name in {**first, **second}
-        },
-        mean_ratio=compared.perplexity.mean_ratio if compared else None,
-    )
-
-
-def _tasks(a: Side, b: Side, compared: Comparison | None) -> dict[str, AccuracyPair]:
-    first, second = (
-        {name: task.accuracy for name, task in found.tasks.items()} if found else {}
-        for found in (a.evaluation, b.evaluation)
-    )
-    tasks = compared.tasks if compared else {}
-    return {
-        name: AccuracyPair(
-            a=first.get(name),
-            b=second.get(name),
-            retention=tasks[name].retention if name in tasks else None,
-        )
-        for name in {**first, **second}
-    }
-
-
 def _pairs(
-    kind: type[Pair[Value]], a: Mapping[str, Value | None], b: Mapping[str, Value | None]
-) -> dict[str, Pair[Value]]:
-    return {key: kind(a=a.get(key), b=b.get(key)) for key in {**a, **b}}
+    kind: type[PairT], a: Mapping[str, Any], b: Mapping[str, Any], **compared: Mapping[str, Any]
+) -> dict[str, PairT]:
+    """Pair the measures of two models by name, with what was found by comparing them."""
+    return {
+        key: kind(
+            a=a.get(key),
+            b=b.get(key),
+            **{field: found.get(key) for field, found in compared.items()},
+        )
+        for key in {**a, **b}
+    }
 
 
 def _not_measured(side: Side) -> list[str]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy
+from pydantic import Field
 
 from pruneflow.errors import InputError
 from pruneflow.judge.intervals import Estimate, draw_means, estimate, pooled
-from pruneflow.records import DomainLoss
+from pruneflow.records import DomainLoss, Record
 
 
 class PerplexityEstimates(NamedTuple):
@@ -25,24 +26,17 @@ class PerplexityEstimates(NamedTuple):
     worst: str
 
 
-class TaskRetention(NamedTuple):
-    """Two models' answers to the same questions.
+class TaskRetention(Record):
+    """Accuracy of two models on the same questions."""
 
-    Attributes:
-        dense: accuracy.
-        pruned: accuracy.
-        difference: pruned - dense.
-        measurable: whether the dense model's interval is above chance.
-        retention: pruned / dense; None where it is not measurable.
-        above_chance: (pruned - chance) / (dense - chance); None where it is not measurable.
-    """
-
-    dense: Estimate
-    pruned: Estimate
-    difference: Estimate
-    measurable: bool
-    retention: Estimate | None
-    above_chance: Estimate | None
+    dense: Estimate = Field(description="Accuracy of the dense model.")
+    pruned: Estimate = Field(description="Accuracy of the pruned model.")
+    difference: Estimate = Field(description="pruned - dense, question by question.")
+    measurable: bool = Field(description="Whether the dense model's interval is above chance.")
+    retention: Estimate | None = Field(description="pruned / dense; null if not measurable.")
+    above_chance: Estimate | None = Field(
+        description="(pruned - chance) / (dense - chance); null if not measurable."
+    )
 
 
 class TaskDraws(NamedTuple):
@@ -93,11 +87,7 @@ def geometric_mean(ratios: Mapping[str, float]) -> float:
 
 def worst_ratio(ratios: Mapping[str, float]) -> tuple[str, float]:
     """Return the domain that suffered most and its ratio; a ratio that is not finite is worst."""
-
-    def badness(domain: str) -> float:
-        return ratios[domain] if math.isfinite(ratios[domain]) else math.inf
-
-    domain = max(ratios, key=badness)
+    domain = max(ratios, key=lambda name: ratios[name] if math.isfinite(ratios[name]) else math.inf)
     return domain, ratios[domain]
 
 

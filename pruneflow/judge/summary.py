@@ -25,12 +25,7 @@ from pruneflow.records import Record, RecordT
 from pruneflow.settings.pipeline import PipelineSettings
 from pruneflow.settings.pruning import Target
 
-PACKAGES = {
-    "pruneflow": "pruneflow",
-    "torch": "torch",
-    "transformers": "transformers",
-    "lm_eval": "lm-eval",
-}
+PACKAGES = ("pruneflow", "torch", "transformers", "lm_eval")
 
 
 class PrunedModel(Record):
@@ -173,7 +168,7 @@ def build_summary(
         ),
         versions={
             "python": platform.python_version(),
-            **{name: metadata.version(package) for name, package in PACKAGES.items()},
+            **{name: metadata.version(name) for name in PACKAGES},
         },
     )
 

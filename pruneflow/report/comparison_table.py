@@ -1,25 +1,38 @@
-"""The table of dense against pruned, which page, model card and terminal all show."""
+"""The tables of dense against pruned on the page, the model card and the terminal."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from pruneflow.judge.compare import Comparison, PerplexityComparison
 from pruneflow.judge.intervals import Estimate
 from pruneflow.judge.summary import Summary
-from pruneflow.measure.latency_record import Memories, Memory, Timing
+from pruneflow.measure.latency_record import Median, Memories, Timing
 from pruneflow.report.number_format import (
     NOT_MEASURABLE,
     Figure,
     change,
     count,
     decimal,
+    figure,
     megabytes,
     milliseconds,
     percent,
     points,
     ratio,
     share,
+    span,
+    thousandfold,
+    times,
 )
+
+rate = partial(decimal, places=1)
+# Measures of speed: what they are called, and what writes one with its unit and without.
+SPEEDS: dict[str, tuple[str, Callable[[float], str], Callable[[float], str]]] = {
+    "prefill": ("Prefill, tokens/s", rate, rate),
+    "decode": ("Decode, tokens/s", rate, rate),
+    "first_token": ("Time to first token", milliseconds, thousandfold),
+}
 
 
 class ComparisonRow(NamedTuple):
@@ -39,12 +52,17 @@ class Tile(NamedTuple):
     note: str
 
 
+class Spread(NamedTuple):
+    """A median with its interval, and the least and the most, ready to print."""
+
+    median: Figure
+    extremes: str
+
+
 def tiles(summary: Summary) -> list[Tile]:
     """Return the headline numbers: size, perplexity, accuracy, speed, memory."""
     parameters, speedup = summary.parameters, summary.latency.speedup
-    dense, pruned = of_both(summary.memory, lambda memory: memory.peak)
-    retention = summary.mean_retention
-    accuracy = share(retention) if retention else Figure(NOT_MEASURABLE, "")
+    dense, pruned = of_both(summary.memory, "peak")
     return [
         Tile(
             "parameters",
@@ -52,7 +70,7 @@ def tiles(summary: Summary) -> list[Tile]:
             f"{count(parameters.pruned)} remaining",
         ),
         Tile("perplexity, mean", *ratio(summary.perplexity.mean_ratio)),
-        Tile("accuracy kept, mean", *accuracy),
+        Tile("accuracy kept, mean", *kept(summary.mean_retention)),
         Tile("prefill speed", *ratio(speedup.prefill, "median")),
         Tile("decode speed", *ratio(speedup.decode, "median")),
         Tile("peak memory", change(dense, pruned), f"{megabytes(pruned)} of {megabytes(dense)}"),
@@ -85,7 +103,7 @@ def overview(summary: Summary) -> dict[str, list[ComparisonRow]]:
                 decimal(domain.pruned),
                 str(ratio(worst)),
             ),
-            ComparisonRow(f"Accuracy kept, {over}", "", "", kept(summary.mean_retention)),
+            ComparisonRow(f"Accuracy kept, {over}", "", "", str(kept(summary.mean_retention))),
             ComparisonRow(
                 f"Accuracy in points, {over}", "", "", str(points(summary.mean_difference))
             ),
@@ -94,9 +112,35 @@ def overview(summary: Summary) -> dict[str, list[ComparisonRow]]:
     }
 
 
-def kept(retention: Estimate | None) -> str:
+def speed_rows(latency: Timing) -> dict[str, list[Spread]]:
+    """Return each measure of speed of the dense and of the pruned model, and the speed-up."""
+    return {
+        label: [
+            _spread(getattr(latency.dense, key), write, bare),
+            _spread(getattr(latency.pruned, key), write, bare),
+            _spread(getattr(latency.speedup, key), times, decimal),
+        ]
+        for key, (label, write, bare) in SPEEDS.items()
+    }
+
+
+def bytes_rows(summary: Summary) -> list[tuple[str, int | None, int | None]]:
+    """Return what both models take on disk and in memory; on a GPU only where one was used."""
+    memory, disk, weights = summary.memory, summary.disk, summary.bytes
+    peak, before = (of_both(memory, key) for key in ("peak", "before"))
+    on_gpu = of_both(memory, "device_peak")
+    return [
+        ("Model directory on disk", disk.dense, disk.pruned),
+        ("of which weights", weights.dense, weights.pruned),
+        ("Peak memory of a process that loads and generates", *peak),
+        ("of which before loading", *before),
+        *([("Peak GPU memory of the same", *on_gpu)] if any(on_gpu) else []),
+    ]
+
+
+def kept(retention: Estimate | None) -> Figure:
     """Write a share of accuracy that is kept, or that it is not measurable."""
-    return NOT_MEASURABLE if retention is None else str(share(retention))
+    return Figure(NOT_MEASURABLE, "") if retention is None else share(retention)
 
 
 def mean_of(found: Comparison) -> str:
@@ -105,12 +149,9 @@ def mean_of(found: Comparison) -> str:
     return f"mean over {sum(task.measurable for task in tasks)} of {len(tasks)} tasks"
 
 
-def of_both(
-    memory: Memories, read: Callable[[Memory], int | None]
-) -> tuple[int | None, int | None]:
+def of_both(memory: Memories, key: str) -> tuple[int | None, int | None]:
     """Return one measure of both models' memory; a model that does not load has none."""
-    dense, pruned = memory.dense, memory.pruned
-    return read(dense) if dense else None, read(pruned) if pruned else None
+    return getattr(memory.dense, key, None), getattr(memory.pruned, key, None)
 
 
 def _size(summary: Summary) -> list[ComparisonRow]:
@@ -121,9 +162,9 @@ def _size(summary: Summary) -> list[ComparisonRow]:
         _amount("Block weights", weights.dense, weights.pruned, count),
         _amount("Weights on disk", summary.bytes.dense, summary.bytes.pruned),
         _amount("Directory on disk", summary.disk.dense, summary.disk.pruned),
-        _amount("Peak memory", *of_both(memory, lambda one: one.peak)),
+        _amount("Peak memory", *of_both(memory, "peak")),
     ]
-    on_gpu = of_both(memory, lambda one: one.device_peak)
+    on_gpu = of_both(memory, "device_peak")
     return [*rows, _amount("Peak GPU memory", *on_gpu)] if any(on_gpu) else rows
 
 
@@ -150,32 +191,24 @@ def _accuracy(summary: Summary) -> list[ComparisonRow]:
             f"{name} ({task.metric})",
             percent(task.dense["value"]),
             percent(task.pruned["value"]),
-            kept(task.retention),
+            str(kept(task.retention)),
         )
         for name, task in summary.tasks.items()
     ]
-    return [*rows, ComparisonRow(mean_of(summary), "", "", kept(summary.mean_retention))]
+    return [*rows, ComparisonRow(mean_of(summary), "", "", str(kept(summary.mean_retention)))]
 
 
 def _speed(latency: Timing) -> list[ComparisonRow]:
-    dense, pruned, speedup = latency.dense, latency.pruned, latency.speedup
-    rates = [
-        ("Prefill, tokens/s", dense.prefill, pruned.prefill, speedup.prefill),
-        ("Decode, tokens/s", dense.decode, pruned.decode, speedup.decode),
-    ]
-    rows = [
+    return [
         ComparisonRow(
             label,
-            decimal(before["median"], 1),
-            decimal(after["median"], 1),
-            str(ratio(faster, "median")),
+            write(getattr(latency.dense, key)["median"]),
+            write(getattr(latency.pruned, key)["median"]),
+            str(ratio(getattr(latency.speedup, key), "median")),
         )
-        for label, before, after, faster in rates
+        for key, (label, write, _) in SPEEDS.items()
     ]
-    first = ComparisonRow(
-        "Time to first token",
-        milliseconds(dense.first_token["median"]),
-        milliseconds(pruned.first_token["median"]),
-        str(ratio(speedup.first_token, "median")),
-    )
-    return [*rows, first]
+
+
+def _spread(found: Median, write: Callable[[float], str], bare: Callable[[float], str]) -> Spread:
+    return Spread(figure(found, write, bare, "median"), span(found["min"], found["max"], bare))

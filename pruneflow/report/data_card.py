@@ -4,8 +4,7 @@ from typing import Any
 
 import yaml
 
-from pruneflow.report import calibration_tables
-from pruneflow.report.calibration_tables import Manifest
+from pruneflow.report.calibration_tables import Manifest, check_rows, summed, totals
 from pruneflow.report.rendering import render
 
 _SIZES = [(1000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"), (10_000_000, "10M")]
@@ -25,18 +24,17 @@ def render_data_card(
         held_out: manifest of the held-out set.
         validation: what was checked of the table (data/calibration/validation.json).
     """
-    tokens = {name: facts["test"]["tokens"] for name, facts in held_out["domains"].items()}
     return render(
         "data_card.md.jinja",
         header=yaml.safe_dump(_header(documents), sort_keys=False, allow_unicode=True).strip(),
-        totals=calibration_tables.totals(documents, calibration),
-        domains=calibration_tables.domain_rows(documents, calibration, tokens),
-        sources=calibration_tables.source_rows(documents),
-        dropped=calibration_tables.summed(documents, "dropped"),
-        masked=calibration_tables.summed(documents, "masked"),
-        checked=calibration_tables.checked(validation),
-        settings=documents["settings"],
         documents=documents,
+        calibration=calibration,
+        held_out={name: facts["test"]["tokens"] for name, facts in held_out["domains"].items()},
+        validation=validation,
+        totals=totals(documents, calibration),
+        dropped=summed(documents, "dropped"),
+        masked=summed(documents, "masked"),
+        checks=check_rows(validation),
         digests={
             "documents": documents["digest"],
             "calibration set": calibration["digest"],

@@ -11,14 +11,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
 from pruneflow.artifacts import staged_file
-from pruneflow.models.round_record import RoundRecord, Validation
+from pruneflow.models.round_record import RoundRecord
 from pruneflow.models.structure import layers_of, widths_of
+from pruneflow.report.rendering import render
 from pruneflow.settings.pipeline import DENSE, ModelSettings
-from pruneflow.templating import templates
 
 CARD = "README.md"
-_TEMPLATE = "directory_card.md.jinja"
-_LIBRARY_TEMPLATE = "library_card.md.jinja"
 _OURS = ["pruneflow"]
 _TAGS = ["pruned", "structured-pruning", *_OURS]
 # What the hub needs to know of any of them to offer a way to load it.
@@ -60,23 +58,12 @@ def write_card(directory: Path, record: RoundRecord, model: ModelSettings) -> No
     dense = record.round == DENSE
     _write(
         directory,
-        _TEMPLATE,
+        "directory_card.md.jinja",
         header=metadata(model, pruned=not dense),
         model=model,
         record=record,
         dense=dense,
-        losses=_losses(record.validation),
     )
-
-
-def _losses(validation: Validation | None) -> list[tuple[str, float, float]]:
-    """Return each domain's perplexity of the dense and of the pruned model."""
-    if validation is None:
-        return []
-    return [
-        (domain, loss["perplexity"], validation.pruned[domain]["perplexity"])
-        for domain, loss in validation.dense.items()
-    ]
 
 
 def write_library_card(directory: Path, name: str, model: PreTrainedModel) -> None:
@@ -89,7 +76,7 @@ def write_library_card(directory: Path, name: str, model: PreTrainedModel) -> No
     """
     _write(
         directory,
-        _LIBRARY_TEMPLATE,
+        "library_card.md.jinja",
         header=ModelCardData(**_LOADED, tags=_OURS).to_yaml().strip(),
         name=name,
         family=model.config.model_type,
@@ -100,7 +87,6 @@ def write_library_card(directory: Path, name: str, model: PreTrainedModel) -> No
 
 def _write(directory: Path, template: str, **values: Any) -> None:
     """Render a card into a directory, which decides how its model is loaded."""
-    rendered = templates(Path(__file__).parent).get_template(template)
-    text = rendered.render(trust=any(directory.glob("*.py")), **values)
+    text = render(template, trust=any(directory.glob("*.py")), **values)
     with staged_file(directory / CARD) as temporary:
         temporary.write_text(text, encoding="utf-8")

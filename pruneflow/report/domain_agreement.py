@@ -1,68 +1,49 @@
-"""How far domains agree on which units matter, as tables."""
+"""How far domains agree on which units matter."""
 
 from statistics import mean
 from typing import Any, NamedTuple
 
-from pruneflow.report.number_format import MISSING, count, decimal
 
-
-class AgreementRow(NamedTuple):
-    """How one domain's ranking of units agrees with the others'."""
-
-    name: str
-    neurons: str  # mean correlation with the other domains
-    heads: str
-    kv_groups: str
-    alone: str  # neurons that it alone needs
-
-
-class Tables(NamedTuple):
-    """The tables on the page.
+class Agreement(NamedTuple):
+    """How one domain's ranking of units agrees with the others'; None where it is undefined.
 
     Attributes:
-        rows: a row for each domain.
-        names: the domains, in order.
-        matrix: by domain, its correlation with each of `names`, of neurons.
+        neurons: mean correlation with the other domains.
+        heads: the same of query heads.
+        kv_groups: the same of key-value groups.
+        alone: neurons that it alone needs.
+        correlations: of neurons, by other domain.
     """
 
-    rows: list[AgreementRow]
-    names: list[str]
-    matrix: list[tuple[str, list[str]]]
+    neurons: float | None
+    heads: float | None
+    kv_groups: float | None
+    alone: int
+    correlations: dict[str, float | None]
 
 
-def tables(disagreement: dict[str, Any]) -> Tables:
-    """Return the tables of a round's ``disagreement.json``, ready to print."""
-    names, kinds = list(disagreement["domains"]), disagreement["kinds"]
-    found = {kind: _pairs(kinds[kind]["correlations"]) for kind in kinds}
-    alone = kinds["neurons"]["only_one_domain"]
-    rows = [
-        AgreementRow(
-            name,
-            **{
-                kind: _mean([rho for pair, rho in found[kind].items() if name in pair])
-                for kind in ("neurons", "heads", "kv_groups")
-            },
-            alone=count(alone[name]["units"]),
-        )
-        for name in names
-    ]
-    matrix = [
-        (
-            row,
-            [
-                MISSING if row == column else decimal(found["neurons"][frozenset((row, column))])
-                for column in names
-            ],
-        )
-        for row in names
-    ]
-    return Tables(rows, names, matrix)
+def agreement(disagreement: dict[str, Any]) -> dict[str, Agreement]:
+    """Return how each domain agrees with the others, from a round's ``disagreement.json``."""
+    kinds = disagreement["kinds"]
+    found = {}
+    for name in disagreement["domains"]:
+        pairs = {kind: _with_others(kinds[kind]["correlations"], name) for kind in kinds}
+        means = {kind: _mean(pairs[kind]) for kind in ("neurons", "heads", "kv_groups")}
+        alone = kinds["neurons"]["only_one_domain"][name]["units"]
+        found[name] = Agreement(**means, alone=alone, correlations=pairs["neurons"])
+    return found
 
 
-def _pairs(correlations: list[dict[str, Any]]) -> dict[frozenset[str], float | None]:
-    return {frozenset(pair["domains"]): pair["within_layers"] for pair in correlations}
+def _with_others(pairs: list[dict[str, Any]], name: str) -> dict[str, float | None]:
+    return {
+        other: pair["within_layers"]
+        for pair in pairs
+        if name in pair["domains"]
+        for other in pair["domains"]
+        if other != name
+    }
 
 
-def _mean(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return decimal(mean(known)) if known else MISSING
+def _mean(correlations: dict[str, float | None]) -> float | None:
+    known = [value for value in correlations.values() if value is not None]
+    return mean(known) if known else None

@@ -47,15 +47,17 @@ def series(summary: Summary, rounds: Sequence[RoundRecord]) -> dict[str, list[Po
         rounds: the round.json of every round, in order; a skipped one has no points.
     """
     done = [record for record in rounds if record.status != "skipped"]
+    dense: Point = {
+        "round": DENSE,
+        "block_ratio": 0.0,
+        "parameters": summary.parameters.dense,
+        **HEALTH,
+    }
     return {
-        "rounds": [_dense_point(summary.parameters.dense), *map(_round_point, done)],
+        "rounds": [dense, *map(_round_point, done)],
         "domains": _domains(summary.perplexity.domains),
         "widths": [point for record in done for point in _widths(record)],
     }
-
-
-def _dense_point(parameters: int) -> Point:
-    return {"round": DENSE, "block_ratio": 0.0, "parameters": parameters, **HEALTH}
 
 
 def _round_point(record: RoundRecord) -> Point:

@@ -1,6 +1,7 @@
 """How much of each health limit a round used."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from pruneflow.models.round_record import Health
@@ -31,25 +32,29 @@ def uses(health: Health, limits: HealthSettings) -> Iterator[Use]:
         health: of a round.
         limits: the settings' section ``health``.
     """
-    ratio, most = health.worst_ratio, limits.max_perplexity_ratio
-    if ratio is not None and most is not None:
-        share = (ratio - 1) / (most - 1)
-        yield Use("worst perplexity ratio", times(ratio), f"at most {times(most)}", max(0.0, share))
     rise = health.repetition.rise if health.repetition else None
-    entropy = health.entropy_drift
-    for measure, value, moved, limit in (
-        ("KL, nats", health.kl, health.kl, limits.max_kl),
-        ("repetition rise", rise, rise, limits.max_repetition_rise),
-        ("entropy drift", entropy, abs(entropy or 0.0), limits.max_entropy_drift),
-        ("norm drift", health.norm_drift, health.norm_drift, limits.max_norm_drift),
+    exact = partial(decimal, places=3)
+    for measure, found, dense, limit, write, write_limit in (
+        (
+            "worst perplexity ratio",
+            health.worst_ratio,
+            1,
+            limits.max_perplexity_ratio,
+            times,
+            times,
+        ),
+        ("KL, nats", health.kl, 0, limits.max_kl, exact, decimal),
+        ("repetition rise", rise, 0, limits.max_repetition_rise, exact, decimal),
+        ("entropy drift", health.entropy_drift, 0, limits.max_entropy_drift, exact, decimal),
+        ("norm drift", health.norm_drift, 0, limits.max_norm_drift, exact, decimal),
+        ("same token", health.top1_agreement, 1, limits.min_top1_agreement, percent, percent),
     ):
-        if value is not None and moved is not None and limit:
-            share = max(0.0, moved) / limit
-            yield Use(measure, decimal(value, 3), f"at most {decimal(limit)}", share)
-    agreed, least = health.top1_agreement, limits.min_top1_agreement
-    if agreed is not None and least is not None and least < 1:
-        share = (1 - agreed) / (1 - least)
-        yield Use("same token", percent(agreed), f"at least {percent(least)}", share)
+        if found is None or limit is None or limit == dense:
+            continue
+        moved = abs(found) if measure == "entropy drift" else found
+        side = "at most" if limit > dense else "at least"
+        share = max(0.0, (moved - dense) / (limit - dense))
+        yield Use(measure, write(found), f"{side} {write_limit(limit)}", share)
 
 
 def limits_sentence(limits: HealthSettings) -> str:

@@ -3,9 +3,8 @@
 from huggingface_hub import EvalResult
 
 from pruneflow.judge.summary import Summary
-from pruneflow.report.comparison_table import comparison
+from pruneflow.report.comparison_table import comparison, mean_of
 from pruneflow.report.directory_card import metadata
-from pruneflow.report.page_tables import task_rows
 from pruneflow.report.rendering import render
 from pruneflow.report.verdict import verdict
 from pruneflow.settings.pipeline import ModelSettings
@@ -24,7 +23,8 @@ def render_card(summary: Summary, model: ModelSettings) -> str:
         summary=summary,
         verdict=verdict(summary),
         sections=comparison(summary),
-        accuracy=task_rows(summary),
+        mean_of=mean_of(summary),
+        trust=False,
     )
 
 

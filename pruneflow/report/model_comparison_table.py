@@ -7,17 +7,17 @@ from rich.table import Table
 
 from pruneflow.judge.model_comparison import Pair, PairedPerplexity, SideBySide, Value
 from pruneflow.measure.latency_record import Median
-from pruneflow.report.comparison_table import kept
+from pruneflow.report.comparison_table import SPEEDS, kept
 from pruneflow.report.number_format import (
     change,
     count,
     decimal,
     megabytes,
-    milliseconds,
     percent,
     ratio,
     times,
 )
+from pruneflow.report.result_table import add_sections
 
 CAPTION = (
     "The second model relative to the first; in brackets: 95 % intervals. Test text is never used "
@@ -28,22 +28,17 @@ SAME = "the same"
 _DIGEST = 12  # characters
 
 _SIZES: dict[str, tuple[str, Callable[[float], str]]] = {
-    "parameters": ("parameters", count),
-    "block_weights": ("block weights", count),
-    "bytes": ("weights on disk", megabytes),
-}
-_SPEEDS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "prefill": ("prefill, tokens/s", lambda value: decimal(value, 1)),
-    "decode": ("decode, tokens/s", lambda value: decimal(value, 1)),
-    "first_token": ("time to first token", milliseconds),
+    "parameters": ("Parameters", count),
+    "block_weights": ("Block weights", count),
+    "bytes": ("Weights on disk", megabytes),
 }
 _HEALTH = {
-    "mean_ratio": "mean perplexity ratio",
-    "worst_ratio": "worst perplexity ratio",
-    "kl": "divergence, nats",
-    "top1_agreement": "same most likely token",
-    "entropy_drift": "entropy drift, nats",
-    "norm_drift": "norm drift",
+    "mean_ratio": "Mean perplexity ratio",
+    "worst_ratio": "Worst perplexity ratio",
+    "kl": "Divergence, nats",
+    "top1_agreement": "Same most likely token",
+    "entropy_drift": "Entropy drift, nats",
+    "norm_drift": "Norm drift",
 }
 
 Line = tuple[str, str, str, str]
@@ -51,17 +46,10 @@ Line = tuple[str, str, str, str]
 
 def side_table(found: SideBySide) -> Table:
     """Return the table of two models; it fits a terminal of 80 columns."""
-    caption = "\n".join([CAPTION, *found.notes])
-    table = Table(caption=escape(caption), show_edge=False, caption_justify="left")
-    table.add_column("")
-    for column in (found.a.title, found.b.title, "change or kept"):
-        table.add_column(escape(column), justify="right", overflow="fold")
-    for title, lines in _sections(found).items():
-        if lines:
-            table.add_row(f"[bold]{escape(title)}[/bold]")
-            for line in lines:
-                table.add_row(*(escape(cell) for cell in line))
-            table.add_section()
+    table = Table(
+        caption=escape("\n".join([CAPTION, *found.notes])), caption_justify="left", show_edge=False
+    )
+    add_sections(table, (found.a.title, found.b.title), _sections(found))
     return table
 
 
@@ -77,12 +65,12 @@ def _sections(found: SideBySide) -> dict[str, list[Line]]:
         ],
         "Accuracy": [
             # Without a mean the two were not compared at all, and a note explains why.
-            (*_cells(task, pair, percent), kept(pair.retention) if compared else "")
+            (*_cells(task, pair, percent), str(kept(pair.retention)) if compared else "")
             for task, pair in found.tasks.items()
         ],
         "Speed": [
             _line(label, _medians(found.speed[key]), write, _times)
-            for key, (label, write) in _SPEEDS.items()
+            for key, (label, write, _) in SPEEDS.items()
         ],
         "Health": [
             (*_cells(label, found.health[key], lambda value: decimal(value, 3)), "")

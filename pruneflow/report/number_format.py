@@ -1,6 +1,6 @@
 """How reports write numbers: the same way on the page, in the model card and on the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pruneflow.settings.pruning import Target
@@ -34,9 +34,9 @@ def signed(value: float | None, places: int = 2) -> str:
     return MISSING if value is None else f"{value:+z.{places}f}".replace("-", "\u2212")
 
 
-def percent(value: float | None, places: int = 1) -> str:
+def percent(value: float | None) -> str:
     """Write a share of one as per cent; a dash where there is none."""
-    return MISSING if value is None else f"{_hundredfold(value, places)}\u202f%"
+    return MISSING if value is None else f"{_hundredfold(value)}\u202f%"
 
 
 def times(value: float | None) -> str:
@@ -117,8 +117,23 @@ def span(low: float | None, high: float | None, bare: Callable[[float], str]) ->
     return "\u00a0to\u00a0".join(MISSING if end is None else bare(end) for end in (low, high))
 
 
-def _hundredfold(value: float, places: int = 1) -> str:
-    return decimal(100 * value, places)
+def span_of(widths: Sequence[int]) -> str:
+    """Write the widths of layers, as in ``1120`` or ``900 to 1200``."""
+    low, high = min(widths), max(widths)
+    return count(low) if low == high else span(low, high, count)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Write counts by name as in ``en 640, fr 12``; nothing for counts of nothing."""
+    return ", ".join(
+        f"{name.replace('_', ' ')}\u00a0{count(number)}"
+        for name, number in counts.items()
+        if number
+    )
+
+
+def _hundredfold(value: float) -> str:
+    return decimal(100 * value, 1)
 
 
 def _points(value: float) -> str:

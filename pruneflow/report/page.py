@@ -8,22 +8,19 @@ from markupsafe import Markup
 
 from pruneflow.artifacts import read_json
 from pruneflow.judge.summary import Summary
-from pruneflow.models.round_record import RoundRecord
+from pruneflow.models.round_record import Health, RoundRecord
 from pruneflow.paths import DISAGREEMENT, STATISTICS
-from pruneflow.report import (
-    calibration_tables,
-    domain_agreement,
-    page_tables,
-    result_charts,
-    round_charts,
-)
-from pruneflow.report.calibration_tables import Manifest
+from pruneflow.report import result_charts, round_charts
+from pruneflow.report.calibration_tables import Manifest, check_rows, totals
 from pruneflow.report.chart_style import library
-from pruneflow.report.comparison_table import overview, tiles
+from pruneflow.report.comparison_table import bytes_rows, mean_of, overview, speed_rows, tiles
+from pruneflow.report.domain_agreement import agreement
 from pruneflow.report.health_limit_use import limits_sentence
 from pruneflow.report.rendering import render
 from pruneflow.report.verdict import Ruling, verdict
 from pruneflow.settings.pipeline import PipelineSettings
+
+_NO_HEALTH = Health(healthy=False, reasons=[], reason="")  # of a round that was not measured
 
 
 class Sources(NamedTuple):
@@ -66,8 +63,8 @@ def render_page(summary: Summary, sources: Sources, ruling: Ruling) -> str:
         sources: what the page shows in addition.
         ruling: what the gates against the dense model decide.
     """
-    documents, calibration, rounds = sources.documents, sources.calibration, sources.rounds
-    limits, disagreement = sources.settings.health, sources.disagreement
+    rounds, limits = sources.rounds, sources.settings.health
+    agreed = agreement(sources.disagreement) if sources.disagreement else None
     drawings = {
         "retention": result_charts.retention_chart(summary.tasks),
         "perplexity": result_charts.perplexity_chart(summary.perplexity),
@@ -75,11 +72,10 @@ def render_page(summary: Summary, sources: Sources, ruling: Ruling) -> str:
         "rounds": round_charts.rounds_chart(summary.rounds, summary.knee),
         "health": round_charts.health_chart(summary.rounds, limits),
         "removed": round_charts.removed_chart(rounds, sources.dense),
-        "agreement": round_charts.agreement_chart(disagreement) if disagreement else None,
+        "agreement": round_charts.agreement_chart(agreed) if agreed else None,
         "recovery": round_charts.recovery_chart(summary.recovery),
         "speedup": result_charts.speedup_chart(summary.latency),
     }
-    held_out = {name: domain.tokens for name, domain in summary.perplexity.domains.items()}
     return render(
         "page.html.jinja",
         summary=summary,
@@ -87,24 +83,24 @@ def render_page(summary: Summary, sources: Sources, ruling: Ruling) -> str:
         ruling=ruling,
         tiles=tiles(summary),
         sections=overview(summary),
+        mean_of=mean_of(summary),
         charts=drawings,
         specs={name: chart.spec for name, chart in drawings.items() if chart},
         library=Markup(library()),
-        perplexity=page_tables.perplexity_rows(summary.perplexity),
-        accuracy=page_tables.task_rows(summary),
-        rounds=page_tables.round_rows(summary),
-        knee=page_tables.knee_sentence(summary),
+        dense=sources.dense,
+        rounds=rounds,
         limits=limits_sentence(limits),
-        widths=page_tables.width_rows(rounds, sources.dense),
-        agreement=domain_agreement.tables(disagreement) if disagreement else None,
-        recovery=page_tables.recovery_sentence(summary.recovery) if summary.recovery else None,
-        speed=page_tables.speed_rows(summary.latency),
-        sizes=page_tables.bytes_rows(summary),
-        totals=calibration_tables.totals(documents, calibration),
-        domains=calibration_tables.domain_rows(documents, calibration, held_out),
-        sources=calibration_tables.source_rows(documents),
-        checked=calibration_tables.checked(sources.validation),
-        weights=calibration_tables.domain_weights(rounds),
+        no_health=_NO_HEALTH,
+        agreement=agreed,
+        speed=speed_rows(summary.latency),
+        sizes=bytes_rows(summary),
+        documents=sources.documents,
+        calibration=sources.calibration,
+        held_out={name: domain.tokens for name, domain in summary.perplexity.domains.items()},
+        validation=sources.validation,
+        totals=totals(sources.documents, sources.calibration),
+        checks=check_rows(sources.validation),
+        calibrated=sorted({domain for record in rounds for domain in record.sequences}),
         settings=yaml.safe_dump(
             sources.settings.model_dump(mode="json", exclude={"registry", "notify"}),
             sort_keys=False,

@@ -14,10 +14,8 @@ from pruneflow.report.number_format import (
     NOT_MEASURABLE,
     Figure,
     decimal,
-    percent,
     ratio,
     share,
-    times,
 )
 
 WIDEST = 250  # per cent of accuracy kept; few questions give intervals of many hundred
@@ -34,7 +32,6 @@ def retention_chart(tasks: dict[str, TaskComparison]) -> Chart:
         },
         row="task",
         axis="accuracy kept, per cent",
-        write=percent,
         scale=100,
         description="Accuracy kept, with 95 % intervals: ",
         widest=WIDEST,
@@ -52,7 +49,6 @@ def ratio_chart(perplexity: PerplexityComparison) -> Chart:
         },
         row="domain",
         axis="perplexity, pruned / dense",
-        write=times,
         scale=1,
         description="Perplexity of the pruned model over the dense model's, by domain, with 95 % "
         "intervals: ",
@@ -73,7 +69,6 @@ def speedup_chart(latency: Timing) -> Chart:
         {},
         row="measure",
         axis="times as fast as the dense model",
-        write=times,
         scale=1,
         description="Speed of the pruned model over the dense model's, with 95 % intervals: ",
     )
@@ -137,7 +132,6 @@ def _estimates(
     *,
     row: str,
     axis: str,
-    write: Callable[[float], str],
     scale: float,
     description: str,
     widest: float | None = None,
@@ -150,7 +144,6 @@ def _estimates(
         more: further lines of the tooltip, by name.
         row: what a row is.
         axis: title of the axis.
-        write: writes the number alone.
         scale: units of the axis in 1, where both models are equal.
         description: beginning of the description.
         widest: where on the axis an interval is cut off that would hide the others.
@@ -162,11 +155,11 @@ def _estimates(
         if found is None:
             rows.append({**labels, "kept": NOT_MEASURABLE, "nothing": NOT_MEASURABLE})
             continue
-        value = scale * found["value"]
+        shown, value = figure(found), scale * found["value"]
         ends = [value if end is None else scale * end for end in (found["low"], found["high"])]
         reach += ends
-        numbers = {"value": value, "low": ends[0], "high": ends[1], "label": write(found["value"])}
-        rows.append({**labels, "kept": str(figure(found)), "nothing": "", **numbers})
+        numbers = {"value": value, "low": ends[0], "high": ends[1], "label": shown.value}
+        rows.append({**labels, "kept": str(shown), "nothing": "", **numbers})
     if widest is not None:
         edge = max([widest, *(each.get("value", widest) for each in rows)])
         reach = [min(value, edge) for value in reach]
@@ -184,8 +177,8 @@ def _estimates(
         alt.X(f"{key}:Q", scale=scaled, title=axis, axis=alt.Axis(tickCount=6))
         for key in ("value", "low", "high", "from")
     )
-    shown = [row, *(key for key in ("dense", "pruned") if any(key in each for each in rows))]
-    tooltip = [f"{key}:N" for key in shown]
+    named = [row, *(key for key in ("dense", "pruned") if any(key in each for each in rows))]
+    tooltip = [f"{key}:N" for key in named]
     kept = alt.Tooltip("kept:N", title="pruned / dense")
     equal = alt.Chart(alt.Data(values=[{"value": scale}])).mark_rule(color=INK, strokeDash=[4, 3])
     chart = alt.layer(

@@ -1,5 +1,7 @@
 """The result on the terminal."""
 
+from collections.abc import Mapping, Sequence
+
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,12 +21,20 @@ def result_table(summary: Summary) -> Table:
     """
     title = f"{summary.model.name}, {summary.model.delivered}: dense and pruned"
     table = Table(title=escape(title), caption=CAPTION, show_edge=False)
-    table.add_column("")
-    for column in ("dense", "pruned", "change or kept"):
-        table.add_column(column, justify="right")
-    for section, rows in comparison(summary).items():
-        table.add_row(f"[bold]{escape(section)}[/bold]")
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
-        table.add_section()
+    add_sections(table, ("dense", "pruned"), comparison(summary))
     return table
+
+
+def add_sections(
+    table: Table, models: tuple[str, str], sections: Mapping[str, Sequence[Sequence[str]]]
+) -> None:
+    """Add the columns of two models and what changed, and the sections that are not empty."""
+    table.add_column("")
+    for column in (*models, "change or kept"):
+        table.add_column(escape(column), justify="right", overflow="fold")
+    for section, rows in sections.items():
+        if rows:
+            table.add_row(f"[bold]{escape(section)}[/bold]")
+            for row in rows:
+                table.add_row(*(escape(cell) for cell in row))
+            table.add_section()

@@ -1,5 +1,6 @@
 """Charts of the rounds: perplexity, health, removed units, agreement of domains, recovery."""
 
+from operator import itemgetter
 from typing import Any
 
 import altair as alt
@@ -7,9 +8,9 @@ import altair as alt
 from pruneflow.judge.summary import RoundSummary
 from pruneflow.models.round_record import Recovery, RoundRecord, Widths
 from pruneflow.report.chart_style import ACCENT, BAD, INK, ROW, SECOND, Chart, finish
+from pruneflow.report.domain_agreement import Agreement
 from pruneflow.report.health_limit_use import uses
-from pruneflow.report.number_format import decimal, percent, times
-from pruneflow.report.page_tables import span_of
+from pruneflow.report.number_format import decimal, percent, span_of, times
 from pruneflow.settings.pipeline import HealthSettings
 
 LINEAR = 10  # perplexity ratio up to which an axis is linear; one broken round would hide the rest
@@ -29,11 +30,10 @@ def rounds_chart(rounds: list[RoundSummary], knee: str | None) -> Chart | None:
         The chart, or None where no round was measured.
     """
     mean, worst = "mean of domains", "worst domain"
+    dense = {"removed": 0.0, "block weights removed": "0", "ratio": 1.0, "times": times(1.0)}
     rows: list[dict[str, Any]] = [
-        {"removed": 0.0, "ratio": 1.0, "series": series} for series in (mean, worst)
+        {**dense, "round": "dense", "label": "", "series": series} for series in (mean, worst)
     ]
-    for row in rows:
-        row |= {"round": "dense", "label": "", "block weights removed": "0", "times": times(1.0)}
     texts = []
     for record in rounds:
         if record.mean_ratio is None or record.achieved_ratio is None:
@@ -132,9 +132,9 @@ def health_chart(rounds: list[RoundSummary], limits: HealthSettings) -> Chart | 
         tooltip=["round:N", "measure:N", "found:N", "limit:N"],
     )
     limit = alt.Chart(alt.Data(values=[{"used": 100}])).mark_rule(color=BAD, strokeDash=[4, 3])
-    shown = alt.Opacity(
-        "round:O", sort=names, title="round", scale=alt.Scale(range=_steps(len(names)))
-    )
+    # The last round is drawn strongest.
+    opacities = [0.2 + 0.8 * (place + 1) / len(names) for place in range(len(names))]
+    shown = alt.Opacity("round:O", sort=names, title="round", scale=alt.Scale(range=opacities))
     chart = alt.layer(
         limit.encode(x=x),
         base.mark_point(filled=True, size=110, color=ACCENT).encode(opacity=shown),
@@ -200,25 +200,29 @@ def removed_chart(rounds: list[RoundRecord], dense: RoundRecord) -> Chart | None
     return finish(chart, _CELL * rows, f"Units that remain in each layer after each round: {text}")
 
 
-def agreement_chart(disagreement: dict[str, Any]) -> Chart | None:
+def agreement_chart(agreement: dict[str, Agreement]) -> Chart | None:
     """Draw how similarly domains rank the neurons of a layer: Spearman correlations, as a matrix.
 
     Args:
-        disagreement: of the delivered round (see pruneflow/pruning/domain_disagreement.py).
+        agreement: of the domains in the delivered round.
 
     Returns:
         The chart, or None where there is one domain only.
     """
-    pairs = disagreement["kinds"]["neurons"]["correlations"]
-    cells = []
-    for pair in pairs:
-        a, b = pair["domains"]
-        rho = pair["within_layers"]
-        shown = {"value": 0.0 if rho is None else max(0.0, rho), "correlation": decimal(rho)}
-        cells += [{"domain": a, "with": b, **shown}, {"domain": b, "with": a, **shown}]
+    cells: list[dict[str, Any]] = [
+        {
+            "domain": name,
+            "with": other,
+            "rho": rho,
+            "value": max(0.0, rho or 0.0),
+            "correlation": decimal(rho),
+        }
+        for name, row in agreement.items()
+        for other, rho in row.correlations.items()
+    ]
     if not cells:
         return None
-    domains = list(disagreement["domains"])
+    domains = list(agreement)
     most = max(0.01, *(cell["value"] for cell in cells))
     chart = (
         alt.Chart(alt.Data(values=cells))
@@ -236,13 +240,13 @@ def agreement_chart(disagreement: dict[str, Any]) -> Chart | None:
             tooltip=["domain:N", "with:N", "correlation:N"],
         )
     )
-    known = [pair for pair in pairs if pair["within_layers"] is not None]
-    text = "only one domain"
+    known = [cell for cell in cells if cell["rho"] is not None]
+    text = "undefined"
     if known:
-        lowest, *_, highest = sorted([*known, known[0]], key=lambda pair: pair["within_layers"])
         text = " and ".join(
-            f"{word} {decimal(pair['within_layers'])} ({' with '.join(pair['domains'])})"
-            for word, pair in (("lowest", lowest), ("highest", highest))
+            f"{word} {cell['correlation']} ({cell['domain']} with {cell['with']})"
+            for word, pick in (("lowest", min), ("highest", max))
+            for cell in [pick(known, key=itemgetter("rho"))]
         )
     return finish(
         chart,
@@ -256,15 +260,11 @@ def recovery_chart(recovery: Recovery | None) -> Chart | None:
     if not recovery:
         return None
     held_out, training = "held-out text", "training"
-    losses = [(row.step, row.validation_loss, held_out) for row in recovery.history]
-    losses += [
-        (row.step, row.train_loss, training)
-        for row in recovery.history
-        if row.train_loss is not None
-    ]
     rows = [
-        {"step": step, "loss": loss, "series": name, "value": decimal(loss, 4)}
-        for step, loss, name in losses
+        {"step": row.step, "loss": loss, "series": name, "value": decimal(loss, 4)}
+        for row in recovery.history
+        for loss, name in ((row.validation_loss, held_out), (row.train_loss, training))
+        if loss is not None
     ]
     chart = (
         alt.Chart(alt.Data(values=rows))
@@ -305,8 +305,3 @@ def _remarks(record: RoundSummary, knee: str | None) -> list[str]:
     """Name what is special about a round."""
     remarks = {"knee": record.round == knee, "unhealthy": record.status == "unhealthy"}
     return [remark for remark, holds in remarks.items() if holds]
-
-
-def _steps(count: int) -> list[float]:
-    """Opacities of `count` rounds, the last drawn strongest."""
-    return [0.2 + 0.8 * (place + 1) / count for place in range(count)]

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pruneflow.judge.pareto import Figures, Row
 from pruneflow.report.comparison_table import kept
-from pruneflow.report.number_format import Figure, count, percent, ratio, share
+from pruneflow.report.number_format import Figure, count, percent, ratio
 
 CAPTION = (
     "* Pareto-optimal: no other recipe is at least as good in perplexity, parameters and speed, "
@@ -50,13 +50,12 @@ def _cells(figures: Figures | None) -> Mapping[str, Figure]:
     if figures is None:
         names = ("parameters", "perplexity", "tasks kept", "prefill", "decode")
         return dict.fromkeys(names, Figure("", ""))
-    retention = figures["task_retention"]
     return {
         "parameters": Figure(
             count(figures["parameters"]), f"\u2212{percent(figures['block_ratio'])}"
         ),
         "perplexity": ratio(figures["perplexity_ratio"]),
-        "tasks kept": share(retention) if retention else Figure(kept(None), ""),
+        "tasks kept": kept(figures["task_retention"]),
         "prefill": ratio(figures["prefill"]),
         "decode": ratio(figures["decode"]),
     }

@@ -72,12 +72,17 @@ def rule(summary: Summary, gates: GatesSettings) -> Ruling:
     alone = [gate for gate in gates.gates if gate.against == "baseline"]
     open_gates = [gate for gate in gates.gates if gate.against == "production"]
     decision = decide(summary, gates.model_copy(update={"gates": alone}))
-    rows = [_row(entry) for entry in decision.gates]
     if gates.run_mode == "disabled":
         sentence = "Neither accepted nor refused: the gates are disabled (run_mode)."
         return Ruling("undecided", sentence, [], [])
-    rows += [_open(gate) for gate in open_gates]
-    rest = f" {_open_sentence(open_gates)}" if open_gates else ""
+    rows = [_row(gate, entry) for gate, entry in zip(alone, decision.gates, strict=True)]
+    rows += [_row(gate) for gate in open_gates]
+    rest = ""
+    if open_gates:
+        rest = (
+            f" `pruneflow run` checks {_gates(len(open_gates))} against the model in production "
+            "and writes data/reports/decision.json."
+        )
     if not alone:
         return Ruling("undecided", f"Not decided yet.{rest}", [], rows)
     mode = "" if decision.enforced else " The gates warn only (run_mode dry_run)."
@@ -98,40 +103,21 @@ def _decode_speed(speedup: Median) -> str:
     return f"{speedup['median']:.2f} times as fast"
 
 
-def _open_sentence(gates: list[GateSettings]) -> str:
-    against = "against the model in production"
-    return (
-        f"`pruneflow run` checks {_gates(len(gates))} {against} and writes "
-        "data/reports/decision.json."
-    )
-
-
 def _gates(number: int) -> str:
     return f"{number} gate{'' if number == 1 else 's'}"
 
 
-def _row(entry: GateResult) -> GateRow:
-    return GateRow(
-        entry.name.replace("_", " "),
-        _limit(entry.comparison, entry.limit),
-        _found(entry),
-        "passed" if entry.passed else "refused",
-        entry.why,
-    )
-
-
-def _open(gate: GateSettings) -> GateRow:
-    limit = _limit(gate.comparison, gate.limit)
-    return GateRow(gate.title.replace("_", " "), limit, MISSING, "open", gate.why)
-
-
-def _limit(comparison: str, limit: float) -> str:
+def _row(gate: GateSettings, entry: GateResult | None = None) -> GateRow:
+    """Return a gate and the end of the interval that it uses; without an entry it is open."""
     words = {"at_least": "at least", "at_most": "at most", "improves": "better, or within"}
-    return f"{words[comparison]} {limit:g}".replace("-", "\u2212")
-
-
-def _found(entry: GateResult) -> str:
-    """Write the worse end of the interval, which is what the gate uses."""
-    end = entry.low if entry.comparison == "at_least" else entry.high
-    value = entry.value if end is None else end
-    return MISSING if value is None else f"{value:.4g}".replace("-", "\u2212")
+    found, result = None, "open"
+    if entry is not None:
+        found = entry.low if entry.comparison == "at_least" else entry.high
+        result = "passed" if entry.passed else "refused"
+    return GateRow(
+        name=gate.title.replace("_", " "),
+        limit=f"{words[gate.comparison]} {gate.limit:g}".replace("-", "\u2212"),
+        found=MISSING if found is None else f"{found:.4g}".replace("-", "\u2212"),
+        result=result,
+        why=gate.why,
+    )

@@ -11,13 +11,14 @@ from tests.unit.report_example import (
     PRUNED,
     RECOVERY,
     ROUNDS,
+    WORSE,
     a_round,
     charts_of,
     delivering,
     page_of,
     summarise,
+    with_gates,
 )
-from tests.unit.test_verdict import WORSE, with_gates
 
 pytestmark = pytest.mark.slow
 ACCENT = {"light": "rgb(11, 98, 196)", "dark": "rgb(108, 178, 255)"}

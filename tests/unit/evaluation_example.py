@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from pruneflow.judge.gates import GatesSettings
 from pruneflow.judge.summary import Summary
 from pruneflow.measure.evaluation_record import Evaluation
+from tests.unit import report_example
 
 TASKS = {"piqa": (0.5, 200), "siqa": (1 / 3, 200), "boolq": (0.62, 40)}
 SCORED = 255
@@ -148,33 +150,15 @@ TASK_FIGURES = {
         0.25, about(0.3, 0.18, 0.42), about(0.2, 0.1, 0.32), about(-0.1, -0.2, 0), None, None
     ),
 }
-SPEED = {
+_BASE = report_example.summarise().to_json()
+SPEEDUP = {
     "prefill": spread(1.21, 1.15, 1.3),
     "decode": spread(1.19, 1.1, 1.25),
     "first_token": spread(1.2, 1.1, 1.3),
 }
-RELOAD = {"ok": True, "text": " Paris", "reason": None}
-LM_EVAL = {
-    "ok": True,
-    "reason": None,
-    "command": "lm_eval --tasks piqa",
-    "task": "piqa",
-    "questions": 20,
-    "metric": "acc_norm",
-    "accuracy": 0.6,
-}
+RELOAD, LM_EVAL = _BASE["reload"], _BASE["lm_eval"]
 _SUMMARY = {
-    "model": {
-        "name": "toy",
-        "source": "dense",
-        "revision": None,
-        "delivered": "r1",
-        "planned": "r1",
-        "target": {"ratio": 0.2},
-        "layout": "uniform",
-        "score": "mask_fisher",
-        "refit": "none",
-    },
+    **_BASE,
     "perplexity": PERPLEXITY,
     "tasks": TASK_FIGURES,
     "mean_retention": about(0.96, 0.91, 1.02),
@@ -187,49 +171,20 @@ _SUMMARY = {
         "block_ratio": 0.2,
     },
     "bytes": {"dense": 270, "pruned": 216, "ratio": 0.8},
-    "disk": {"dense": 280, "pruned": 226},
-    "memory": {
-        "dense": {"before": 1, "peak": 3, "device_peak": None},
-        "pruned": {"before": 1, "peak": 2, "device_peak": None},
-    },
-    "reload": RELOAD,
-    "answers": [],
-    "lm_eval": LM_EVAL,
-    "warnings": [],
-    "latency": {
-        "dense": SPEED,
-        "pruned": SPEED,
-        "speedup": SPEED,
-        "placement": {"dense": "whole", "pruned": "whole"},
-        "device": "cpu",
-        "machine": "x86_64",
-        "threads": 2,
-        "dtype": "bfloat16",
-        "prompt_tokens": 256,
-        "new_tokens": 24,
-        "repeats": 7,
-        "lm_eval_questions": 20,
-        "width_multiple": 64,
-    },
+    "latency": {**_BASE["latency"], "speedup": SPEEDUP},
     "calibration_domains": {"code": 12, "news": 9, "law": 3},
-    "rounds": [],
-    "knee": None,
-    "recovery": None,
-    "digests": {
-        "dense": "d" * 64,
-        "pruned": "a" * 64,
-        "calibration_set": "f" * 64,
-        "documents": "e" * 64,
-        "held_out": "c" * 64,
-        "questions": "d" * 64,
-        "tokenizer": "b" * 64,
-        "reports": {"baseline": "1" * 64, "evaluation": "2" * 64, "latency": "3" * 64},
-        "settings": "4" * 64,
-    },
-    "versions": {"python": "3.11.9"},
+    "digests": {**_BASE["digests"], "pruned": "a" * 64},
 }
 
 
 def summary(**changes: Any) -> Summary:
     """A summary with numbers that are easy to follow."""
     return Summary.model_validate({**_SUMMARY, **changes})
+
+
+def gates(
+    metric: str, comparison: str, limit: float, run_mode: str = "enabled", **more: str
+) -> GatesSettings:
+    """One gate."""
+    entry = {"metric": metric, "comparison": comparison, "limit": limit, "why": "It matters."}
+    return GatesSettings.model_validate({"run_mode": run_mode, "gates": [{**entry, **more}]})

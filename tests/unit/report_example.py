@@ -281,6 +281,8 @@ GATES = GatesSettings.model_validate(
         ],
     }
 )
+# A gate that the example does not pass.
+WORSE = {"metric": "block_ratio", "comparison": "at_least", "limit": 0.5, "why": "Much smaller."}
 SETTINGS = PipelineSettings.model_validate(
     {
         "model": {
@@ -351,3 +353,7 @@ def visible(page: str) -> str:
     """The text a reader sees: no style, no script, no tags."""
     page = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.DOTALL)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def with_gates(*gates: dict[str, Any], run_mode: str = "enabled") -> GatesSettings:
+    return GatesSettings.model_validate({"run_mode": run_mode, "gates": list(gates)})

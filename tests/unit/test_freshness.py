@@ -53,14 +53,16 @@ def test_nothing_is_stale_where_nothing_changed(summary):
     assert stale(summary, SETTINGS) == []
 
 
-def test_where_promotion_goes_is_no_matter_of_the_report(summary):
-    registry = SETTINGS.registry.model_copy(update={"promotion": "manual"})
-    assert stale(summary, SETTINGS.model_copy(update={"registry": registry})) == []
-
-
-def test_who_hears_of_it_is_no_matter_of_the_report(summary):
-    notify = SETTINGS.notify.model_copy(update={"webhook": "https://example.org", "runs": "all"})
-    assert stale(summary, SETTINGS.model_copy(update={"notify": notify})) == []
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("registry", {"promotion": "manual"}),
+        ("notify", {"webhook": "https://example.org", "runs": "all"}),
+    ],
+)
+def test_promotion_and_notification_do_not_make_a_report_stale(summary, section, changes):
+    values = getattr(SETTINGS, section).model_copy(update=changes)
+    assert stale(summary, SETTINGS.model_copy(update={section: values})) == []
 
 
 def test_changed_settings_are_named(summary):
@@ -71,26 +73,24 @@ def test_changed_settings_are_named(summary):
     assert "configs/pipeline.yaml is not what it was made from" in sentence
 
 
-@pytest.mark.parametrize("name", ["baseline", "evaluation", "latency"])
-def test_a_changed_measurement_is_named(summary, name):
-    write_json(Path(f"data/reports/{name}.json"), {"what": "better"})
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/model",
+        *FOLDERS.values(),
+        *(f"data/reports/{name}.json" for name in ("baseline", "evaluation", "latency")),
+    ],
+)
+def test_a_changed_file_or_folder_is_named(summary, name):
+    path = Path(name)
+    if path.is_file():
+        write_json(path, {"what": "better"})
+    else:
+        (path / "config.json").write_text('{"other": 1}')
+        if path != Path("data/model"):
+            write_manifest(path)
     (sentence,) = stale(summary, SETTINGS)
-    assert f"data/reports/{name}.json is not what it was made from" in sentence
-
-
-@pytest.mark.parametrize("key", list(FOLDERS))
-def test_changed_data_is_named(summary, key):
-    folder = Path(FOLDERS[key])
-    (folder / "file.txt").write_text("other")
-    write_manifest(folder)
-    (sentence,) = stale(summary, SETTINGS)
-    assert f"{folder} is not what it was made from" in sentence
-
-
-def test_another_model_is_named(summary):
-    Path("data/model/config.json").write_text('{"other": 1}')
-    (sentence,) = stale(summary, SETTINGS)
-    assert "data/model is not what it was made from" in sentence
+    assert f"{name} is not what it was made from" in sentence
 
 
 def test_a_missing_file_is_named(summary):

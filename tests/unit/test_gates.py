@@ -1,54 +1,37 @@
 """Gates use the worse end, refuse what was not measured, and name unknown metrics."""
 
 import json
+import math
 import subprocess
 
 import pytest
+import yaml
 
 from pruneflow.artifacts import sha256_json
 from pruneflow.errors import InputError
 from pruneflow.judge.compare import Comparison
-from pruneflow.judge.gates import Decision, GatesSettings, decide, load_gates, refuse
-from pruneflow.judge.metrics import METRICS, known_metrics
+from pruneflow.judge.gates import Decision, decide, load_gates, refuse
+from pruneflow.judge.metrics import known_metrics
 from pruneflow.records import parse_record, write_record
 from tests.conftest import ROOT
-from tests.unit.evaluation_example import LM_EVAL, RELOAD, TASK_FIGURES, about, summary
+from tests.unit.evaluation_example import TASK_FIGURES, about, gates, summary
 
 SUMMARY = summary()
-
-
-def gates(
-    metric: str, comparison: str, limit: float, run_mode: str = "enabled", **more: str
-) -> GatesSettings:
-    entry = {"metric": metric, "comparison": comparison, "limit": limit, "why": "It matters."}
-    return GatesSettings.model_validate({"run_mode": run_mode, "gates": [{**entry, **more}]})
 
 
 def accepted(found, *asked, **more) -> bool:
     return decide(found, gates(*asked), **more).accepted
 
 
-# A metric and the ends of its interval in the example.
-ENDS = [
-    ("perplexity_ratio_mean", 1.41, 1.53),
-    ("perplexity_ratio_worst", 1.7, 1.9),
-    ("perplexity_ratio.news", 1.1, 1.25),
-    ("task_retention.piqa", 0.88, 1.01),
-    ("task_above_chance.piqa", 0.4, 1.1),
-    ("task_difference.siqa", -0.05, 0.03),
-    ("mean_retention", 0.91, 1.02),
-    ("mean_difference", -0.055, 0.005),
-    ("block_ratio", 0.2, 0.2),
-    ("bytes_ratio", 0.8, 0.8),
-    ("reload_ok", 1.0, 1.0),
-    ("lm_eval_ok", 1.0, 1.0),
-    ("decode_speedup", 1.1, 1.25),
-    ("prefill_speedup", 1.15, 1.3),
-    ("uncalibrated_domains", 0.0, 0.0),
-]
-
-
-@pytest.mark.parametrize(("metric", "low", "high"), ENDS)
+@pytest.mark.parametrize(
+    ("metric", "low", "high"),
+    [
+        ("perplexity_ratio_mean", 1.41, 1.53),
+        ("task_difference.siqa", -0.05, 0.03),
+        ("block_ratio", 0.2, 0.2),
+        ("decode_speedup", 1.1, 1.25),
+    ],
+)
 def test_each_metric_is_judged_by_its_worse_end_and_the_limit_itself_passes(metric, low, high):
     for comparison, end, stricter in (("at_least", low, 1), ("at_most", high, -1)):
         assert accepted(SUMMARY, metric, comparison, end)
@@ -57,10 +40,6 @@ def test_each_metric_is_judged_by_its_worse_end_and_the_limit_itself_passes(metr
     (entry,) = decide(SUMMARY, gates(metric, "at_least", low)).gates
     assert (entry.low, entry.high) == (low, high)
     assert low <= entry.value <= high
-
-
-def test_every_registered_metric_is_tested_above():
-    assert [metric.partition(".")[0] for metric, *_ in ENDS] == list(METRICS)
 
 
 def test_a_refusal_gives_a_sentence_with_value_interval_limit_and_reason():
@@ -94,12 +73,6 @@ def test_one_failed_gate_of_many_refuses(tmp_path):
     assert len(decision.reasons) == 1
 
 
-@pytest.mark.parametrize("metric", ["reload_ok", "lm_eval_ok"])
-def test_a_model_that_others_cannot_use_is_refused(metric):
-    broken = summary(reload={**RELOAD, "ok": False}, lm_eval={**LM_EVAL, "ok": False})
-    assert not accepted(broken, metric, "at_least", 1)
-
-
 @pytest.mark.parametrize("value", [None, about(1.0, None, None), about(1.0, None, 1.1)])
 @pytest.mark.parametrize(("comparison", "limit"), [("at_least", -1e9), ("at_most", 1e9)])
 def test_a_measurement_without_an_interval_is_a_refusal(value, comparison, limit, tmp_path):
@@ -111,7 +84,8 @@ def test_a_measurement_without_an_interval_is_a_refusal(value, comparison, limit
 
 
 def test_a_missing_measurement_is_a_refusal():
-    assert not accepted(SUMMARY, "task_retention.arc", "at_least", -9)
+    for metric in ("task_retention", "task_above_chance", "task_difference"):
+        assert not accepted(SUMMARY, f"{metric}.arc", "at_least", -9)
     assert not accepted(SUMMARY, "perplexity_ratio.law", "at_most", 9)
 
 
@@ -128,21 +102,19 @@ def test_a_task_that_is_not_measurable_is_refused_with_the_reason(metric):
     assert "accuracy, 1, is not above chance, 0.25" in decision.reasons[0]
 
 
+ENTRY = {"metric": "block_ratio", "comparison": "at_least", "limit": 0, "why": "x"}
+
+
 @pytest.mark.parametrize(
     "metric", ["perplexity", "task_retention", "block_ratio.code", "task_retention.", "os.system"]
 )
 def test_an_unknown_metric_is_an_error_that_names_the_known_ones(metric, tmp_path):
     path = tmp_path / "gates.yaml"
-    entry = {"metric": metric, "comparison": "at_most", "limit": 9e9, "why": "x"}
-    path.write_text(json.dumps({"run_mode": "enabled", "gates": [entry]}))
+    path.write_text(json.dumps({"run_mode": "enabled", "gates": [{**ENTRY, "metric": metric}]}))
     with pytest.raises(InputError, match=r"task_retention\.TASK") as caught:
         load_gates(path)
     assert known_metrics() in str(caught.value)
     assert "\n" not in str(caught.value)
-    # Settings that were not read from a file are refused all the same.
-    decision = decide(SUMMARY, gates(metric, "at_most", 9e9))
-    assert not decision.accepted
-    assert f"metric {metric} is unknown" in decision.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -153,24 +125,16 @@ def test_an_unknown_metric_is_an_error_that_names_the_known_ones(metric, tmp_pat
         ({"extra": 1}, "unknown key extra"),
         ({"gates": [{"metric": "block_ratio", "comparison": "above"}]}, "comparison"),
         ({"gates": [{"metric": "block_ratio", "against": "nobody"}]}, "against"),
+        ({"gates": [{**ENTRY, "limit": math.nan}]}, "limit"),
+        ({"gates": [{**ENTRY, "limit": math.inf}]}, "limit"),
     ],
 )
 def test_a_bad_gates_file_is_one_line(changes, message, tmp_path):
-    entry = {"metric": "block_ratio", "comparison": "at_least", "limit": 0, "why": "x"}
     path = tmp_path / "gates.yaml"
-    path.write_text(json.dumps({"run_mode": "enabled", "gates": [entry], **changes}))
+    path.write_text(yaml.safe_dump({"run_mode": "enabled", "gates": [ENTRY], **changes}))
     with pytest.raises(InputError, match=message) as caught:
         load_gates(path)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("limit", [".nan", ".inf"])
-def test_a_limit_that_is_not_finite_is_an_error(limit, tmp_path):
-    path = tmp_path / "gates.yaml"
-    entry = f"{{metric: block_ratio, comparison: at_least, limit: {limit}, why: x}}"
-    path.write_text(f"run_mode: enabled\ngates: [{entry}]\n")
-    with pytest.raises(InputError, match="limit"):
-        load_gates(path)
 
 
 def test_a_stale_report_is_refused_whatever_it_says():
@@ -189,20 +153,25 @@ def test_a_stale_report_is_refused_whatever_it_says():
 def test_domains_without_calibration_text_are_named():
     settings = gates("uncalibrated_domains", "at_most", 0)
     assert decide(SUMMARY, settings).accepted
-    decision = decide(summary(calibration_domains={"law": 3}), settings)
+    decision = decide(summary(calibration_domains={"code": 0, "law": 3}), settings)
     assert decision.reasons == [
         "uncalibrated_domains: uncalibrated_domains is 2, above the limit 0, on code, news. It "
         "matters."
     ]
 
 
-def test_dry_run_records_the_refusal_and_does_not_enforce_it():
-    decision = decide(SUMMARY, gates("mean_retention", "at_least", 0.99, "dry_run"))
-    assert not decision.accepted
-    assert decision.reasons
+@pytest.mark.parametrize(
+    ("run_mode", "limit", "enforced", "may_register"),
+    [("enabled", 0.9, True, True), ("enabled", 0.99, True, False), ("dry_run", 0.99, False, True)],
+)
+def test_a_refusal_is_recorded_and_enforced_unless_it_is_a_dry_run(
+    run_mode, limit, enforced, may_register
+):
+    decision = decide(SUMMARY, gates("mean_retention", "at_least", limit, run_mode))
+    assert decision.accepted is (limit == 0.9)
+    assert bool(decision.reasons) is not decision.accepted
     assert decision.gates[0].value == 0.96
-    assert not decision.enforced
-    assert decision.may_register
+    assert (decision.enforced, decision.may_register) == (enforced, may_register)
 
 
 def test_disabled_gates_check_nothing_and_accept_nothing():
@@ -212,13 +181,6 @@ def test_disabled_gates_check_nothing_and_accept_nothing():
     assert not decision.enforced
     assert decision.reasons == ["The gates are disabled (run_mode), so nothing was checked."]
     assert decision.may_register
-
-
-def test_enabled_gates_are_enforced():
-    refused = decide(SUMMARY, gates("mean_retention", "at_least", 0.99))
-    assert refused.enforced
-    assert not refused.may_register
-    assert decide(SUMMARY, gates("mean_retention", "at_least", 0.9)).may_register
 
 
 def test_a_decision_names_what_it_judged():

@@ -1,19 +1,19 @@
 """Gates against the model in production: better, or no worse and smaller."""
 
+import json
+
 import pytest
 
 from pruneflow.errors import InputError
 from pruneflow.judge.compare import Comparison
-from pruneflow.judge.gates import GatesSettings, JudgedAgainst, Production, decide, load_gates
-from tests.unit.evaluation_example import PERPLEXITY, about, summary
+from pruneflow.judge.gates import JudgedAgainst, Production, decide, load_gates
+from tests.unit.evaluation_example import PERPLEXITY, about, gates, summary
 
 SUMMARY = summary()
 
 
-def gates(metric: str, comparison: str, limit: float, against: str = "production"):
-    entry = {"metric": metric, "comparison": comparison, "limit": limit, "against": against}
-    listed = [{**entry, "why": "It matters."}]
-    return GatesSettings.model_validate({"run_mode": "enabled", "gates": listed})
+def against_production(metric: str, comparison: str, limit: float):
+    return gates(metric, comparison, limit, against="production")
 
 
 def compared(**changes):
@@ -43,7 +43,7 @@ def test_a_candidate_improves_when_it_is_better_or_no_worse_and_smaller(ratio, s
     production = Production(
         "3", "p" * 64, compared(perplexity={**PERPLEXITY, "mean_ratio": ratio}, bytes=size), None
     )
-    settings = gates("perplexity_ratio_mean", "improves", 1.05)
+    settings = against_production("perplexity_ratio_mean", "improves", 1.05)
     decision = decide(SUMMARY, settings, production)
     assert decision.accepted is passes
     assert decision.production == JudgedAgainst(version="3", model="p" * 64)
@@ -67,11 +67,11 @@ def test_where_higher_is_better_the_lower_end_must_improve(ends, size, passes):
     production = Production(
         "3", "p" * 64, compared(mean_difference=about(0.02, *ends), bytes=size), None
     )
-    settings = gates("mean_difference", "improves", -0.02)
+    settings = against_production("mean_difference", "improves", -0.02)
     assert decide(SUMMARY, settings, production).accepted is passes
 
 
-AGAINST = gates("mean_difference", "improves", 0)
+AGAINST = against_production("mean_difference", "improves", 0)
 
 
 def test_the_first_model_has_nothing_to_improve_on():
@@ -95,23 +95,20 @@ def test_a_production_model_that_cannot_be_compared_refuses_and_says_why():
     assert decision.reasons == [
         f"mean_difference: version 3, in production, cannot be compared: {problem}. It matters."
     ]
-    other = gates("mean_retention", "at_least", 0.9, against="baseline")
+    other = gates("mean_retention", "at_least", 0.9)
     assert decide(SUMMARY, other, Production("3", "p" * 64, None, problem)).accepted
 
 
 def test_gates_against_production_read_the_comparison_with_it():
     production = Production("3", "p" * 64, compared(mean_retention=about(0.7, 0.6, 0.8)))
-    settings = gates("mean_retention", "at_least", 0.9)
+    settings = against_production("mean_retention", "at_least", 0.9)
     assert not decide(SUMMARY, settings, production).accepted
-    settings = gates("mean_retention", "at_least", 0.6)
+    settings = against_production("mean_retention", "at_least", 0.6)
     assert decide(SUMMARY, settings, production).accepted
-    settings = gates("decode_speedup", "at_least", 0)
-    decision = decide(SUMMARY, settings, production)
-    assert "metric decode_speedup compares with the dense model only" in decision.reasons[0]
 
 
 def test_a_task_that_production_cannot_do_is_refused_in_its_name():
-    settings = gates("task_retention.medqa", "improves", 0.9)
+    settings = against_production("task_retention.medqa", "improves", 0.9)
     decision = decide(SUMMARY, settings, Production("3", "p" * 64, compared()))
     assert "the production model's own accuracy, 0.3 (95 % interval" in decision.reasons[0]
 
@@ -121,6 +118,11 @@ def test_a_task_that_production_cannot_do_is_refused_in_its_name():
     [
         ("mean_retention", "baseline", "`improves` needs against: production"),
         ("lm_eval_ok", "baseline", "metric lm_eval_ok has no better side"),
+        (
+            "decode_speedup",
+            "production",
+            "metric decode_speedup compares with the dense model only",
+        ),
         ("reload_ok", "production", "metric reload_ok compares with the dense model only"),
         ("uncalibrated_domains", "production", "compares with the dense model only"),
     ],
@@ -129,10 +131,8 @@ def test_improving_on_the_baseline_or_without_a_better_side_is_an_error(
     metric, against, words, tmp_path
 ):
     path = tmp_path / "gates.yaml"
-    settings = gates(metric, "improves", 0, against)
-    path.write_text(settings.model_dump_json())
-    with pytest.raises(InputError, match=words):
+    entry = {"metric": metric, "comparison": "improves", "limit": 0, "against": against}
+    path.write_text(json.dumps({"run_mode": "enabled", "gates": [{**entry, "why": "x"}]}))
+    with pytest.raises(InputError, match=words) as caught:
         load_gates(path)
-    decision = decide(SUMMARY, settings)
-    assert not decision.accepted
-    assert words in decision.reasons[0]
+    assert "\n" not in str(caught.value)

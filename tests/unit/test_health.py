@@ -67,10 +67,10 @@ def test_measures_are_means_over_domains():
 EDGES = [
     ("max_perplexity_ratio", 2.89, 2.91, "worst domain, b, has 2.9 times"),
     ("max_kl", 0.39, 0.41, "KL from the dense model is 0.4 nats"),
-    ("min_top1_agreement", 0.71, 0.69, "likeliest for 0.7 of the tokens"),
+    ("min_top1_agreement", 0.71, 0.69, "most likely next token for 0.7 of the tokens"),
     ("max_repetition_rise", 0.24, 0.26, "repeated 4-grams in greedy text rose by 0.25"),
-    ("max_entropy_drift", 0.29, 0.31, "entropy of the next token moved by -0.3 nats"),
-    ("max_norm_drift", 0.19, 0.21, "layer 1 moved by 0.2"),
+    ("max_entropy_drift", 0.29, 0.31, "entropy of the next token changed by -0.3 nats"),
+    ("max_norm_drift", 0.19, 0.21, "layer 1 changed by 0.2"),
 ]
 
 
@@ -123,7 +123,7 @@ def test_a_measure_that_is_not_finite_breaks_its_limit(value, limit, limit_value
     assert getattr(verdict, key) is None
 
 
-def test_a_limit_that_is_not_set_is_not_looked_at():
+def test_a_limit_that_is_not_set_is_not_checked():
     drifted = measures(kl={"a": 99.0, "b": 99.0}, norms=[9.0, 9.0])
     assert check_round(*drifted, HealthSettings(**OPEN)).healthy is True
 
@@ -192,7 +192,7 @@ def test_there_is_no_knee_without_a_bend(points):
     assert knee(points) is None
 
 
-def test_the_limits_stand_between_descents_that_were_measured():
+def test_the_limits_separate_the_measured_schedules():
     """Below half of the weights the method keeps all limits; the control breaks each of them."""
     broken = set()
     for run in read_json(ROOT / "benchmarks/results/health_limits.json")["runs"]:

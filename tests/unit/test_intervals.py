@@ -163,7 +163,7 @@ def test_intervals_of_perplexity_ratios_hold_in_95_of_100_draws(windows):
 
 
 def means_of_draws(tasks):
-    """Means over tasks of simulated answers, beside those of the truth over the same tasks."""
+    """Means over tasks of simulated answers, and the true means over the same tasks."""
     generator = np.random.default_rng(0)
     for draw in range(DRAWS):
         facts, draws = {}, {}

@@ -12,6 +12,7 @@ from tests.unit.evaluation_example import (
     LM_EVAL,
     PERPLEXITY,
     RELOAD,
+    TASK_FIGURES,
     about,
     domain,
     record,
@@ -68,8 +69,9 @@ def test_an_unknown_metric_is_not_found_and_has_no_measurement(name):
 
 
 def test_a_part_may_hold_dots():
-    metric, part = find_metric("task_retention.arc.easy")
-    assert (metric, part) == (METRICS["task_retention"], "arc.easy")
+    assert find_metric("task_retention.arc.easy") is METRICS["task_retention"]
+    easy = summary(tasks={"arc.easy": TASK_FIGURES["piqa"]})
+    assert measure("task_retention.arc.easy", easy)["value"] == 0.9375
 
 
 def timing(speedup: float):
@@ -89,7 +91,7 @@ def test_parity_is_what_equal_models_have_and_worse_ones_are_on_its_other_side()
     sides = {name: metric for name, metric in METRICS.items() if metric.parity is not None}
     assert set(METRICS) - set(sides) == {"reload_ok", "lm_eval_ok", "uncalibrated_domains"}
     for name, metric in sides.items():
-        part = {"perplexity_ratio": ".code"}.get(name, ".piqa" if metric.takes_part else "")
+        part = {"perplexity_ratio": ".code"}.get(name, ".piqa" if metric.part else "")
         assert measure(name + part, equal)["value"] == metric.parity
         rise = measure(name + part, worse)["value"] - metric.parity
         assert (rise > 0) is (metric.better == "lower"), name
@@ -112,17 +114,6 @@ def test_a_domain_without_an_interval_counts_as_the_worst(name):
     assert measure("perplexity_ratio_worst", with_ratio(name, about(1.0, 1.0, None))) is None
 
 
-def test_a_task_that_is_not_measurable_has_no_figure():
-    for name in ("task_retention", "task_above_chance", "task_difference"):
-        assert measure(f"{name}.medqa", summary()) is None
-        assert measure(f"{name}.arc", summary()) is None
-
-
-def test_a_figure_without_an_interval_is_no_measurement():
-    for value in (None, about(1.0, None, None), about(1.0, 0.9, None)):
-        assert measure("mean_retention", summary(mean_retention=value)) is None
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "text", [], {}])
 def test_a_record_holds_no_figure_that_is_not_a_finite_number(value):
     for figure in (value, about(value, 0.9, 1.1), about(1.0, 0.9, value)):
@@ -136,13 +127,7 @@ def test_two_evaluations_have_no_speed_and_no_reload(name):
     assert measure(name, compared) is None
 
 
-def test_domains_without_calibration_text_are_counted_and_named():
-    held = {"code": 0, "law": 4}
-    found = measure("uncalibrated_domains", summary(calibration_domains=held))
-    assert found == {**about(2.0, 2.0, 2.0), "domain": "code, news"}
-
-
 @pytest.mark.parametrize("name", ["reload_ok", "lm_eval_ok"])
-def test_a_model_that_does_not_load_measures_nought(name):
+def test_a_model_that_does_not_load_scores_zero(name):
     broken = summary(reload={**RELOAD, "ok": False}, lm_eval={**LM_EVAL, "ok": False})
     assert measure(name, broken)["value"] == 0

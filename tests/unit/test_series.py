@@ -27,7 +27,7 @@ def test_the_headline_is_flat_and_leaves_out_what_is_not_measurable() -> None:
     assert "task_retention" not in headline(summary.model_copy(update={"mean_retention": None}))
 
 
-def test_the_descent_starts_at_the_dense_model_and_has_no_skipped_round() -> None:
+def test_rounds_start_at_the_dense_model_and_leave_out_skipped_ones() -> None:
     tables = series(summarise(), [*DONE, SKIPPED])
     assert [point["round"] for point in tables["rounds"]] == ["dense", "r1", "r2", "r3"]
     assert tables["rounds"][0]["mean_ratio"] == 1.0
@@ -41,7 +41,7 @@ def test_the_descent_starts_at_the_dense_model_and_has_no_skipped_round() -> Non
     }
 
 
-def test_domains_stand_with_the_largest_loss_first() -> None:
+def test_domains_are_sorted_by_loss_largest_first() -> None:
     ratios = [point["ratio"] for point in series(summarise(), DONE)["domains"]]
     assert ratios == sorted(ratios, reverse=True) and len(ratios) > 1
 

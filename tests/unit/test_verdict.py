@@ -1,14 +1,15 @@
 """The report opens with what was gained and what the gates against the dense model decide."""
 
-from pruneflow.judge.gates import GatesSettings
 from pruneflow.report.verdict import rule, verdict
-from tests.unit.report_example import GATES, page_of, summarise, visible
-
-WORSE = {"metric": "block_ratio", "comparison": "at_least", "limit": 0.5, "why": "Much smaller."}
-
-
-def with_gates(*gates, run_mode="enabled"):
-    return GatesSettings.model_validate({"run_mode": run_mode, "gates": list(gates)})
+from tests.unit.report_example import (
+    GATES,
+    WORSE,
+    page_of,
+    summarise,
+    the_page,
+    visible,
+    with_gates,
+)
 
 
 def test_verdict_says_how_much_smaller_how_much_faster_and_what_was_kept():
@@ -37,6 +38,7 @@ def test_a_model_that_passes_is_accepted_unless_a_gate_against_production_is_lef
         "model in production and writes data/reports/decision.json."
     )
     assert [gate.result for gate in ruling.gates] == ["passed", "passed", "open"]
+    assert "<code>pruneflow run</code> checks 1 gate" in the_page()
 
 
 def test_a_refusal_says_which_gate_refuses_and_why():
