@@ -1,7 +1,7 @@
-"""Sampling of token blocks from the table of documents, in one pass over it."""
+"""Sampling of token blocks from documents, in one pass over them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from pruneflow.tokens.packing import PackedBlocks, Packer, tokens_of
 
 BATCH_DOCUMENTS = 128
 
+Document = tuple[str, str, str]
+"""Domain, split and text of a document."""
+
 
 @dataclass(frozen=True)
 class BlockRequest:
@@ -30,7 +33,7 @@ class BlockRequest:
         length_setting: the setting of the length, for errors.
         least: fewer blocks are an error.
         most: more blocks are not stored.
-        setting: the setting of the number, for errors; None to use as many as there are.
+        fix: how to get `least` blocks, for errors.
     """
 
     split: str
@@ -39,38 +42,12 @@ class BlockRequest:
     length_setting: str
     least: int
     most: int
-    setting: str | None
+    fix: str
 
     @property
     def source(self) -> str:
         """The split of the documents that the blocks are packed from."""
         return "calibration" if self.split == "recovery" else self.split
-
-    def check_length(self, longest: int) -> None:
-        """Check that the model supports the length.
-
-        Raises:
-            InputError: a block is longer than `longest`.
-        """
-        if self.length > longest:
-            raise InputError(
-                f"{self.length_setting} is {self.length}, and the model supports sequences of up "
-                f"to {longest} tokens (max_position_embeddings): lower it"
-            )
-
-    def check(self, available: int) -> None:
-        """Check that a domain has enough blocks.
-
-        Raises:
-            InputError: it has fewer than `least`.
-        """
-        if available < self.least:
-            raise InputError(
-                f"domain {self.domain} has {available} {self.split} sequences of {self.length} "
-                f"tokens, and {self.least} are needed: lower "
-                f"{self.setting or self.length_setting}, or add sources to {self.domain} in "
-                "configs/domains.yaml"
-            )
 
 
 def block_requests(
@@ -84,73 +61,77 @@ def block_requests(
     Test blocks are of every domain in `measured`, all others of the mixture's domains; recovery
     blocks only if recovery has a token budget.
     """
-    size = "calibration.tokens" if settings.tokens else "calibration.sequences"
     length = (settings.sequence_length, "calibration.sequence_length")
-    test_length = (settings.test_sequence_length, "calibration.test_sequence_length")
+    size = "calibration.tokens" if settings.tokens else "calibration.sequences"
     validation, test = settings.validation_sequences, settings.test_sequences
+
+    def fix(domain: str, setting: str) -> str:
+        return f"lower {setting}, or add sources to {domain} in configs/domains.yaml"
+
     requests = []
     for domain, count in mixture.counts.items():
         most = math.ceil(settings.reserve * count)
-        requests.append(BlockRequest("calibration", domain, *length, count, most, size))
-        setting = "calibration.validation_sequences"
         requests.append(
-            BlockRequest("validation", domain, *length, validation, validation, setting)
+            BlockRequest("calibration", domain, *length, count, most, fix(domain, size))
         )
+        lower = fix(domain, "calibration.validation_sequences")
+        requests.append(BlockRequest("validation", domain, *length, validation, validation, lower))
         if recovery is not None and recovery.token_budget:
-            recovery_length = (recovery.sequence_length, "recovery.sequence_length")
             most = -(-recovery.token_budget // recovery.sequence_length)
-            requests.append(BlockRequest("recovery", domain, *recovery_length, 1, most, None))
-    requests += [
-        BlockRequest("test", domain, *test_length, test, test, "calibration.test_sequences")
-        for domain in measured
-    ]
+            recovery_length = (recovery.sequence_length, "recovery.sequence_length")
+            lower = fix(domain, "recovery.sequence_length")
+            requests.append(BlockRequest("recovery", domain, *recovery_length, 1, most, lower))
+    for domain in measured:
+        length = (settings.test_sequence_length, "calibration.test_sequence_length")
+        lower = fix(domain, "calibration.test_sequences")
+        requests.append(BlockRequest("test", domain, *length, test, test, lower))
     return requests
 
 
 def sample_blocks(
-    requests: list[BlockRequest], documents_dir: Path, tokenizer: Any, seed: int
+    requests: list[BlockRequest], batches: Iterable[list[Document]], tokenizer: Any, seed: int
 ) -> dict[BlockRequest, PackedBlocks]:
-    """Read the table once, and pack each document's tokens for all requests that use it.
+    """Read the documents once, and pack each one's tokens for all requests that use it.
 
     Args:
         requests: number and length of the blocks of each split and domain.
-        documents_dir: folder of the table of documents.
+        batches: the documents, in order; a batch is tokenized at once.
         tokenizer: a transformers tokenizer with an end-of-text token.
         seed: for sampling; the split test does not depend on it.
 
     Raises:
-        InputError: a domain has too few tokens.
+        InputError: a domain has too few tokens, or the tokenizer has no end-of-text token.
     """
-    packers = {
-        request: Packer(
-            request.length,
-            tokenizer.eos_token_id,
-            request.most,
-            # Test blocks are the same for every seed.
-            f"{request.split}/{request.domain}" + ("" if request.split == "test" else f":{seed}"),
-        )
-        for request in requests
-    }
+    if tokenizer.eos_token_id is None:
+        raise InputError("the model's tokenizer has no end-of-text token (eos_token): set one")
+    packers = {}
     readers: dict[tuple[str, str], list[Packer]] = {}
-    for request, packer in packers.items():
+    for request in requests:
+        key = f"{request.split}/{request.domain}" + ("" if request.split == "test" else f":{seed}")
+        packer = Packer(request.length, tokenizer.eos_token_id, request.most, key)
+        packers[request] = packer
         readers.setdefault((request.domain, request.source), []).append(packer)
-    for rows in _documents(documents_dir):
-        rows = [row for row in rows if row[:2] in readers]
-        encoded = tokens_of([text for _, _, text in rows], tokenizer)
+    for batch in batches:
+        used = [document for document in batch if document[:2] in readers]
         documents: dict[tuple[str, str], list[list[int]]] = {}
-        for (domain, split, _), tokens in zip(rows, encoded, strict=True):
+        encoded = tokens_of([text for _, _, text in used], tokenizer)
+        for (domain, split, _), tokens in zip(used, encoded, strict=True):
             documents.setdefault((domain, split), []).append(tokens)
-        for key, of_key in documents.items():
-            for packer in readers[key]:
-                packer.add(of_key)
+        for source, of_source in documents.items():
+            for packer in readers[source]:
+                packer.add(of_source)
     packed = {request: packer.sampled() for request, packer in packers.items()}
     for request, found in packed.items():
-        request.check(found.available)
+        if found.available < request.least:
+            raise InputError(
+                f"domain {request.domain} has {found.available} {request.split} sequences of "
+                f"{request.length} tokens, and {request.least} are needed: {request.fix}"
+            )
     return packed
 
 
-def _documents(documents_dir: Path) -> Iterator[list[tuple[str, str, str]]]:
-    """Yield (domain, split, text) in batches, in the table's order."""
+def read_batches(documents_dir: Path) -> Iterator[list[Document]]:
+    """Yield the documents of the table in batches, in its order."""
     with pyarrow.parquet.ParquetFile(documents_dir / TABLE) as table:
         total = -(-table.metadata.num_rows // BATCH_DOCUMENTS)
         batches = table.iter_batches(BATCH_DOCUMENTS, columns=["domain", "split", "text"])

@@ -212,7 +212,7 @@ def test_every_domain_has_enough_text_for_the_model_of_the_demo(tmp_path, in_pro
         sequences=48 * len(DOMAINS), validation_sequences=8, test_sequences=16, reserve=1
     )
     chosen, held_out = build_blocks(
-        blocks, settings, documents, tokenizer, "0" * 64, tmp_path / "set", tmp_path / "held_out"
+        blocks, DOMAINS, documents, tokenizer, "0" * 64, tmp_path / "set", tmp_path / "held_out"
     )
     assert read_json(tmp_path / "set/manifest.json")["digest"] == chosen["digest"]
     for domain in DOMAINS:

@@ -9,12 +9,12 @@ import torch
 
 from pruneflow.artifacts import sha256_file, write_manifest
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
+from pruneflow.settings.calibration import CalibrationSettings
 from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.calibration_set import BLOCKS, CalibrationSet, build_blocks
 
 SEPARATOR = 0
-DOMAINS = DocumentSettings(domains=["one", "two"])
+DOMAINS = ["one", "two"]
 SETTINGS = CalibrationSettings(
     sequences=6,
     sequence_length=8,
@@ -40,7 +40,7 @@ def documents(tmp_path) -> Path:
     folder = tmp_path / "documents"
     folder.mkdir()
     rows, token = [], 1
-    for domain in DOMAINS.domains:
+    for domain in DOMAINS:
         for split, count in (("calibration", 20), ("validation", 6), ("test", 8)):
             for index in range(count):
                 length = 5 + index % 20
