@@ -8,7 +8,6 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -89,14 +88,15 @@ def csv_rows(
     stream: BinaryIO, name: str, settings: RecordFormat, max_bytes: int, delimiter: str = ","
 ) -> Rows:
     """Yield every row as fields; its place is its first line."""
+    # The limit is of the process; `_CsvLines` is what limits a row.
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
     lines = _CsvLines(stream, name, max_bytes)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         place = lines.next_row()
         try:
-            with _field_limit(max_bytes):
-                values = next(reader)
+            values = next(reader)
         except StopIteration:
             return
         except _BadLineError as error:
@@ -301,13 +301,3 @@ class _CsvLines:
         if isinstance(text, Unreadable):
             raise _BadLineError(text)
         return text
-
-
-@contextmanager
-def _field_limit(max_bytes: int) -> Iterator[None]:
-    """Allow csv fields as long as records may be; the limit is global to the process."""
-    before = csv.field_size_limit(max_bytes)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

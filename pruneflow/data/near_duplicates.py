@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 import numpy
 from datasketch import MinHash
 
-from pruneflow.data.word_hashes import ngram_hashes, word_hashes, words
+from pruneflow.data.word_hashes import ngram_hashes
 
 PERMUTATIONS = 64
 NGRAM_WORDS = 5
@@ -29,7 +29,7 @@ class Signatures:
 
         with Signatures(folder) as signatures:
             for text in texts:
-                signatures.add(text)
+                signatures.add(hash_words(text).hashes)
             for later, earlier in signatures.near_duplicates(0.8): ...
 
     Args:
@@ -46,18 +46,10 @@ class Signatures:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, text: str) -> int:
-        """Add a text; returns its number, counted from 0."""
-        return self.add_hashes(word_hashes(words(text)))
-
-    def add_hashes(self, hashes: numpy.ndarray) -> int:
-        """Add a text by the hashes of its words (`word_hashes`)."""
+    def add(self, hashes: numpy.ndarray) -> None:
+        """Add a text by the hashes of its words; texts are numbered from 0."""
         self._file.write(signature(hashes).tobytes())
         self._count += 1
-        return self._count - 1
 
     def near_duplicates(
         self, similarity: float, exclude: numpy.ndarray | None = None
@@ -121,7 +113,7 @@ def signature(hashes: numpy.ndarray) -> numpy.ndarray:
     """Return the MinHash signature of a text, uint32 of shape [64].
 
     Args:
-        hashes: of its words (`word_hashes`); a text of fewer than five words is one n-gram.
+        hashes: of its words (`hash_words`); a text of fewer than five words is one n-gram.
     """
     length = max(1, min(NGRAM_WORDS, len(hashes)))
     mixed = ngram_hashes(hashes, length)

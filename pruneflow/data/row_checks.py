@@ -3,21 +3,20 @@
 The table is read once, in batches; only hashes are kept of the documents already checked.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy
 import pyarrow.parquet
 
+from pruneflow.data.cleaning import duplicate_key, sha256_text
 from pruneflow.data.contamination import QuestionNgrams, find_overlap, question_ngrams
-from pruneflow.data.documents import SPLITS, duplicate_key
+from pruneflow.data.document_table import SPLITS
 from pruneflow.data.findings import Finding
-from pruneflow.data.languages import is_detectable, other_language
+from pruneflow.data.languages import detected_language
 from pruneflow.data.near_duplicates import Signatures
 from pruneflow.data.personal_data import mask_personal_data
-from pruneflow.data.word_hashes import word_hashes, words
+from pruneflow.data.word_hashes import HashedWords, hash_words
 from pruneflow.errors import InputError
 from pruneflow.settings.calibration import DocumentSettings
 
@@ -26,7 +25,7 @@ _COLUMNS = ["language", "split", "group", "sha256", "text"]
 
 
 class TableRow(NamedTuple):
-    """A row of the table, numbered from 0, with the words of its text and their hashes."""
+    """A row of the table, numbered from 0, with the words of its text."""
 
     number: int
     language: str
@@ -34,8 +33,7 @@ class TableRow(NamedTuple):
     group: str
     sha256: str
     text: str
-    words: list[str]
-    hashes: numpy.ndarray
+    words: HashedWords
 
 
 Check = Callable[[TableRow], str | None]
@@ -69,7 +67,7 @@ def run_checks(table: Path, settings: DocumentSettings, questions_dir: Path) -> 
                 if fault is not None:
                     findings[name].add([(row.number, fault)])
             if similarity < 1:
-                signatures.add_hashes(row.hashes)
+                signatures.add(row.words.hashes)
         if similarity < 1:
             pairs = signatures.near_duplicates(similarity).tolist()
             alike.add((later, f"similar to row {earlier} of the table") for later, earlier in pairs)
@@ -84,8 +82,7 @@ def _rows(table: Path) -> Iterator[TableRow]:
     with pyarrow.parquet.ParquetFile(table) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=_COLUMNS):
             for values in batch.to_pylist():
-                found = words(values["text"])
-                yield TableRow(number, **values, words=found, hashes=word_hashes(found))
+                yield TableRow(number, **values, words=hash_words(values["text"]))
                 number += 1
 
 
@@ -103,7 +100,7 @@ def _check_splits(table: Path, domains: list[str]) -> None:
 
 
 def _hash(row: TableRow) -> str | None:
-    found = hashlib.sha256(row.text.encode()).hexdigest()
+    found = sha256_text(row.text)
     return None if found == row.sha256 else f"whose sha256 is {found[:12]}"
 
 
@@ -137,10 +134,9 @@ def _split_group() -> Check:
 
 def _wrong_language(confidence: float) -> Check:
     def check(row: TableRow) -> str | None:
-        if not is_detectable(row.text, row.language):
-            return None
-        other = other_language(row.text, row.language, confidence)
-        return other and f"language {row.language}, and its text is {other}"
+        found = detected_language(row.text, row.language, confidence)
+        wrong = found not in ("", row.language)
+        return f"language {row.language}, and its text is {found}" if wrong else None
 
     return check
 
@@ -153,7 +149,7 @@ def _personal_data(row: TableRow) -> str | None:
 
 def _overlap(ngrams: QuestionNgrams) -> Check:
     def check(row: TableRow) -> str | None:
-        shared = find_overlap(row.words, row.hashes, ngrams)
+        shared = find_overlap(row.words, ngrams)
         return shared and f"shares with question {shared.question}: {shared.words}"
 
     return check

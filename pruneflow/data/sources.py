@@ -12,24 +12,11 @@ from huggingface_hub import HfApi
 
 from pruneflow.artifacts import sha256_file, write_json
 from pruneflow.data.record_template import TextRecord, Unreadable
-from pruneflow.data.source_kinds import KINDS, LANGUAGE, HubSource, PackageSource, Source
+from pruneflow.data.source_kinds import KINDS, HubSource, PackageSource, Source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading, package_files, read_lock
 from pruneflow.questions.question_set import load_question_sources
 from pruneflow.settings.base import check, read_yaml
-
-__all__ = [
-    "KINDS",
-    "LANGUAGE",
-    "LockChange",
-    "PackageSource",
-    "Source",
-    "compare_lock",
-    "known_domains",
-    "load_domains",
-    "read_source",
-    "refresh_lock",
-]
 
 LOGGER = logging.getLogger(__name__)
 HUB_TIMEOUT = 10.0
@@ -97,7 +84,7 @@ def _parse(entry: Any, where: Path) -> Source:
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{where}: kind is {kind!r}: use one of {', '.join(sorted(KINDS))}")
-    return check(KINDS[kind][0], entry, where)
+    return check(KINDS[kind], entry, where)
 
 
 def read_source(domain: str, source: Source, reading: Reading) -> Iterator[TextRecord | Unreadable]:
@@ -109,11 +96,10 @@ def read_source(domain: str, source: Source, reading: Reading) -> Iterator[TextR
         InputError: the source is missing, has no text, is damaged or does not match its template;
             the message begins with the domain and the source.
     """
-    kind: str = source.kind  # type: ignore[attr-defined]
     where = f"domain {domain}, source {source.name}"
     skipped, first, empty = 0, "", True
     try:
-        for record in KINDS[kind][1](source, reading):
+        for record in source.read(reading):
             if isinstance(record, Unreadable):
                 record = replace(record, problem=" ".join(record.problem.split()))
                 if reading.malformed == "error":
@@ -189,11 +175,11 @@ def _resolve(
             if isinstance(source, HubSource) and not source.is_local and source.revision is None
         }
     )
-    hub: dict[str, str] = {}
-    for dataset in hub_ids:
-        commit = newest(dataset) or old.hub.get(dataset)
-        if commit:
-            hub[dataset] = commit
+    hub = {
+        dataset: commit
+        for dataset in hub_ids
+        if (commit := newest(dataset) or old.hub.get(dataset))
+    }
     pins = {name: sha256_file(found[name]) for name in sorted(found)}
     unresolved = [dataset for dataset in hub_ids if dataset not in hub]
     return Lock(pins, hub, platform.python_version()), unresolved

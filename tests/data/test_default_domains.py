@@ -9,18 +9,12 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import read_json
-from pruneflow.data.contamination import MIN_NGRAM_WORDS, question_ngrams, shared_ngram
+from pruneflow.data.contamination import MIN_NGRAM_WORDS, find_overlap, question_ngrams
 from pruneflow.data.documents import build_documents
-from pruneflow.data.sources import (
-    HubSource,
-    PackageSource,
-    known_domains,
-    load_domains,
-    read_source,
-    refresh_lock,
-)
+from pruneflow.data.source_kinds import HubSource, PackageSource
+from pruneflow.data.sources import known_domains, load_domains, read_source, refresh_lock
 from pruneflow.data.validation import validate_documents
-from pruneflow.data.word_hashes import words
+from pruneflow.data.word_hashes import hash_words
 from pruneflow.locked_files import Reading, load_lock, package_files
 from pruneflow.plan import load_profile
 from pruneflow.questions.question_set import build_questions, load_question_sources, load_questions
@@ -136,12 +130,12 @@ def test_the_document_of_every_asked_question_is_recognised(task, domain, file, 
     ]
     read = read_source(domain, source, Reading(ROOT, load_lock(LOCK_FILE)))
     texts = list(dict.fromkeys(document.text for document in read))
-    caught = {text for text in texts if shared_ngram(text, sequences)}
+    caught = {text for text in texts if find_overlap(hash_words(text), sequences)}
     for question in asked:
         told = question.get("context", question["question"])
         holding = {text for text in texts if told in text}
         assert holding, question["id"]
-        assert holding <= caught or len(words(told)) < MIN_NGRAM_WORDS, question["id"]
+        assert holding <= caught or len(hash_words(told).words) < MIN_NGRAM_WORDS, question["id"]
         assert holding & caught, question["id"]
     # Others are left alone, or nothing would be left to calibrate on.
     assert len(caught) < 0.15 * len(texts)

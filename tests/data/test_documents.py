@@ -8,15 +8,9 @@ import pytest
 
 from pruneflow.artifacts import read_json, sha256_file
 from pruneflow.data import document_table
-from pruneflow.data.documents import (
-    COLUMNS,
-    DROPPED,
-    DROPPED_COLUMNS,
-    TABLE,
-    read_documents,
-    split_of,
-)
-from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.data.document_table import COLUMNS, DROPPED_COLUMNS
+from pruneflow.data.documents import DROPPED, TABLE, split_of
+from pruneflow.errors import InputError
 from tests.data.conftest import sentence
 
 
@@ -24,10 +18,6 @@ def note(number: int, ending: str = "") -> str:
     words = ("harbour", "candle", "bridge", "orchard", "button", "valley", "copper", "whistle")
     story = " ".join(random.Random(number).choices(words, k=16))
     return f"This is the note number {number} about the {story} and more. {ending}"
-
-
-def dropped(workspace) -> list[dict[str, str]]:
-    return pandas.read_parquet(workspace.out / DROPPED).to_dict("records")
 
 
 def test_the_same_inputs_give_the_same_bytes(workspace):
@@ -40,7 +30,7 @@ def test_the_same_inputs_give_the_same_bytes(workspace):
 
 def test_the_table_is_sorted_strings_and_the_manifest_counts_it(workspace):
     manifest = workspace.build()
-    table = read_documents(workspace.out)
+    table = workspace.table()
     assert tuple(table.columns) == COLUMNS
     assert list(zip(table.domain, table.sha256, strict=True)) == sorted(
         zip(table.domain, table.sha256, strict=True)
@@ -57,9 +47,9 @@ def test_the_table_is_sorted_strings_and_the_manifest_counts_it(workspace):
 
 def test_the_split_depends_on_the_text_alone(workspace):
     workspace.build(seed=0)
-    before = read_documents(workspace.out).set_index("sha256").split
+    before = workspace.table().set_index("sha256").split
     workspace.build(seed=7)
-    after = read_documents(workspace.out).set_index("sha256").split
+    after = workspace.table().set_index("sha256").split
     assert before.sort_index().equals(after.sort_index())
 
 
@@ -86,7 +76,7 @@ def test_the_seed_draws_other_calibration_documents_and_the_same_test_documents(
     drawn = []
     for seed in (0, 1):
         manifest = workspace.build(seed=seed, max_per_domain=20)
-        table = read_documents(workspace.out)
+        table = workspace.table()
         drawn.append({split: set(rows.sha256) for split, rows in table.groupby("split")})
         assert manifest["domains"]["notes"]["documents"] <= 20
         assert manifest["domains"]["notes"]["dropped"]["not_drawn"] >= 40
@@ -99,8 +89,8 @@ def test_a_document_with_a_pasted_question_is_dropped_and_counted(workspace, que
     workspace.write_notes([*texts, note(40, question.upper().replace(" but", ", but")), note(41)])
     manifest = workspace.build()
     assert manifest["domains"]["notes"]["dropped"] == {"evaluation_overlap": 1}
-    assert not any("FROZEN" in text for text in read_documents(workspace.out).text)
-    (row,) = dropped(workspace)
+    assert not any("FROZEN" in text for text in workspace.table().text)
+    (row,) = workspace.dropped()
     assert row["place"] == "data/text/notes.jsonl, line 41"
     assert row["detail"] == f"t-1: {' '.join(question.lower().split()[:13])}"
 
@@ -119,9 +109,9 @@ def test_equal_documents_stay_in_the_first_domain_of_the_settings(workspace):
     manifest = workspace.build()
     assert manifest["domains"]["notes"]["dropped"] == {"duplicate": 1}
     assert manifest["domains"]["letters"]["dropped"] == {"duplicate": 1}
-    first, second = dropped(workspace)
+    first, second = workspace.dropped()
     assert first["place"] == "data/text/notes.jsonl, line 41"
-    table = read_documents(workspace.out).set_index("sha256").text
+    table = workspace.table().set_index("sha256").text
     assert table[first["detail"]] == texts[0].strip()
     assert table[second["detail"]] == shared.upper().strip()
     manifest = workspace.build(domains=["letters", "notes"])
@@ -136,8 +126,8 @@ def test_near_duplicates_are_dropped_across_domains_unless_the_setting_says_no(w
     manifest = workspace.build()
     assert manifest["domains"]["notes"]["dropped"] == {"near_duplicate": 1}
     assert manifest["domains"]["letters"]["dropped"] == {"near_duplicate": 1}
-    table = read_documents(workspace.out).set_index("sha256").text
-    assert [table[row["detail"]] for row in dropped(workspace)] == [texts[3], texts[5]]
+    table = workspace.table().set_index("sha256").text
+    assert [table[row["detail"]] for row in workspace.dropped()] == [texts[3], texts[5]]
     manifest = workspace.build(near_duplicate_similarity=1)
     assert manifest["domains"]["notes"]["dropped"] == {}
 
@@ -148,7 +138,7 @@ def test_every_dropped_document_is_listed_in_reading_order(workspace, question):
     texts[1:1] = ["short", "", "again " * 60, french, f"Note: {question}.", texts[0].upper()]
     workspace.write_notes(texts)
     facts = workspace.build()["domains"]["notes"]
-    rows = dropped(workspace)
+    rows = workspace.dropped()
     assert tuple(rows[0]) == DROPPED_COLUMNS
     assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in rows] == [
         ("2", "too_short"),
@@ -171,7 +161,7 @@ def test_malformed_lines_are_listed_where_they_were_or_end_the_stage(workspace):
     (workspace.root / "data/text/notes.jsonl").write_text("\n".join(lines))
     facts = workspace.build(malformed="skip")["domains"]["notes"]
     assert facts["dropped"] == {"malformed": 2, "too_short": 1}
-    assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in dropped(workspace)] == [
+    assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in workspace.dropped()] == [
         ("3", "malformed"),
         ("4", "too_short"),
         ("5", "malformed"),
@@ -196,7 +186,7 @@ def test_documents_of_a_group_are_in_one_split(workspace):
     grouped = 'notes.jsonl], group: "{title}"'
     workspace.domains_file.write_text(text.replace("notes.jsonl]", grouped))
     workspace.build()
-    table = read_documents(workspace.out)
+    table = workspace.table()
     notes = table[table.domain == "notes"]
     assert notes.group.nunique() == 8
     assert (notes.groupby("group").split.nunique() == 1).all()
@@ -211,13 +201,13 @@ def test_personal_data_and_repairs_are_counted_and_drops_never_show_it(workspace
     facts = workspace.build()["domains"]["notes"]
     assert facts["masked"] == {"email": 1, "phone": 1, "key": 0}
     assert facts["repaired"] == 1
-    found = " ".join(read_documents(workspace.out).text)
+    found = " ".join(workspace.table().text)
     assert "Ask <EMAIL> or <PHONE>." in found
     assert "François came." in found
     facts = workspace.build(personal_data="drop")["domains"]["notes"]
     assert facts["dropped"] == {"personal_data": 1}
     assert facts["masked"] == {"email": 0, "phone": 0, "key": 0}
-    assert dropped(workspace)[0]["detail"] == "email, phone"
+    assert workspace.dropped()[0]["detail"] == "email, phone"
 
 
 def test_sources_are_counted_one_by_one(workspace):
@@ -230,7 +220,7 @@ def test_sources_are_counted_one_by_one(workspace):
     assert sources["data/text/more.txt"]["licence"] == "MIT"
     assert sources["data/text/letters/*.txt"]["language"] == "fr"
     assert sum(facts["characters"] for facts in sources.values()) == sum(
-        len(text) for text in read_documents(workspace.out).query("domain == 'letters'").text
+        len(text) for text in workspace.table().query("domain == 'letters'").text
     )
 
 
@@ -259,7 +249,7 @@ def test_short_documents_are_dropped_and_long_ones_cut_at_a_line_end(workspace):
     facts = workspace.build(max_characters=300)["domains"]["notes"]
     assert facts["dropped"] == {"too_short": 1}
     assert facts["cut"] == 1
-    table = read_documents(workspace.out)
+    table = workspace.table()
     (long,) = [text for text in table.text if "number 100" in text]
     assert len(long) <= 300
     assert long.endswith("and more.")
@@ -317,11 +307,3 @@ def test_a_missing_source_file_is_named(workspace):
     (workspace.root / "data/text/notes.jsonl").unlink()
     with pytest.raises(InputError, match=r"domain notes.*notes.jsonl matches no file"):
         workspace.build()
-
-
-def test_a_damaged_table_is_not_read(workspace):
-    workspace.build()
-    path = workspace.out / TABLE
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DamagedArtifactError, match="damaged"):
-        read_documents(workspace.out)

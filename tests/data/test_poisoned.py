@@ -5,10 +5,6 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-import pyarrow.parquet
-
-from pruneflow.data.documents import DROPPED, read_documents
-
 NEWS = "data/text/news.jsonl"
 GOOD = [
     f"{town} council voted on {month} to {verb} the {place}. {name}, who has lived there for "
@@ -72,7 +68,7 @@ def test_every_poisoned_row_is_dropped_with_its_place_and_reason(workspace, ques
     lines[-1:-1] = [poison.line for poison in wanted]  # good rows before and after
     (workspace.root / NEWS).write_text("\n".join(lines) + "\n")
     manifest = workspace.build(domains=["news", "letters"], malformed="skip", max_record_mb=1)
-    rows = pyarrow.parquet.read_table(workspace.out / DROPPED).to_pylist()
+    rows = workspace.dropped()
     assert [(row["place"], row["reason"]) for row in rows] == [
         (f"{NEWS}, line {number}", poison.reason)
         for number, poison in enumerate(wanted, start=len(GOOD))
@@ -84,7 +80,7 @@ def test_every_poisoned_row_is_dropped_with_its_place_and_reason(workspace, ques
     news, letters = (manifest["domains"][name] for name in ("news", "letters"))
     assert news["dropped"] == Counter(poison.reason for poison in wanted)
     assert letters["dropped"] == {}
-    table = read_documents(workspace.out)
+    table = workspace.table()
     assert set(table[table["domain"] == "news"]["text"]) == set(GOOD)
     workspace.settings = workspace.settings.model_copy(update={"domains": ["news", "letters"]})
     assert workspace.validate()["success"]

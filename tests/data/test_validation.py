@@ -6,7 +6,7 @@ import pytest
 
 from pruneflow.artifacts import read_json, write_manifest
 from pruneflow.data import expectations
-from pruneflow.data.documents import TABLE, read_documents
+from pruneflow.data.documents import TABLE
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.settings.calibration import DocumentSettings
 
@@ -163,7 +163,7 @@ def _missing_column(table, question):
 )
 def test_a_poisoned_table_is_refused_by_name_and_row(built, question, poison, row, words):
     before = built.validation.read_bytes()
-    table = poison(read_documents(built.out), question)
+    table = poison(built.table(), question)
     rewrite(built, table, recount=poison is not _document_too_few)
     with pytest.raises(InputError) as error:
         built.validate()
@@ -183,7 +183,7 @@ def test_rows_at_fault_in_any_part_of_a_long_table_are_found(built, monkeypatch)
     whole = read_json(built.validation)
     monkeypatch.setattr(expectations, "PART_BYTES", 10_000)  # two parts
     assert built.validate() == whole, "parts must add up to the whole"
-    table = read_documents(built.out)
+    table = built.table()
     for row in (7, 21, 60, 80):
         table.loc[row, "licence"] = "Free as in beer"
     table.loc[50] = table.loc[20]
@@ -210,8 +210,15 @@ def test_a_folder_without_a_table_is_refused(workspace):
         workspace.validate()
 
 
+def test_a_damaged_table_is_refused(built):
+    path = built.out / TABLE
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DamagedArtifactError, match="damaged"):
+        built.validate()
+
+
 def test_near_duplicates_pass_where_the_settings_drop_equal_texts_only(built, question):
-    rewrite(built, _near_duplicate(read_documents(built.out), question))
+    rewrite(built, _near_duplicate(built.table(), question))
     values = {**built.settings.model_dump(), "near_duplicate_similarity": 1}
     built.settings = DocumentSettings(**values)
     assert built.validate()["success"]

@@ -5,7 +5,8 @@ from pathlib import Path
 import yaml
 
 from pruneflow.data.record_template import TextRecord, Unreadable
-from pruneflow.data.sources import Source, load_domains, read_source
+from pruneflow.data.source_kinds import Source
+from pruneflow.data.sources import load_domains, read_source
 from pruneflow.locked_files import Reading
 
 

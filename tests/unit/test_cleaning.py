@@ -1,4 +1,5 @@
 import hashlib
+from collections import Counter
 
 import pytest
 
@@ -13,7 +14,7 @@ from pruneflow.data.cleaning import (
 )
 from pruneflow.data.contamination import QuestionNgrams
 from pruneflow.data.document_filter import filter_record
-from pruneflow.data.languages import SourceLanguage, is_detectable, other_language
+from pruneflow.data.languages import check_source_language, detected_language
 from pruneflow.data.personal_data import mask_personal_data
 from pruneflow.data.record_template import TextRecord
 from pruneflow.errors import InputError
@@ -42,7 +43,6 @@ def document(text: str) -> TextRecord:
 
 
 def examined(text: str, language: str = "en", **changes):
-
     nothing = QuestionNgrams({}, [], 0)
     settings = DocumentSettings(domains=["tests"], **changes)
     return filter_record(document(text), language, settings, nothing)
@@ -109,28 +109,23 @@ def test_case_and_white_space_do_not_make_a_difference():
 
 
 @pytest.mark.parametrize(
-    ("text", "language", "other"),
+    ("text", "language", "detected"),
     [
         (FRENCH, "en", "fr"),
         (ENGLISH, "fr", "en"),
         (CHINESE, "en", "zh"),
-        (ENGLISH, "en-GB", None),
-        (FRENCH, "fr", None),
-        (CHINESE, "zh-Hans", None),
-        (CHINESE, "yue", None),
+        (ENGLISH, "en-GB", "en-GB"),
+        (FRENCH, "fr", "fr"),
+        (CHINESE, "zh-Hans", "zh-Hans"),
+        (CHINESE, "yue", "yue"),
+        ("too short to tell", "en", ""),
+        ("1 + 2 = 3; " * 20, "en", ""),
+        (ENGLISH, "zxx", ""),
+        (ENGLISH, "tlh", ""),
     ],
 )
-def test_another_language_is_found(text, language, other):
-    assert is_detectable(text, language)
-    assert other_language(text, language, 0.95) == other
-
-
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [("too short to tell", "en"), ("1 + 2 = 3; " * 20, "en"), (ENGLISH, "zxx"), (ENGLISH, "tlh")],
-)
-def test_a_language_that_cannot_be_told_is_not_judged(text, language):
-    assert not is_detectable(text, language)
+def test_another_language_is_detected_in_texts_that_are_long_enough(text, language, detected):
+    assert detected_language(text, language, 0.95) == detected
 
 
 def test_a_foreign_document_is_dropped_unless_the_setting_says_no():
@@ -143,22 +138,20 @@ def test_a_foreign_document_is_dropped_unless_the_setting_says_no():
 def test_a_long_text_is_judged_by_more_than_its_beginning():
     german = "Der Gärtner wartete den ganzen Winter, denn der Boden war noch viel zu hart. "
     mixed = ENGLISH * 2 + german * 30
-    assert other_language(mixed, "en", 0.95) == "de"
+    assert detected_language(mixed, "en", 0.95) == "de"
 
 
-def test_a_language_that_nothing_is_detectable_to_be_is_said_so(caplog):
-    SourceLanguage("xx", checked=0).verify("news", "a.jsonl")
+def test_a_language_that_cannot_be_detected_is_logged(caplog):
+    check_source_language("news", "a.jsonl", "xx", Counter())
     assert "language xx cannot be detected" in caplog.text
 
 
-def test_a_source_of_another_language_than_it_says_is_refused():
-    language = SourceLanguage("fr", checked=10)
-    language.others.update({"en": 5, "de": 1})
-    language.verify("letters", "a.txt")
-    language.others["en"] += 1
+def test_a_source_in_another_language_is_refused():
+    found = Counter({"fr": 4, "en": 5, "de": 1})
+    check_source_language("letters", "a.txt", "fr", found)
     with pytest.raises(InputError, match=r"a.txt has language fr, but 6 of 10 documents are en"):
-        language.verify("letters", "a.txt")
-    SourceLanguage("fr", 4, language.others).verify("letters", "a.txt")
+        check_source_language("letters", "a.txt", "fr", Counter({"fr": 3, "en": 6, "de": 1}))
+    check_source_language("letters", "a.txt", "fr", Counter({"en": 4}))
 
 
 @pytest.mark.parametrize(
