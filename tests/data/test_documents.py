@@ -8,7 +8,7 @@ import pytest
 
 from pruneflow.artifacts import read_json, sha256_file
 from pruneflow.data import document_table
-from pruneflow.data.document_table import COLUMNS, DROPPED_COLUMNS
+from pruneflow.data.document_table import COLUMNS
 from pruneflow.data.documents import DROPPED, TABLE, split_of
 from pruneflow.errors import InputError
 from tests.data.conftest import sentence
@@ -28,7 +28,7 @@ def test_the_same_inputs_give_the_same_bytes(workspace):
     assert [sha256_file(workspace.out / name) for name in names] == before
 
 
-def test_the_table_is_sorted_strings_and_the_manifest_counts_it(workspace):
+def test_the_table_is_sorted_and_the_manifest_counts_its_rows(workspace):
     manifest = workspace.build()
     table = workspace.table()
     assert tuple(table.columns) == COLUMNS
@@ -72,7 +72,7 @@ def test_a_text_is_in_the_same_split_on_every_machine():
     ]
 
 
-def test_the_seed_draws_other_calibration_documents_and_the_same_test_documents(workspace):
+def test_the_seed_changes_the_sampled_calibration_documents_but_not_the_test_documents(workspace):
     drawn = []
     for seed in (0, 1):
         manifest = workspace.build(seed=seed, max_per_domain=20)
@@ -119,7 +119,7 @@ def test_equal_documents_stay_in_the_first_domain_of_the_settings(workspace):
     assert manifest["domains"]["notes"]["dropped"] == {"duplicate": 2}
 
 
-def test_near_duplicates_are_dropped_across_domains_unless_the_setting_says_no(workspace):
+def test_near_duplicates_are_dropped_across_domains_unless_disabled(workspace):
     texts = [sentence(number, words=60) for number in range(40)]
     workspace.write_notes([*texts, texts[3].replace("the ", "a "), sentence(99, words=60)])
     workspace.add_letter_source(texts[5] + " The end.")
@@ -132,45 +132,7 @@ def test_near_duplicates_are_dropped_across_domains_unless_the_setting_says_no(w
     assert manifest["domains"]["notes"]["dropped"] == {}
 
 
-def test_every_dropped_document_is_listed_in_reading_order(workspace, question):
-    texts = [note(number) for number in range(40)]
-    french = "Le port était calme et personne n'avait remarqué le petit bateau dans la nuit. " * 2
-    texts[1:1] = ["short", "", "again " * 60, french, f"Note: {question}.", texts[0].upper()]
-    workspace.write_notes(texts)
-    facts = workspace.build()["domains"]["notes"]
-    rows = workspace.dropped()
-    assert tuple(rows[0]) == DROPPED_COLUMNS
-    assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in rows] == [
-        ("2", "too_short"),
-        ("3", "empty"),
-        ("4", "repetitive"),
-        ("5", "wrong_language"),
-        ("6", "evaluation_overlap"),
-        ("7", "duplicate"),
-    ]
-    assert {row["domain"] for row in rows} == {"notes"}
-    assert rows[3]["detail"] == "fr"
-    assert rows[3]["excerpt"] == french[:80]
-    assert rows[1]["sha256"] == rows[1]["excerpt"] == ""
-    assert sum(facts["dropped"].values()) == len(rows)
-
-
-def test_malformed_lines_are_listed_where_they_were_or_end_the_stage(workspace):
-    lines = [json.dumps({"text": note(number)}) for number in range(40)]
-    lines[2:2] = ["{not json", json.dumps({"text": "short"}), json.dumps({"other": 1})]
-    (workspace.root / "data/text/notes.jsonl").write_text("\n".join(lines))
-    facts = workspace.build(malformed="skip")["domains"]["notes"]
-    assert facts["dropped"] == {"malformed": 2, "too_short": 1}
-    assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in workspace.dropped()] == [
-        ("3", "malformed"),
-        ("4", "too_short"),
-        ("5", "malformed"),
-    ]
-    with pytest.raises(InputError, match=r"notes.jsonl, line 3"):
-        workspace.build()
-
-
-def test_a_source_of_another_language_is_refused_by_name(workspace):
+def test_a_source_in_another_language_is_named(workspace):
     text = workspace.domains_file.read_text()
     workspace.domains_file.write_text(text.replace("language: fr", "language: es"))
     with pytest.raises(InputError, match=r"letters/\*.txt has language es, but 29 of 30 .* are fr"):
@@ -194,7 +156,7 @@ def test_documents_of_a_group_are_in_one_split(workspace):
     assert (letters.group == letters.sha256.str[:16]).all()
 
 
-def test_personal_data_and_repairs_are_counted_and_drops_never_show_it(workspace):
+def test_masks_and_repairs_are_counted_and_dropped_rows_hide_personal_data(workspace):
     texts = [note(number) for number in range(40)]
     texts += [note(40, "Ask jane@example.org or +44 20 7946 0958."), note(41, "FranÃ§ois came.")]
     workspace.write_notes(texts)
@@ -210,7 +172,7 @@ def test_personal_data_and_repairs_are_counted_and_drops_never_show_it(workspace
     assert workspace.dropped()[0]["detail"] == "email, phone"
 
 
-def test_sources_are_counted_one_by_one(workspace):
+def test_the_manifest_counts_each_source(workspace):
     workspace.add_letter_source(note(77))
     sources = workspace.build()["domains"]["letters"]["sources"]
     assert {name: facts["documents"] for name, facts in sources.items()} == {
@@ -243,12 +205,10 @@ def test_row_groups_are_small_whatever_the_size(workspace, monkeypatch):
     assert sizes == [40, 40, 10]
 
 
-def test_short_documents_are_dropped_and_long_ones_cut_at_a_line_end(workspace):
+def test_long_documents_are_truncated_at_a_line_end(workspace):
     texts = [note(number) for number in range(40)]
-    workspace.write_notes([*texts, "too short", "\n".join(note(n) for n in range(100, 110))])
-    facts = workspace.build(max_characters=300)["domains"]["notes"]
-    assert facts["dropped"] == {"too_short": 1}
-    assert facts["cut"] == 1
+    workspace.write_notes([*texts, "\n".join(note(n) for n in range(100, 110))])
+    assert workspace.build(max_characters=300)["domains"]["notes"]["cut"] == 1
     table = workspace.table()
     (long,) = [text for text in table.text if "number 100" in text]
     assert len(long) <= 300
@@ -301,9 +261,3 @@ def test_a_source_without_a_usable_document_is_named_with_the_reasons(workspace)
         error.value
     )
     assert "1 too_short" in str(error.value)
-
-
-def test_a_missing_source_file_is_named(workspace):
-    (workspace.root / "data/text/notes.jsonl").unlink()
-    with pytest.raises(InputError, match=r"domain notes.*notes.jsonl matches no file"):
-        workspace.build()

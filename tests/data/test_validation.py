@@ -179,7 +179,7 @@ def test_a_poisoned_table_is_refused_by_name_and_row(built, question, poison, ro
     assert built.validation.read_bytes() == before
 
 
-def test_rows_at_fault_in_any_part_of_a_long_table_are_found(built, monkeypatch):
+def test_failing_rows_are_found_in_every_part_of_a_large_table(built, monkeypatch):
     whole = read_json(built.validation)
     monkeypatch.setattr(expectations, "PART_BYTES", 10_000)  # two parts
     assert built.validate() == whole, "parts must add up to the whole"
@@ -217,7 +217,7 @@ def test_a_damaged_table_is_refused(built):
         built.validate()
 
 
-def test_near_duplicates_pass_where_the_settings_drop_equal_texts_only(built, question):
+def test_near_duplicates_pass_if_only_exact_duplicates_are_dropped(built, question):
     rewrite(built, _near_duplicate(built.table(), question))
     values = {**built.settings.model_dump(), "near_duplicate_similarity": 1}
     built.settings = DocumentSettings(**values)

@@ -70,7 +70,7 @@ def test_documents_are_counted_by_domain_and_source(before: DataState, tmp_path:
     }
 
 
-def test_a_new_domain_and_one_that_is_gone_are_shown(before: DataState, tmp_path: Path) -> None:
+def test_added_and_removed_domains_are_shown(before: DataState, tmp_path: Path) -> None:
     rows = [("law", "acts", "a"), ("law", "acts", "b"), ("law", "cases", "c"), ("maths", "y", "g")]
     after = state(
         tmp_path / "after", rows, {"law": ["MIT"], "maths": ["MIT"]}, {"law": 64, "maths": 32}

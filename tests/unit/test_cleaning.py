@@ -48,13 +48,13 @@ def examined(text: str, language: str = "en", **changes):
     return filter_record(document(text), language, settings, nothing)
 
 
-def test_wrong_decodings_are_repaired_and_typography_stays():
+def test_mojibake_is_fixed_and_typography_is_kept():
     text = "FranÃ§ois paid Â£10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
     assert fix_mojibake(text) == "François paid £10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
     assert fix_mojibake("plain\nÂ£5\nnaïve") == "plain\n£5\nnaïve"
 
 
-def test_half_characters_become_writable():
+def test_lone_surrogates_are_replaced():
     assert fix_mojibake("smile \ud83d\ude00 and \ud83d") == "smile 😀 and \ufffd"
     assert clean_code("x = '\ud83d'").encode() == "x = '\ufffd'".encode()
 
@@ -63,7 +63,7 @@ def test_clean_removes_control_characters_and_composes_accents():
     assert clean("\ufeff e\u0301t\x00\x1b[0m\r\n\tend \n") == "ét[0m\n\tend"
 
 
-def test_code_loses_control_characters_alone():
+def test_code_loses_only_control_characters():
     code = "\ufeff\n    x = 'e\u0301'  # Â£\r\n\x0c    y\x00 = 1\n\n"
     assert clean_code(code) == "    x = 'e\u0301'  # Â£\n\n    y = 1"
     assert not examined(code * 4, "zxx").repaired
@@ -79,7 +79,7 @@ def test_code_loses_control_characters_alone():
         ("", False),
     ],
 )
-def test_binary_content_is_told_by_its_characters(text, binary):
+def test_binary_content_is_detected_by_its_characters(text, binary):
     assert is_binary(text) is binary
 
 
@@ -92,7 +92,7 @@ def test_binary_content_is_told_by_its_characters(text, binary):
         ("abcd", 2, "ab"),
     ],
 )
-def test_cut_keeps_whole_lines_where_it_can(text, characters, expected):
+def test_cut_keeps_complete_lines_if_possible(text, characters, expected):
     assert cut(text, characters) == expected
 
 
@@ -103,7 +103,7 @@ def test_repetition_is_measured_by_compression():
     assert examined("spam and eggs, " * 40, min_compressed_share=0).reason == ""
 
 
-def test_case_and_white_space_do_not_make_a_difference():
+def test_the_duplicate_key_ignores_case_and_white_space():
     assert duplicate_key("One  Two\n") == duplicate_key("one two")
     assert duplicate_key("one two") == hashlib.sha256(b"one two").hexdigest()
 
@@ -128,7 +128,7 @@ def test_another_language_is_detected_in_texts_that_are_long_enough(text, langua
     assert detected_language(text, language, 0.95) == detected
 
 
-def test_a_foreign_document_is_dropped_unless_the_setting_says_no():
+def test_a_document_in_another_language_is_dropped_unless_disabled():
     candidate = examined(FRENCH)
     assert (candidate.reason, candidate.detail) == ("wrong_language", "fr")
     assert examined(FRENCH, language_confidence=1).reason == ""
@@ -200,7 +200,7 @@ def test_personal_data_is_masked_and_counted(text, masked):
         (CHINESE, "zh"),
     ],
 )
-def test_what_is_no_personal_data_stays(text, language):
+def test_other_text_is_not_masked(text, language):
     assert mask_personal_data(text, language) == (text, {"email": 0, "phone": 0, "key": 0})
 
 
@@ -217,7 +217,7 @@ def test_a_masked_text_has_nothing_left_to_mask():
     assert mask_personal_data(once, "en") == (once, dict.fromkeys(counts, 0))
 
 
-def test_personal_data_is_masked_dropped_or_kept_as_the_setting_says():
+def test_the_setting_masks_drops_or_keeps_personal_data():
     text = f"{ENGLISH} Ask jane@example.org."
     assert examined(text).text.endswith("Ask <EMAIL>.")
     assert examined(text).masks == {"email": 1, "phone": 0, "key": 0}
@@ -236,5 +236,5 @@ def test_a_mask_never_makes_a_text_too_long():
     ("text", "reason"),
     [("", "empty"), (" \n\x00 ", "binary"), ("\x0b \t", "empty"), ("short", "too_short")],
 )
-def test_what_is_no_document_is_dropped_with_its_reason(text, reason):
+def test_empty_binary_and_short_texts_are_dropped_with_a_reason(text, reason):
     assert examined(text).reason == reason

@@ -51,13 +51,13 @@ def test_near_duplicates_name_the_first_and_others_stay():
     assert near([" ".join(one) for one in texts]) == [[3, 1], [5, 1]]
 
 
-def test_two_that_are_half_alike_are_left_alone():
+def test_texts_below_the_similarity_are_kept():
     base = text(5)
     assert jaccard(base, changed(base, 12)) < 0.6
     assert near([" ".join(base), " ".join(changed(base, 12))]) == []
 
 
-def test_what_is_left_has_no_near_duplicates_whatever_else_is_taken_away():
+def test_no_subset_of_the_remaining_texts_has_near_duplicates():
     generator = random.Random(0)
     texts = []
     for seed in range(60):
@@ -72,7 +72,7 @@ def test_what_is_left_has_no_near_duplicates_whatever_else_is_taken_away():
         assert near(part) == []
 
 
-def test_texts_left_out_are_not_looked_at():
+def test_excluded_texts_are_ignored():
     same = " ".join(text(1))
     assert near([same, same, same]) == [[1, 0], [2, 0]]
     assert near([same, same, same], exclude=numpy.array([0])) == [[2, 1]]
@@ -88,21 +88,21 @@ def test_chinese_is_compared_by_characters():
     assert near([story, other, story.replace("早上", "晚上", 1)]) == [[2, 0]]
 
 
-def test_few_words_and_many_texts_are_no_problem():
+def test_empty_and_short_texts_are_supported():
     assert near([]) == []
     assert near(["one"]) == []
     assert near(["one two", "two one", "one two"]) == [[2, 0]]
 
 
 @pytest.mark.parametrize("similarity", [0.5, 0.6, 0.7, 0.8, 0.9, 0.97])
-def test_bands_meet_at_the_similarity_and_seldom_far_below(similarity):
+def test_texts_share_a_band_at_the_similarity_and_rarely_far_below(similarity):
     bands, rows = banding(similarity)
     assert bands * rows <= PERMUTATIONS
     assert 1 - (1 - similarity**rows) ** bands >= RECALL
     assert 1 - (1 - (similarity / 2) ** rows) ** bands < 0.9
 
 
-def test_hashes_of_runs_tell_order_and_place():
+def test_ngram_hashes_depend_on_the_words_and_their_order():
     hashes = hash_words("one two three one two four").hashes
     pairs = ngram_hashes(hashes, 2)
     assert len(pairs) == 5
