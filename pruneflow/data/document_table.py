@@ -150,15 +150,12 @@ class Selection:
             """
         )
 
-    def unusable_sources(self) -> dict[tuple[str, str], dict[str, int]]:
-        """Sources whose documents were all filtered out: reasons by domain and source."""
-        found: dict[tuple[str, str], dict[str, int]] = {}
-        for domain, source, reason, count in self._fetch(
-            "SELECT domain, source, reason, count(*) FROM dropped "
-            "ANTI JOIN candidates USING (domain, source) GROUP BY ALL ORDER BY ALL"
-        ):
-            found.setdefault((domain, source), {})[reason] = count
-        return found
+    def unusable_sources(self) -> list[tuple[str, str, dict[str, int]]]:
+        """Domain and name of each source without candidates, and the number of drops by reason."""
+        return self._fetch(
+            "SELECT domain, source, histogram(reason) FROM dropped "
+            "ANTI JOIN candidates USING (domain, source) GROUP BY domain, source ORDER BY ALL"
+        )
 
     def drawn(self) -> pandas.DataFrame:
         """Number of sampled documents and sums of `COUNTED`, by all that the manifest counts by."""
@@ -170,21 +167,20 @@ class Selection:
 
     def reasons(self) -> dict[str, dict[str, int]]:
         """Number of documents dropped or not sampled, by domain and reason."""
-        found: dict[str, dict[str, int]] = {}
-        for domain, reason, count in self._fetch(
-            """
-            SELECT domain, reason, count(*) FROM (
-                SELECT domain, reason FROM dropped
-                UNION ALL
-                SELECT domain, duplicates.reason FROM candidates JOIN duplicates USING (number)
-                UNION ALL
-                SELECT domain, 'not_drawn'
-                FROM candidates ANTI JOIN duplicates USING (number) ANTI JOIN sampled USING (number)
-            ) GROUP BY ALL
-            """
-        ):
-            found.setdefault(domain, {})[reason] = count
-        return found
+        return dict(
+            self._fetch(
+                """
+                SELECT domain, histogram(reason) FROM (
+                    SELECT domain, reason FROM dropped
+                    UNION ALL
+                    SELECT domain, duplicates.reason FROM candidates JOIN duplicates USING (number)
+                    UNION ALL
+                    SELECT domain, 'not_drawn' FROM candidates
+                    ANTI JOIN duplicates USING (number) ANTI JOIN sampled USING (number)
+                ) GROUP BY domain
+                """
+            )
+        )
 
     def write_documents(self, path: Path, domains: Iterable[str]) -> None:
         """Write the sampled documents, sorted by domain and sha256."""

@@ -4,6 +4,7 @@ import platform
 from collections import Counter
 from pathlib import Path
 from shutil import rmtree
+from tempfile import TemporaryFile
 from typing import Any
 
 import pandas
@@ -74,7 +75,8 @@ def build_documents(
     with staged_directory(out) as folder:
         work = folder / "work"
         work.mkdir()
-        with Signatures(work) as signatures:
+        with TemporaryFile(dir=work) as file:
+            signatures = Signatures(file)
             _read(domains, settings, reading, ngrams, signatures, work)
             with selection(work) as selected:
                 _select(selected, settings, signatures)
@@ -174,7 +176,7 @@ def _select(selected: Selection, settings: DocumentSettings, signatures: Signatu
     selected.drop_equal()
     if settings.near_duplicate_similarity < 1:
         selected.drop_near_duplicates(signatures, settings.near_duplicate_similarity)
-    for (domain, source), reasons in selected.unusable_sources().items():
+    for domain, source, reasons in selected.unusable_sources():
         raise InputError(
             f"domain {domain}, source {source}: none of its documents is usable{_listed(reasons)}: "
             "correct it in configs/domains.yaml or remove it"

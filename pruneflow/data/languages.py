@@ -95,7 +95,8 @@ def check_source_language(domain: str, source: str, language: str, found: Counte
 
 
 def _is_supported(language: str) -> bool:
-    return bool(_alike(language) & _supported())
+    known = _identifier().labels
+    return any(tag in known and tag != NO_LANGUAGE for tag in _alike(language))
 
 
 def _sample(text: str, characters: int) -> str:
@@ -112,11 +113,6 @@ def _sample(text: str, characters: int) -> str:
 def _alike(language: str) -> set[str]:
     tag = language.split("-")[0].lower()
     return next((group for group in _ALIKE if tag in group), {tag})
-
-
-@lru_cache(maxsize=1)
-def _supported() -> frozenset[str]:
-    return frozenset(_identifier().labels) - {NO_LANGUAGE}
 
 
 @lru_cache(maxsize=1)

@@ -5,11 +5,9 @@ compared only if one of their bands is equal (locality-sensitive hashing). They 
 and read band by band, so memory hardly grows with the number of texts.
 """
 
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy
 from datasketch import MinHash
@@ -25,26 +23,21 @@ _CHUNK = 8192
 
 
 class Signatures:
-    """MinHash signatures of texts, in a temporary file that is deleted when this is closed.
+    """MinHash signatures of texts, in a file.
 
-        with Signatures(folder) as signatures:
+        with tempfile.TemporaryFile() as file:
+            signatures = Signatures(file)
             for text in texts:
                 signatures.add(hash_words(text).hashes)
             for later, earlier in signatures.near_duplicates(0.8): ...
 
     Args:
-        folder: folder for the temporary file, 256 bytes per text; None for the system's default.
+        file: an empty file, open for reading and writing; 256 bytes per text.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self._count = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def add(self, hashes: numpy.ndarray) -> None:
         """Add a text by the hashes of its words; texts are numbered from 0."""

@@ -5,6 +5,7 @@ The table is read once, in batches; only hashes are kept of the documents alread
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pyarrow.parquet
 
@@ -43,7 +44,8 @@ def run_checks(table: Path, settings: DocumentSettings, questions_dir: Path) -> 
     findings = {name: Finding(name, "documents") for name in [*names, "no_near_duplicates"]}
     checks = _RowChecks(settings, question_ngrams(questions_dir))
     similarity = settings.near_duplicate_similarity
-    with Signatures(table.parent) as signatures:
+    with TemporaryFile(dir=table.parent) as file:
+        signatures = Signatures(file)
         for number, row in enumerate(_rows(table)):
             words = hash_words(row["text"])
             for name, detail in checks.failed(row, words):

@@ -1,7 +1,7 @@
 """Calibration sets: packed token blocks for scores, refits and perplexity.
 
 The split `calibration` has a reserve: a round uses the first blocks of each domain, and more of a
-domain to which the closed loop gives more weight (docs/method.md, step 5), without reading
+domain to which domain feedback gives more weight (docs/method.md, step 5), without reading
 documents again.
 """
 

@@ -45,14 +45,6 @@ def test_the_table_is_sorted_and_the_manifest_counts_its_rows(workspace):
     assert manifest["python"].count(".") == 2
 
 
-def test_the_split_depends_on_the_text_alone(workspace):
-    workspace.build(seed=0)
-    before = workspace.table().set_index("sha256").split
-    workspace.build(seed=7)
-    after = workspace.table().set_index("sha256").split
-    assert before.sort_index().equals(after.sort_index())
-
-
 def test_splits_take_their_shares():
     splits = [split_of(f"{number * 7919:064x}", 0.15, 0.25) for number in range(0, 16**12, 16**9)]
     counts = pandas.Series(splits).value_counts(normalize=True)

@@ -64,26 +64,6 @@ def test_docstrings_are_taken_without_importing(root):
     assert PACKAGE not in sys.modules
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        (
-            package(files=["code.py"], content="docstrings", template="{text}"),
-            "has no effect",
-        ),
-        (package(files=["code.py"], content="docstrings", group="{text}"), "group has no effect"),
-        ({"kind": "python", "content": "topics", "files": ["*.py"]}, "files has no effect"),
-        ({"kind": "hub", "dataset": "a/b", "separator": "x"}, "separator has no effect"),
-        ({"kind": "hub", "dataset": "a/b", "records": "x"}, "records has no effect"),
-        ({"kind": "hub", "dataset": "data/text/a", "revision": "0" * 40}, "revision has no effect"),
-        (package(files=["data/rows.jsonl"], separator="x"), "separator has no effect"),
-    ],
-)
-def test_a_setting_that_would_be_ignored_is_refused(root, source, words):
-    with pytest.raises(InputError, match=words):
-        texts(root, **source)
-
-
 @pytest.mark.parametrize("content", ["source", "topics"])
 def test_the_python_installation_is_a_source(root, content):
     chosen = {"files": ["this.py", "json/*.py"]} if content == "source" else {}
@@ -195,6 +175,16 @@ def test_source_code_longer_than_the_limit_is_refused(root):
         (package(files=["data/none.jsonl"]), "data/none.jsonl matches no file"),
         (package(files=["../../x"]), "leaves its folder"),
         (package(files=["data/talk.yml"]), "set `records` to the path"),
+        (package(files=["data/rows.jsonl"], separator="x"), "separator has no effect"),
+        (
+            package(files=["code.py"], content="docstrings", template="{text}"),
+            "template has no effect",
+        ),
+        (package(files=["code.py"], content="docstrings", group="{text}"), "group has no effect"),
+        ({"kind": "python", "content": "topics", "files": ["*.py"]}, "files has no effect"),
+        ({"kind": "hub", "dataset": "a/b", "separator": "x"}, "separator has no effect"),
+        ({"kind": "hub", "dataset": "a/b", "records": "x"}, "records has no effect"),
+        ({"kind": "hub", "dataset": "data/text/a", "revision": "0" * 40}, "revision has no effect"),
         (package(package="not_installed_anywhere", files=["x"]), "not installed: run `make setup`"),
     ],
 )

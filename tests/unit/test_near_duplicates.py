@@ -1,4 +1,5 @@
 import random
+import tempfile
 
 import numpy
 import pytest
@@ -27,7 +28,8 @@ def jaccard(first: list[str], second: list[str]) -> float:
 
 
 def near(texts: list[str], similarity: float = 0.8, **options) -> list[list[int]]:
-    with Signatures() as signatures:
+    with tempfile.TemporaryFile() as file:
+        signatures = Signatures(file)
         for one in texts:
             signatures.add(hash_words(one).hashes)
         return signatures.near_duplicates(similarity, **options).tolist()

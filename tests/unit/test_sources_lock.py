@@ -80,11 +80,6 @@ def test_a_refresh_pins_domains_questions_hub_ids_and_python(root, monkeypatch):
     assert lock.hub == {"org/one": "1" * 40, "org/two": "2" * 40}
     assert lock.python == platform.python_version()
     assert set(read_json(root / "data/sources.lock")) == {"files", "hub", "python"}
-
-
-def test_a_second_refresh_changes_nothing(root, monkeypatch):
-    hub(monkeypatch, one="1" * 40, two="2" * 40)
-    refresh(root)
     before = (root / "data/sources.lock").read_bytes()
     assert refresh(root) == LockChange([], [], [], [])
     assert (root / "data/sources.lock").read_bytes() == before
