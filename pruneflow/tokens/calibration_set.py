@@ -25,10 +25,10 @@ from pruneflow.settings.base import check
 from pruneflow.settings.calibration import CalibrationSettings
 from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.mixture import Mixture
-from pruneflow.tokens.packing import PackedBlocks
-from pruneflow.tokens.sampling import (
+from pruneflow.tokens.packing import (
     BlockRequest,
     Document,
+    PackedBlocks,
     block_requests,
     read_batches,
     sample_blocks,
