@@ -100,7 +100,7 @@ def _is_supported(language: str) -> bool:
 
 
 def _sample(text: str, characters: int) -> str:
-    """The text, or so many of its characters from the beginning, the end and in between."""
+    """Return up to `characters` of a text, from its beginning, its end and places in between."""
     if len(text) <= characters:
         return text
     part = characters // PLACES

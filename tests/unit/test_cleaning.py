@@ -38,14 +38,10 @@ KEY_BLOCK = (
 )
 
 
-def document(text: str) -> TextRecord:
-    return TextRecord(text, "tests.jsonl, line 1")
-
-
 def examined(text: str, language: str = "en", **changes):
-    nothing = QuestionNgrams({}, [], 0)
     settings = DocumentSettings(domains=["tests"], **changes)
-    return filter_record(document(text), language, settings, nothing)
+    record = TextRecord(text, "tests.jsonl, line 1")
+    return filter_record(record, language, settings, QuestionNgrams({}, [], 0))
 
 
 def test_mojibake_is_fixed_and_typography_is_kept():

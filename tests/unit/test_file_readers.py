@@ -1,4 +1,4 @@
-"""What a file's ending means, and what cannot be read, by place and without holding it."""
+"""File formats by suffix, the places of unreadable records, and memory use."""
 
 import gzip
 import json

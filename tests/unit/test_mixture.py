@@ -1,4 +1,4 @@
-"""Shares and tokens become whole sequences, and the closed loop moves them within what is held."""
+"""The mixture: shares rounded to sequences, and reweighed within the stored sequences."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Packing neither loses nor invents tokens, however the documents come."""
+"""Packing keeps every token, whatever the batches, and samples blocks reproducibly."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""From a row to a text: the template, the group, and neighbours put together."""
+"""Records from rows: the template, the group, and joined records."""
 
 import pytest
 
