@@ -133,7 +133,7 @@ def run(stage: str, root: Path, scale: int) -> dict[str, Any]:
         dense = ROOT / "data/checkpoints/dense"
         build_blocks(
             CalibrationSettings(sequences=SEQUENCES),
-            settings,
+            DOMAINS,
             out,
             load_tokenizer(dense),
             tokenizer_digest(dense),

@@ -107,11 +107,11 @@ def _all_settings() -> Iterator[str]:
     yield "A mapping of domain names to lists of sources; `kind` selects one of the following.\n"
     yield "### every kind\n"
     yield from _fields(Source)
-    records = [name for name, (source, _) in KINDS.items() if issubclass(source, RecordFormat)]
+    records = [name for name, source in KINDS.items() if issubclass(source, RecordFormat)]
     yield f"### kinds that read records: {', '.join(records)}\n"
     yield from _fields(RecordFormat)
     shared = {"kind", *Source.model_fields, *RecordFormat.model_fields}
-    for name, (source, _) in KINDS.items():
+    for name, source in KINDS.items():
         yield f"### kind: {name}\n"
         yield f"{inspect.getdoc(source)}\n"
         yield from _fields(source, shared)

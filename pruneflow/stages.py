@@ -178,7 +178,7 @@ def calibration(settings: PipelineSettings) -> None:
     dense = CHECKPOINTS / DENSE
     build_blocks(
         settings.calibration,
-        settings.documents,
+        settings.documents.domains,
         DOCUMENTS,
         load_tokenizer(dense),
         tokenizer_digest(dense),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy
 
-from pruneflow.data.word_hashes import ngram_hashes, word_hashes, words
+from pruneflow.data.word_hashes import HashedWords, hash_words, ngram_hashes
 from pruneflow.questions.question_set import load_questions
 from pruneflow.questions.task_files import Question
 
@@ -70,12 +70,12 @@ def question_ngrams(questions_dir: Path) -> QuestionNgrams:
         for question in asked:
             recognised = False
             for text in _texts(question):
-                found = words(text)
-                if len(found) < MIN_NGRAM_WORDS:
+                words = hash_words(text).hashes
+                if len(words) < MIN_NGRAM_WORDS:
                     continue
                 recognised = True
-                length = min(len(found), NGRAM_WORDS)
-                of_text = ngram_hashes(word_hashes(found), length)
+                length = min(len(words), NGRAM_WORDS)
+                of_text = ngram_hashes(words, length)
                 hashes[length].append(of_text)
                 owners[length].append(numpy.full(len(of_text), len(ids)))
             ids.append(str(question["id"]))
@@ -87,26 +87,17 @@ def question_ngrams(questions_dir: Path) -> QuestionNgrams:
     return QuestionNgrams(by_length, ids, unrecognisable)
 
 
-def shared_ngram(text: str, ngrams: QuestionNgrams) -> Overlap | None:
-    """Return the first n-gram that `text` shares with a question, or None.
-
-    Letter case and punctuation are ignored.
-    """
-    found = words(text)
-    return find_overlap(found, word_hashes(found), ngrams)
-
-
-def find_overlap(found: list[str], hashes: numpy.ndarray, ngrams: QuestionNgrams) -> Overlap | None:
-    """Like `shared_ngram`, for words and their hashes (`word_hashes`)."""
+def find_overlap(text: HashedWords, ngrams: QuestionNgrams) -> Overlap | None:
+    """Return the first n-gram that a text shares with a question, or None."""
     for length, (known, owners) in ngrams.by_length.items():
-        of_text = ngram_hashes(hashes, length)
+        of_text = ngram_hashes(text.hashes, length)
         positions = numpy.searchsorted(known, of_text)
         positions[positions == len(known)] = 0
         (shared,) = numpy.nonzero(known[positions] == of_text)
         if len(shared):
             start = int(shared[0])
             question = ngrams.questions[owners[positions[start]]]
-            return Overlap(question, " ".join(found[start : start + length]))
+            return Overlap(question, " ".join(text.words[start : start + length]))
     return None
 
 

@@ -42,11 +42,6 @@ class DataState:
     documents: dict[str, Any]
     calibration: dict[str, Any]
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the calibration set was built from these documents."""
-        return bool(self.calibration.get("documents") == self.documents["digest"])
-
 
 def load_state(documents: Path, calibration: Path) -> DataState:
     """Read a state from the folders of the documents and of the calibration set.
@@ -103,7 +98,7 @@ def compare(before: DataState, after: DataState) -> dict[str, Any]:
             },
             "set": {"before": before.calibration["digest"], "after": after.calibration["digest"]},
         },
-        "set_is_current": after.is_current,
+        "set_is_current": after.calibration.get("documents") == after.documents["digest"],
     }
 
 

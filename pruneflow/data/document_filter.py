@@ -1,25 +1,23 @@
 """Cleaning and filtering of a single document: kept, or dropped with a reason."""
 
 from dataclasses import dataclass, field
-
-import numpy
+from functools import cached_property
 
 from pruneflow.data.cleaning import (
     clean,
     clean_code,
     compressed_share,
     cut,
-    duplicate_key,
     fix_mojibake,
     is_binary,
     sha256_text,
 )
 from pruneflow.data.contamination import QuestionNgrams, find_overlap
-from pruneflow.data.languages import is_detectable, other_language
+from pruneflow.data.languages import detected_language
 from pruneflow.data.personal_data import mask_personal_data
 from pruneflow.data.record_template import TextRecord
 from pruneflow.data.source_kinds import NO_LANGUAGE
-from pruneflow.data.word_hashes import word_hashes, words
+from pruneflow.data.word_hashes import HashedWords, hash_words
 from pruneflow.settings.calibration import DocumentSettings
 
 EXCERPT = 80
@@ -36,9 +34,7 @@ class Candidate:
         repaired: whether mojibake was fixed.
         cut: whether the document was truncated.
         masks: number of masks in the text by kind (`personal_data.KINDS`).
-        language_checked: whether its language could be detected.
-        other_language: the detected language if it is not the source's, else None.
-        hashes: of its words, uint64 of shape [words]; None when dropped.
+        language: the source's language, or another one that was detected; "" if not checked.
     """
 
     text: str
@@ -47,19 +43,17 @@ class Candidate:
     repaired: bool = False
     cut: bool = False
     masks: dict[str, int] = field(default_factory=dict)
-    language_checked: bool = False
-    other_language: str | None = None
-    hashes: numpy.ndarray | None = None
+    language: str = ""
+
+    @cached_property
+    def words(self) -> HashedWords:
+        """The words of the text, and their hashes."""
+        return hash_words(self.text)
 
     @property
     def sha256(self) -> str:
         """Sha256 of the text; "" for an empty one."""
         return sha256_text(self.text) if self.text else ""
-
-    @property
-    def key(self) -> str:
-        """Equal for documents that differ only in letter case and white space."""
-        return duplicate_key(self.text)
 
     @property
     def excerpt(self) -> str:
@@ -82,9 +76,7 @@ def filter_record(
     if not candidate.reason:
         candidate.reason, candidate.detail = _filter(candidate, language, settings)
     if not candidate.reason:
-        found = words(candidate.text)
-        candidate.hashes = word_hashes(found)
-        overlap = find_overlap(found, candidate.hashes, ngrams)
+        overlap = find_overlap(candidate.words, ngrams)
         if overlap:
             candidate.reason = "evaluation_overlap"
             candidate.detail = f"{overlap.question}: {overlap.words}"
@@ -119,11 +111,10 @@ def _filter(candidate: Candidate, language: str, settings: DocumentSettings) -> 
         share = compressed_share(text)
         if share < settings.min_compressed_share:
             return "repetitive", f"compresses to {share:.3f}"
-    if settings.language_confidence < 1 and is_detectable(text, language):
-        candidate.language_checked = True
-        candidate.other_language = other_language(text, language, settings.language_confidence)
-        if candidate.other_language:
-            return "wrong_language", candidate.other_language
+    if settings.language_confidence < 1:
+        candidate.language = detected_language(text, language, settings.language_confidence)
+        if candidate.language not in ("", language):
+            return "wrong_language", candidate.language
     kinds = [kind for kind, count in candidate.masks.items() if count]
     if settings.personal_data == "drop" and kinds:
         return "personal_data", ", ".join(kinds)

@@ -4,13 +4,13 @@ Only a few rows are in memory: candidates are written to a Parquet file as they 
 DuckDB, which spills to disk, selects and sorts them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import duckdb
+import pandas
 import pyarrow
 import pyarrow.parquet
 
@@ -39,44 +39,30 @@ REJECTED = {"seq": "int64", **dict.fromkeys(DROPPED_COLUMNS, "string")}
 """Columns of the documents dropped while reading, and their Arrow types."""
 
 
-class RowWriter:
-    """Writes rows to a Parquet file, a row group at a time.
+@contextmanager
+def row_writer(path: Path, columns: dict[str, str]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that adds a row to a Parquet file, which is written in row groups."""
+    schema = pyarrow.schema(list(columns.items()))
+    rows: list[dict[str, Any]] = []
+    characters = 0
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
 
-    Args:
-        path: the file.
-        columns: names and Arrow types.
-    """
+        def flush() -> None:
+            nonlocal characters
+            if rows:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+            rows.clear()
+            characters = 0
 
-    def __init__(self, path: Path, columns: dict[str, str]) -> None:
-        self._schema = pyarrow.schema(list(columns.items()))
-        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
-        self._rows: list[dict[str, Any]] = []
-        self._characters = 0
+        def add(row: dict[str, Any]) -> None:
+            nonlocal characters
+            rows.append(row)
+            characters += len(row.get("text", ""))
+            if len(rows) == ROW_GROUP or characters > _GROUP_CHARACTERS:
+                flush()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a row."""
-        self._rows.append(row)
-        self._characters += len(row.get("text", ""))
-        if len(self._rows) == ROW_GROUP or self._characters > _GROUP_CHARACTERS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
-            self._rows, self._characters = [], 0
+        yield add
+        flush()
 
 
 @contextmanager
@@ -164,65 +150,37 @@ class Selection:
             """
         )
 
-    def usable(self) -> dict[str, int]:
-        """Number of documents before sampling, by domain."""
-        return dict(
-            self._fetch(
-                "SELECT domain, count(*) FROM candidates ANTI JOIN duplicates USING (number) "
-                "GROUP BY domain"
-            )
-        )
-
-    def unusable_sources(self) -> dict[tuple[str, str], dict[str, int]]:
-        """Sources whose documents were all filtered out: reasons by domain and source."""
-        found: dict[tuple[str, str], dict[str, int]] = {}
-        for domain, source, reason, count in self._fetch(
-            "SELECT domain, source, reason, count(*) FROM dropped "
-            "ANTI JOIN candidates USING (domain, source) GROUP BY ALL ORDER BY ALL"
-        ):
-            found.setdefault((domain, source), {})[reason] = count
-        return found
-
-    def counts(self, by: str) -> dict[str, dict[str, int]]:
-        """Number of sampled documents, by domain and by the values of another column."""
-        found: dict[str, dict[str, int]] = {}
-        for domain, value, count in self._fetch(
-            f"SELECT domain, {by}, count(*) FROM candidates SEMI JOIN sampled USING (number) "
-            "GROUP BY ALL ORDER BY ALL"
-        ):
-            found.setdefault(domain, {})[value] = count
-        return found
-
-    def sums(self) -> dict[str, dict[str, int]]:
-        """Sums of the columns `COUNTED` over the sampled documents, by domain."""
-        columns = ", ".join(f"sum({column})" for column in COUNTED)
-        rows = self._fetch(
-            f"SELECT domain, {columns} FROM candidates SEMI JOIN sampled USING (number) "
-            "GROUP BY domain"
-        )
-        return {domain: dict(zip(COUNTED, map(int, sums), strict=True)) for domain, *sums in rows}
-
-    def sources(self) -> list[tuple[str, str, int, int]]:
-        """Domain, source, number of sampled documents, and their characters."""
+    def unusable_sources(self) -> list[tuple[str, str, dict[str, int]]]:
+        """Domain and name of each source without candidates, and the number of drops by reason."""
         return self._fetch(
-            "SELECT domain, source, count(*), sum(characters)::BIGINT "
-            "FROM candidates SEMI JOIN sampled USING (number) GROUP BY ALL ORDER BY ALL"
+            "SELECT domain, source, histogram(reason) FROM dropped "
+            "ANTI JOIN candidates USING (domain, source) GROUP BY domain, source ORDER BY ALL"
         )
+
+    def drawn(self) -> pandas.DataFrame:
+        """Number of sampled documents and sums of `COUNTED`, by all that the manifest counts by."""
+        sums = ", ".join(f"sum({column})::BIGINT AS {column}" for column in COUNTED)
+        return self._connection.execute(
+            f"SELECT domain, source, licence, language, split, count(*) AS documents, {sums} "
+            "FROM candidates SEMI JOIN sampled USING (number) GROUP BY ALL"
+        ).df()
 
     def reasons(self) -> dict[str, dict[str, int]]:
-        """Number of dropped documents, by domain and reason."""
-        found: dict[str, dict[str, int]] = {}
-        for domain, reason, count in self._fetch(
-            """
-            SELECT domain, reason, count(*) FROM (
-                SELECT domain, reason FROM dropped
-                UNION ALL
-                SELECT domain, duplicates.reason FROM candidates JOIN duplicates USING (number)
-            ) GROUP BY ALL ORDER BY ALL
-            """
-        ):
-            found.setdefault(domain, {})[reason] = count
-        return found
+        """Number of documents dropped or not sampled, by domain and reason."""
+        return dict(
+            self._fetch(
+                """
+                SELECT domain, histogram(reason) FROM (
+                    SELECT domain, reason FROM dropped
+                    UNION ALL
+                    SELECT domain, duplicates.reason FROM candidates JOIN duplicates USING (number)
+                    UNION ALL
+                    SELECT domain, 'not_drawn' FROM candidates
+                    ANTI JOIN duplicates USING (number) ANTI JOIN sampled USING (number)
+                ) GROUP BY domain
+                """
+            )
+        )
 
     def write_documents(self, path: Path, domains: Iterable[str]) -> None:
         """Write the sampled documents, sorted by domain and sha256."""

@@ -1,50 +1,37 @@
 """The table of documents: read from sources, cleaned, deduplicated and decontaminated."""
 
 import platform
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections import Counter
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Self
+from tempfile import TemporaryFile
+from typing import Any
 
 import pandas
-import pyarrow.parquet
 
-from pruneflow.artifacts import staged_directory, verify_manifest, write_manifest
+from pruneflow.artifacts import staged_directory, write_manifest
 from pruneflow.data.cleaning import duplicate_key, sha256_text
 from pruneflow.data.contamination import QuestionNgrams, question_ngrams
 from pruneflow.data.document_filter import Candidate, filter_record
 from pruneflow.data.document_table import (
     CANDIDATES,
-    COLUMNS,
-    DROPPED_COLUMNS,
+    COUNTED,
     REJECTED,
     SPLITS,
-    RowWriter,
     Selection,
+    row_writer,
     selection,
 )
-from pruneflow.data.languages import SourceLanguage
+from pruneflow.data.languages import check_source_language
 from pruneflow.data.near_duplicates import Signatures
 from pruneflow.data.personal_data import KINDS
 from pruneflow.data.record_template import TextRecord, Unreadable
-from pruneflow.data.sources import Source, known_domains, read_source
+from pruneflow.data.source_kinds import Source
+from pruneflow.data.sources import known_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Reading, load_lock
 from pruneflow.progress import track
 from pruneflow.settings.calibration import DocumentSettings
-
-__all__ = [
-    "COLUMNS",
-    "DROPPED",
-    "DROPPED_COLUMNS",
-    "SPLITS",
-    "TABLE",
-    "build_documents",
-    "duplicate_key",
-    "read_documents",
-    "split_of",
-]
 
 TABLE = "documents.parquet"
 DROPPED = "dropped.parquet"
@@ -88,11 +75,9 @@ def build_documents(
     with staged_directory(out) as folder:
         work = folder / "work"
         work.mkdir()
-        with Signatures(work) as signatures:
-            with _Reader(work, settings, ngrams, signatures) as reader:
-                for name in track(settings.domains, "documents"):
-                    for source in domains[name]:
-                        reader.read(name, source, reading)
+        with TemporaryFile(dir=work) as file:
+            signatures = Signatures(file)
+            _read(domains, settings, reading, ngrams, signatures, work)
             with selection(work) as selected:
                 _select(selected, settings, signatures)
                 facts = _facts(selected, domains)
@@ -111,16 +96,6 @@ def build_documents(
         )
 
 
-def read_documents(directory: Path) -> pandas.DataFrame:
-    """Read the table of documents after verifying its manifest; all columns are strings.
-
-    Raises:
-        DamagedArtifactError: the table is missing or does not match the manifest.
-    """
-    verify_manifest(directory)
-    return pyarrow.parquet.read_table(directory / TABLE).to_pandas()
-
-
 def split_of(sha256: str, validation_share: float, test_share: float) -> str:
     """Return the split of a document, from the hash of its text or group, without a seed."""
     position = int(sha256[-12:], 16) / 16**12
@@ -129,78 +104,71 @@ def split_of(sha256: str, validation_share: float, test_share: float) -> str:
     return "validation" if position < test_share + validation_share else "calibration"
 
 
-class _Reader:
-    """Writes the records of sources as candidates or as dropped, numbered in reading order."""
+def _read(
+    domains: dict[str, list[Source]],
+    settings: DocumentSettings,
+    reading: Reading,
+    ngrams: QuestionNgrams,
+    signatures: Signatures,
+    work: Path,
+) -> None:
+    """Write the records of all sources as candidates or as dropped, numbered in reading order.
 
-    def __init__(
-        self, work: Path, settings: DocumentSettings, ngrams: QuestionNgrams, signatures: Signatures
-    ) -> None:
-        self._settings, self._ngrams, self._signatures = settings, ngrams, signatures
-        self._stack = ExitStack()
-        self._candidates, self._dropped = (
-            self._stack.enter_context(RowWriter(work / f"{name}.parquet", columns))
-            for name, columns in (("candidates", CANDIDATES), ("dropped", REJECTED))
-        )
-        self._read = self._kept = 0
+    Raises:
+        InputError: a source cannot be read, or most of it is in another language.
+    """
+    sources = [(name, source) for name, group in domains.items() for source in group]
+    read = kept = 0
+    with (
+        row_writer(work / "candidates.parquet", CANDIDATES) as keep,
+        row_writer(work / "dropped.parquet", REJECTED) as drop,
+    ):
+        for domain, source in track(sources, "documents"):
+            languages: Counter[str] = Counter()
+            for record in read_source(domain, source, reading):
+                read += 1
+                row: dict[str, Any] = {
+                    "seq": read,
+                    "domain": domain,
+                    "source": source.name,
+                    "place": record.place,
+                }
+                if isinstance(record, Unreadable):
+                    unreadable = {"reason": record.reason, "detail": record.problem}
+                    drop({**row, **unreadable, "sha256": "", "excerpt": ""})
+                    continue
+                candidate = filter_record(record, source.language, settings, ngrams)
+                if candidate.language:
+                    languages[candidate.language] += 1
+                row |= {"sha256": candidate.sha256, "excerpt": candidate.excerpt}
+                if candidate.reason:
+                    drop({**row, "reason": candidate.reason, "detail": candidate.detail})
+                    continue
+                columns = _columns(candidate, record, source, settings)
+                keep({**row, "number": kept, **columns})
+                kept += 1
+                if settings.near_duplicate_similarity < 1:
+                    signatures.add(candidate.words.hashes)
+            check_source_language(domain, source.name, source.language, languages)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-
-    def read(self, domain: str, source: Source, reading: Reading) -> None:
-        """Read one source.
-
-        Raises:
-            InputError: it cannot be read, or most of it is in another language.
-        """
-        language = SourceLanguage(source.language)
-        for record in read_source(domain, source, reading):
-            self._read += 1
-            row = {
-                "seq": self._read,
-                "domain": domain,
-                "source": source.name,
-                "place": record.place,
-            }
-            if isinstance(record, Unreadable):
-                unreadable = {"reason": record.reason, "detail": record.problem}
-                self._dropped.add({**row, **unreadable, "sha256": "", "excerpt": ""})
-                continue
-            candidate = filter_record(record, source.language, self._settings, self._ngrams)
-            language.checked += candidate.language_checked
-            if candidate.other_language:
-                language.others[candidate.other_language] += 1
-            row |= {"sha256": candidate.sha256, "excerpt": candidate.excerpt}
-            if candidate.reason:
-                reason = {"reason": candidate.reason, "detail": candidate.detail}
-                self._dropped.add({**row, **reason})
-            else:
-                row |= {"licence": source.licence, "language": source.language}
-                self._keep(row, record, candidate)
-        language.verify(domain, source.name)
-
-    def _keep(self, row: dict[str, Any], record: TextRecord, candidate: Candidate) -> None:
-        group = sha256_text(record.group) if record.group else candidate.sha256
-        settings = self._settings
-        self._candidates.add(
-            {
-                **row,
-                "number": self._kept,
-                "split": split_of(group, settings.validation_share, settings.test_share),
-                "group": group[:GROUP_DIGITS],
-                "text": candidate.text,
-                "text_key": candidate.key,
-                "characters": len(candidate.text),
-                "cut": int(candidate.cut),
-                "repaired": int(candidate.repaired),
-                **{kind: candidate.masks.get(kind, 0) for kind in KINDS},
-            }
-        )
-        self._kept += 1
-        if settings.near_duplicate_similarity < 1 and candidate.hashes is not None:
-            self._signatures.add_hashes(candidate.hashes)
+def _columns(
+    candidate: Candidate, record: TextRecord, source: Source, settings: DocumentSettings
+) -> dict[str, Any]:
+    """The columns that only a candidate has."""
+    group = sha256_text(record.group) if record.group else candidate.sha256
+    return {
+        "licence": source.licence,
+        "language": source.language,
+        "split": split_of(group, settings.validation_share, settings.test_share),
+        "group": group[:GROUP_DIGITS],
+        "text": candidate.text,
+        "text_key": duplicate_key(candidate.text),
+        "characters": len(candidate.text),
+        "cut": int(candidate.cut),
+        "repaired": int(candidate.repaired),
+        **{kind: candidate.masks.get(kind, 0) for kind in KINDS},
+    }
 
 
 def _select(selected: Selection, settings: DocumentSettings, signatures: Signatures) -> None:
@@ -208,7 +176,7 @@ def _select(selected: Selection, settings: DocumentSettings, signatures: Signatu
     selected.drop_equal()
     if settings.near_duplicate_similarity < 1:
         selected.drop_near_duplicates(signatures, settings.near_duplicate_similarity)
-    for (domain, source), reasons in selected.unusable_sources().items():
+    for domain, source, reasons in selected.unusable_sources():
         raise InputError(
             f"domain {domain}, source {source}: none of its documents is usable{_listed(reasons)}: "
             "correct it in configs/domains.yaml or remove it"
@@ -218,55 +186,49 @@ def _select(selected: Selection, settings: DocumentSettings, signatures: Signatu
 
 def _facts(selected: Selection, domains: dict[str, list[Source]]) -> dict[str, Any]:
     """The manifest's entry of every domain; raises if a domain has no documents for a split."""
-    usable, dropped = selected.usable(), selected.reasons()
-    splits, languages = selected.counts("split"), selected.counts("language")
-    licences, sums = selected.counts("licence"), selected.sums()
-    sources = {name: dict(_sources(domains[name])) for name in domains}
-    for domain, source, documents, characters in selected.sources():
-        sources[domain][source] |= {"documents": documents, "characters": characters}
+    drawn, dropped = selected.drawn(), selected.reasons()
     facts = {}
-    for name in domains:
-        found = splits.get(name, {})
-        reasons = dropped.get(name, {})
-        missing = [split for split in SPLITS if not found.get(split)]
+    for name, sources in domains.items():
+        rows, reasons = drawn[drawn["domain"] == name], dropped.get(name, {})
+        totals = rows[["documents", *COUNTED]].sum().to_dict()
+        splits = rows.groupby("split")["documents"].sum().to_dict()
+        missing = [split for split in SPLITS if split not in splits]
         if missing:
+            usable = totals["documents"] + reasons.pop("not_drawn", 0)
             raise InputError(
-                f"domain {name} has {usable.get(name, 0)} usable documents from "
-                f"{', '.join(source.name for source in domains[name])}, and none for "
+                f"domain {name} has {usable} usable documents from "
+                f"{', '.join(source.name for source in sources)}, and none for "
                 f"{missing[0]}{_listed(reasons)}: add text or sources to {name} in "
                 "configs/domains.yaml"
             )
-        documents = sum(found.values())
-        if usable[name] > documents:
-            reasons["not_drawn"] = usable[name] - documents
         facts[name] = {
-            "documents": documents,
-            "characters": sums[name]["characters"],
-            "languages": languages[name],
-            "licences": list(licences[name]),
-            "sources": sources[name],
-            "splits": {split: found[split] for split in SPLITS},
-            "cut": sums[name]["cut"],
-            "repaired": sums[name]["repaired"],
-            "masked": {kind: sums[name][kind] for kind in KINDS},
+            "documents": totals["documents"],
+            "characters": totals["characters"],
+            "languages": rows.groupby("language")["documents"].sum().to_dict(),
+            "licences": sorted(rows["licence"].unique()),
+            "sources": _source_facts(sources, rows),
+            "splits": splits,
+            "cut": totals["cut"],
+            "repaired": totals["repaired"],
+            "masked": {kind: totals[kind] for kind in KINDS},
             "dropped": reasons,
         }
     return facts
 
 
-def _sources(sources: list[Source]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Sources by name, with zero documents; sources with the same name share an entry."""
+def _source_facts(sources: list[Source], drawn: pandas.DataFrame) -> dict[str, dict[str, Any]]:
+    """Facts by name of the source; sources with the same name share an entry."""
+    columns = drawn.groupby("source")[["documents", "characters"]]
+    sums: dict[Any, Any] = columns.sum().to_dict("index")
+    facts: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(source.name for source in sources):
         same = [source for source in sources if source.name == name]
-        yield (
-            name,
-            {
-                "documents": 0,
-                "characters": 0,
-                "licence": " AND ".join(dict.fromkeys(source.licence for source in same)),
-                "language": ", ".join(dict.fromkeys(source.language for source in same)),
-            },
-        )
+        facts[name] = {
+            **sums.get(name, {"documents": 0, "characters": 0}),
+            "licence": " AND ".join(dict.fromkeys(source.licence for source in same)),
+            "language": ", ".join(dict.fromkeys(source.language for source in same)),
+        }
+    return facts
 
 
 def _listed(dropped: dict[str, int]) -> str:

@@ -18,10 +18,10 @@ from great_expectations import expectations as gx
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.exceptions import GreatExpectationsError
 
-from pruneflow.data.documents import COLUMNS, SPLITS
+from pruneflow.data.document_table import COLUMNS, SPLITS
 from pruneflow.data.findings import Finding
 from pruneflow.data.licences import licence_problem
-from pruneflow.data.sources import LANGUAGE
+from pruneflow.data.source_kinds import LANGUAGE
 from pruneflow.settings.calibration import DocumentSettings
 
 PART_BYTES = 64 * 2**20

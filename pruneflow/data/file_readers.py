@@ -8,7 +8,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -89,14 +89,15 @@ def csv_rows(
     stream: BinaryIO, name: str, settings: RecordFormat, max_bytes: int, delimiter: str = ","
 ) -> Rows:
     """Yield every row as fields; its place is its first line."""
+    # The limit is of the process; `_CsvLines` is what limits a row.
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
     lines = _CsvLines(stream, name, max_bytes)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         place = lines.next_row()
         try:
-            with _field_limit(max_bytes):
-                values = next(reader)
+            values = next(reader)
         except StopIteration:
             return
         except _BadLineError as error:
@@ -115,23 +116,11 @@ def csv_rows(
             return
 
 
-def tsv_rows(stream: BinaryIO, name: str, settings: RecordFormat, max_bytes: int) -> Rows:
-    """Yield every row of a file with tab-separated fields."""
-    yield from csv_rows(stream, name, settings, max_bytes, delimiter="\t")
-
-
 def listed_rows(stream: BinaryIO, name: str, settings: RecordFormat, max_bytes: int) -> Rows:
     """Yield the items of the list in a .json or .yml file, which is read completely."""
-    content = stream.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        yield too_long(name, max_bytes, "store it as .jsonl")
-        return
-    text = _decoded(content, name, max_bytes)
-    if isinstance(text, Unreadable):
-        yield text
-        return
+    text = _complete(stream, name, max_bytes, "store it as .jsonl")
     kind = "JSON" if name.lower().removesuffix(".gz").endswith(".json") else "YAML"
-    parsed = _parsed(text, name, kind)
+    parsed = text if isinstance(text, Unreadable) else _parsed(text, name, kind)
     if isinstance(parsed, Unreadable):
         yield parsed
         return
@@ -151,11 +140,7 @@ def text_rows(stream: BinaryIO, name: str, settings: RecordFormat, max_bytes: in
     if settings.separator:
         yield from _separated(stream, name, re.compile(settings.separator, re.M), max_bytes)
         return
-    content = stream.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        yield too_long(name, max_bytes, "split it, give `separator`")
-        return
-    text = _decoded(content, name, max_bytes)
+    text = _complete(stream, name, max_bytes, "split it, give `separator`")
     yield text if isinstance(text, Unreadable) else Row(name, text)
 
 
@@ -181,7 +166,7 @@ READERS: dict[str, Reader] = {
     "jsonl": json_lines,
     "ndjson": json_lines,
     "csv": csv_rows,
-    "tsv": tsv_rows,
+    "tsv": partial(csv_rows, delimiter="\t"),
     "json": listed_rows,
     "yml": listed_rows,
     "yaml": listed_rows,
@@ -202,6 +187,13 @@ def _lines(stream: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None
             yield number, None
         else:
             yield number, line
+
+
+def _complete(stream: BinaryIO, name: str, max_bytes: int, fix: str) -> str | Unreadable:
+    content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        return too_long(name, max_bytes, fix)
+    return _decoded(content, name, max_bytes)
 
 
 def _decoded(content: bytes | None, place: str, max_bytes: int) -> str | Unreadable:
@@ -301,13 +293,3 @@ class _CsvLines:
         if isinstance(text, Unreadable):
             raise _BadLineError(text)
         return text
-
-
-@contextmanager
-def _field_limit(max_bytes: int) -> Iterator[None]:
-    """Allow csv fields as long as records may be; the limit is global to the process."""
-    before = csv.field_size_limit(max_bytes)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

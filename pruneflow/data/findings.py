@@ -1,6 +1,6 @@
 """Results of validation: each expectation or check, with its first failing rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -80,21 +80,17 @@ def raise_on_failure(findings: list[Finding], table: Path) -> None:
     )
 
 
-def _described(table: Path, rows: list[tuple[int, str]]) -> list[str]:
-    numbers = [row for row, _ in rows]
+def _described(table: Path, rows: list[tuple[int, str]]) -> Iterator[str]:
     with duckdb.connect() as connection:
         found = connection.execute(
             "SELECT file_row_number, domain, source, left(sha256, 12), left(text, 60) "
             "FROM read_parquet(?, file_row_number = true) "
             "WHERE file_row_number IN (SELECT unnest(?))",
-            [str(table), numbers],
+            [str(table), [row for row, _ in rows]],
         ).fetchall()
     by_number = {number: values for number, *values in found}
-    return [_row(by_number[row], detail) for row, detail in rows]
-
-
-def _row(values: list[str | None], detail: str) -> str:
-    domain, source, sha256, text = values
-    excerpt = " ".join(str(text).split())
-    shown = f"domain {domain}, source {source}, sha256 {sha256}, text {excerpt!r}"
-    return f"{shown}, {detail}" if detail else shown
+    for row, detail in rows:
+        domain, source, sha256, text = by_number[row]
+        excerpt = " ".join(str(text).split())
+        shown = f"domain {domain}, source {source}, sha256 {sha256}, text {excerpt!r}"
+        yield f"{shown}, {detail}" if detail else shown

@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -37,79 +36,71 @@ _ALIKE = (
 )
 
 
-def other_language(text: str, language: str, confidence: float) -> str | None:
-    """Return the detected language of a text if it is not the expected one.
+def detected_language(text: str, language: str, confidence: float) -> str:
+    """Return the language of a text: the expected one, unless another one is detected.
 
     Args:
         text: any text.
         language: the expected BCP-47 tag; only its first part counts.
-        confidence: required probability, 0 to 1.
+        confidence: probability from which a detected language counts, 0 to 1.
 
     Returns:
-        The detected tag, or None.
+        `language` or another tag; "" if the text is too short, or the detector does not know
+        `language`.
     """
+    sample = _sample(text, SAMPLE_CHARACTERS)
+    if sum(map(str.isalpha, sample)) < MIN_LETTERS or not _is_supported(language):
+        return ""
     expected = _alike(language)
     found, probability = _identifier().classify(_sample(text, QUICK_CHARACTERS))
     if found in expected and probability >= confidence:
-        return None
-    ranked = _identifier().rank(_sample(text, SAMPLE_CHARACTERS))
+        return language
+    ranked = _identifier().rank(sample)
     found = ranked[0][0]
     probability = sum(share for tag, share in ranked if tag in _alike(found))
     other = found != NO_LANGUAGE and found not in expected
-    return found if other and probability >= confidence else None
+    return found if other and probability >= confidence else language
 
 
-def is_detectable(text: str, language: str) -> bool:
-    """Return whether a text is long enough and its language is supported by the detector."""
-    sample = _sample(text, SAMPLE_CHARACTERS)
-    return sum(map(str.isalpha, sample)) >= MIN_LETTERS and is_supported(language)
+def check_source_language(domain: str, source: str, language: str, found: Counter[str]) -> None:
+    """Check that the language tag of a source is right for at least half of its documents.
 
-
-def is_supported(language: str) -> bool:
-    """Return whether the detector knows a language."""
-    return bool(_alike(language) & _supported())
-
-
-@dataclass
-class SourceLanguage:
-    """Detected languages of a source's documents.
-
-    Attributes:
+    Args:
+        domain: name of the domain.
+        source: name of the source.
         language: the source's own tag.
-        checked: number of documents checked.
-        others: number of these in each other language.
+        found: number of documents in each detected language.
+
+    Raises:
+        InputError: names domain, source and the most frequent other language.
     """
+    if language != NO_LANGUAGE and not _is_supported(language):
+        log.warning(
+            "domain %s, source %s: language %s cannot be detected, so it is not checked (use zxx "
+            "for source code)",
+            domain,
+            source,
+            language,
+        )
+    checked = found.total()
+    others = {tag: count for tag, count in found.items() if tag != language}
+    if checked < MIN_CHECKED or not others:
+        return
+    other, count = min(others.items(), key=lambda item: (-item[1], item[0]))
+    if 2 * count > checked:
+        raise InputError(
+            f"domain {domain}, source {source} has language {language}, but {count} of {checked} "
+            f"documents are {other}: correct `language` in configs/domains.yaml"
+        )
 
-    language: str
-    checked: int = 0
-    others: Counter[str] = field(default_factory=Counter)
 
-    def verify(self, domain: str, source: str) -> None:
-        """Check that the tag is right for at least half of the checked documents.
-
-        Raises:
-            InputError: names domain, source and the most frequent language.
-        """
-        if self.language != NO_LANGUAGE and not is_supported(self.language):
-            log.warning(
-                "domain %s, source %s: language %s cannot be detected, so it is not checked (use "
-                "zxx for source code)",
-                domain,
-                source,
-                self.language,
-            )
-        if self.checked < MIN_CHECKED or not self.others:
-            return
-        found, count = min(self.others.items(), key=lambda item: (-item[1], item[0]))
-        if 2 * count > self.checked:
-            raise InputError(
-                f"domain {domain}, source {source} has language {self.language}, but {count} of "
-                f"{self.checked} documents are {found}: correct `language` in configs/domains.yaml"
-            )
+def _is_supported(language: str) -> bool:
+    known = _identifier().labels
+    return any(tag in known and tag != NO_LANGUAGE for tag in _alike(language))
 
 
 def _sample(text: str, characters: int) -> str:
-    """The text, or so many of its characters from the beginning, the end and in between."""
+    """Return up to `characters` of a text, from its beginning, its end and places in between."""
     if len(text) <= characters:
         return text
     part = characters // PLACES
@@ -122,11 +113,6 @@ def _sample(text: str, characters: int) -> str:
 def _alike(language: str) -> set[str]:
     tag = language.split("-")[0].lower()
     return next((group for group in _ALIKE if tag in group), {tag})
-
-
-@lru_cache(maxsize=1)
-def _supported() -> frozenset[str]:
-    return frozenset(_identifier().labels) - {NO_LANGUAGE}
 
 
 @lru_cache(maxsize=1)

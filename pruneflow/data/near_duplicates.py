@@ -5,16 +5,14 @@ compared only if one of their bands is equal (locality-sensitive hashing). They 
 and read band by band, so memory hardly grows with the number of texts.
 """
 
-import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy
 from datasketch import MinHash
 
-from pruneflow.data.word_hashes import ngram_hashes, word_hashes, words
+from pruneflow.data.word_hashes import ngram_hashes
 
 PERMUTATIONS = 64
 NGRAM_WORDS = 5
@@ -25,39 +23,26 @@ _CHUNK = 8192
 
 
 class Signatures:
-    """MinHash signatures of texts, in a temporary file that is deleted when this is closed.
+    """MinHash signatures of texts, in a file.
 
-        with Signatures(folder) as signatures:
+        with tempfile.TemporaryFile() as file:
+            signatures = Signatures(file)
             for text in texts:
-                signatures.add(text)
+                signatures.add(hash_words(text).hashes)
             for later, earlier in signatures.near_duplicates(0.8): ...
 
     Args:
-        folder: folder for the temporary file, 256 bytes per text; None for the system's default.
+        file: an empty file, open for reading and writing; 256 bytes per text.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self._count = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, text: str) -> int:
-        """Add a text; returns its number, counted from 0."""
-        return self.add_hashes(word_hashes(words(text)))
-
-    def add_hashes(self, hashes: numpy.ndarray) -> int:
-        """Add a text by the hashes of its words (`word_hashes`)."""
+    def add(self, hashes: numpy.ndarray) -> None:
+        """Add a text by the hashes of its words; texts are numbered from 0."""
         self._file.write(signature(hashes).tobytes())
         self._count += 1
-        return self._count - 1
 
     def near_duplicates(
         self, similarity: float, exclude: numpy.ndarray | None = None
@@ -121,7 +106,7 @@ def signature(hashes: numpy.ndarray) -> numpy.ndarray:
     """Return the MinHash signature of a text, uint32 of shape [64].
 
     Args:
-        hashes: of its words (`word_hashes`); a text of fewer than five words is one n-gram.
+        hashes: of its words (`hash_words`); a text of fewer than five words is one n-gram.
     """
     length = max(1, min(NGRAM_WORDS, len(hashes)))
     mixed = ngram_hashes(hashes, length)

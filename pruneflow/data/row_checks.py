@@ -3,43 +3,25 @@
 The table is read once, in batches; only hashes are kept of the documents already checked.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import TemporaryFile
 
-import numpy
 import pyarrow.parquet
 
+from pruneflow.data.cleaning import duplicate_key, sha256_text
 from pruneflow.data.contamination import QuestionNgrams, find_overlap, question_ngrams
-from pruneflow.data.documents import SPLITS, duplicate_key
+from pruneflow.data.document_table import SPLITS
 from pruneflow.data.findings import Finding
-from pruneflow.data.languages import is_detectable, other_language
+from pruneflow.data.languages import detected_language
 from pruneflow.data.near_duplicates import Signatures
 from pruneflow.data.personal_data import mask_personal_data
-from pruneflow.data.word_hashes import word_hashes, words
+from pruneflow.data.word_hashes import HashedWords, hash_words
 from pruneflow.errors import InputError
 from pruneflow.settings.calibration import DocumentSettings
 
 BATCH_ROWS = 512
 _COLUMNS = ["language", "split", "group", "sha256", "text"]
-
-
-class TableRow(NamedTuple):
-    """A row of the table, numbered from 0, with the words of its text and their hashes."""
-
-    number: int
-    language: str
-    split: str
-    group: str
-    sha256: str
-    text: str
-    words: list[str]
-    hashes: numpy.ndarray
-
-
-Check = Callable[[TableRow], str | None]
-"""Called with the rows in order; returns the detail of a failure (may be ""), else None."""
 
 
 def run_checks(table: Path, settings: DocumentSettings, questions_dir: Path) -> list[Finding]:
@@ -49,44 +31,41 @@ def run_checks(table: Path, settings: DocumentSettings, questions_dir: Path) -> 
         InputError: a domain has no documents for a split.
     """
     _check_splits(table, settings.domains)
-    checks: dict[str, Check] = {
-        "sha256_is_of_the_text": _hash,
-        "no_text_in_two_rows": _duplicate(),
-        "no_group_in_two_splits": _split_group(),
-        "no_overlap_with_evaluation_questions": _overlap(question_ngrams(questions_dir)),
-    }
+    names = [
+        "sha256_is_of_the_text",
+        "no_text_in_two_rows",
+        "no_group_in_two_splits",
+        "no_overlap_with_evaluation_questions",
+    ]
     if settings.language_confidence < 1:
-        checks["text_is_in_its_language"] = _wrong_language(settings.language_confidence)
+        names.append("text_is_in_its_language")
     if settings.personal_data != "keep":
-        checks["no_personal_data"] = _personal_data
-    findings = {name: Finding(name, "documents") for name in checks}
-    alike = Finding("no_near_duplicates", "documents")
+        names.append("no_personal_data")
+    findings = {name: Finding(name, "documents") for name in [*names, "no_near_duplicates"]}
+    checks = _RowChecks(settings, question_ngrams(questions_dir))
     similarity = settings.near_duplicate_similarity
-    with Signatures(table.parent) as signatures:
-        for row in _rows(table):
-            for name, check in checks.items():
-                fault = check(row)
-                if fault is not None:
-                    findings[name].add([(row.number, fault)])
+    with TemporaryFile(dir=table.parent) as file:
+        signatures = Signatures(file)
+        for number, row in enumerate(_rows(table)):
+            words = hash_words(row["text"])
+            for name, detail in checks.failed(row, words):
+                findings[name].add([(number, detail)])
             if similarity < 1:
-                signatures.add_hashes(row.hashes)
+                signatures.add(words.hashes)
         if similarity < 1:
             pairs = signatures.near_duplicates(similarity).tolist()
-            alike.add((later, f"similar to row {earlier} of the table") for later, earlier in pairs)
-    found = [*findings.values(), alike]
-    for finding in found:
+            findings["no_near_duplicates"].add(
+                (later, f"similar to row {earlier} of the table") for later, earlier in pairs
+            )
+    for finding in findings.values():
         finding.observed = {"rows_at_fault": finding.rows}
-    return found
+    return list(findings.values())
 
 
-def _rows(table: Path) -> Iterator[TableRow]:
-    number = 0
+def _rows(table: Path) -> Iterator[dict[str, str]]:
     with pyarrow.parquet.ParquetFile(table) as file:
         for batch in file.iter_batches(BATCH_ROWS, columns=_COLUMNS):
-            for values in batch.to_pylist():
-                found = words(values["text"])
-                yield TableRow(number, **values, words=found, hashes=word_hashes(found))
-                number += 1
+            yield from batch.to_pylist()
 
 
 def _check_splits(table: Path, domains: list[str]) -> None:
@@ -102,58 +81,39 @@ def _check_splits(table: Path, domains: list[str]) -> None:
             )
 
 
-def _hash(row: TableRow) -> str | None:
-    found = hashlib.sha256(row.text.encode()).hexdigest()
-    return None if found == row.sha256 else f"whose sha256 is {found[:12]}"
+class _RowChecks:
+    """Checks of one row after another, in the table's order."""
 
+    def __init__(self, settings: DocumentSettings, ngrams: QuestionNgrams) -> None:
+        self._settings, self._ngrams = settings, ngrams
+        self._keys: set[bytes] = set()
+        self._splits: dict[int, int] = {}  # of the groups, by index in SPLITS
 
-def _duplicate() -> Check:
-    """A check for duplicates of earlier rows, ignoring letter case and white space."""
-    seen: set[bytes] = set()
-
-    def check(row: TableRow) -> str | None:
-        key = bytes.fromhex(duplicate_key(row.text))[:16]
-        if key in seen:
-            return ""
-        seen.add(key)
-        return None
-
-    return check
-
-
-def _split_group() -> Check:
-    """A check for groups that are in more than one split."""
-    splits: dict[int, int] = {}
-
-    def check(row: TableRow) -> str | None:
-        split = SPLITS.index(row.split)
-        first = splits.setdefault(int(row.group, 16), split)
-        if first == split:
-            return None
-        return f"split {row.split}, and its group {row.group} is also in {SPLITS[first]}"
-
-    return check
-
-
-def _wrong_language(confidence: float) -> Check:
-    def check(row: TableRow) -> str | None:
-        if not is_detectable(row.text, row.language):
-            return None
-        other = other_language(row.text, row.language, confidence)
-        return other and f"language {row.language}, and its text is {other}"
-
-    return check
-
-
-def _personal_data(row: TableRow) -> str | None:
-    _, counts = mask_personal_data(row.text, row.language)
-    found = [kind for kind, count in counts.items() if count]
-    return f"contains {', '.join(found)}" if found else None
-
-
-def _overlap(ngrams: QuestionNgrams) -> Check:
-    def check(row: TableRow) -> str | None:
-        shared = find_overlap(row.words, row.hashes, ngrams)
-        return shared and f"shares with question {shared.question}: {shared.words}"
-
-    return check
+    def failed(self, row: dict[str, str], words: HashedWords) -> Iterator[tuple[str, str]]:
+        """Yield the failed checks, each with a detail that may be empty."""
+        text, language, settings = row["text"], row["language"], self._settings
+        sha256 = sha256_text(text)
+        if sha256 != row["sha256"]:
+            yield "sha256_is_of_the_text", f"whose sha256 is {sha256[:12]}"
+        key = bytes.fromhex(duplicate_key(text))[:16]
+        if key in self._keys:
+            yield "no_text_in_two_rows", ""
+        self._keys.add(key)
+        split = SPLITS.index(row["split"])
+        first = self._splits.setdefault(int(row["group"], 16), split)
+        if first != split:
+            detail = f"split {row['split']}, and its group {row['group']} is also in"
+            yield "no_group_in_two_splits", f"{detail} {SPLITS[first]}"
+        shared = find_overlap(words, self._ngrams)
+        if shared:
+            detail = f"shares with question {shared.question}: {shared.words}"
+            yield "no_overlap_with_evaluation_questions", detail
+        if settings.language_confidence < 1:
+            found = detected_language(text, language, settings.language_confidence)
+            if found not in ("", language):
+                yield "text_is_in_its_language", f"language {language}, and its text is {found}"
+        if settings.personal_data != "keep":
+            _, counts = mask_personal_data(text, language)
+            kinds = [kind for kind, count in counts.items() if count]
+            if kinds:
+                yield "no_personal_data", f"contains {', '.join(kinds)}"

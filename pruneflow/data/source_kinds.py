@@ -1,23 +1,17 @@
 """The kinds of sources in configs/domains.yaml: their settings and how they are read.
 
-A kind is a function that yields records, registered with its settings:
-
-    @source_kind
-    def my_kind(source: MySource, reading: Reading) -> Records: ...
-
 Sources are never imported or executed, except for Python's own help topics. Package files must
 match their sha256 in `data/sources.lock`: an upgrade cannot change the text unnoticed.
 """
 
-import inspect
 import sysconfig
 import tokenize
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from pydoc_data.topics import topics
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
@@ -74,6 +68,10 @@ class Source(Settings, ABC):
     def name(self) -> str:
         """Name of the source in the table of documents."""
 
+    @abstractmethod
+    def read(self, reading: Reading) -> Records:
+        """Yield the records in a stable order, and log what is read in `reading`."""
+
 
 class PackageSource(Source, RecordFormat):
     """Files inside an installed package, which is never imported."""
@@ -86,7 +84,7 @@ class PackageSource(Source, RecordFormat):
     )
 
     @model_validator(mode="after")
-    def _no_records(self) -> Self:
+    def _docstrings_have_no_format(self) -> Self:
         ignored = sorted(self.model_fields_set & set(RecordFormat.model_fields))
         if self.content == "docstrings" and ignored:
             raise ValueError(f"{ignored[0]} has no effect with content: docstrings: remove it")
@@ -96,6 +94,17 @@ class PackageSource(Source, RecordFormat):
     def name(self) -> str:
         """The package and its first pattern."""
         return f"{self.package}/{_shortened(self.files)}"
+
+    def read(self, reading: Reading) -> Records:
+        """Yield records, text files or docstrings."""
+        for path, name in package_files(self.package, self.files):
+            if self.content == "records":
+                check_locked(path, name, reading)
+                yield from read_records(path, name, self, reading.max_record_bytes)
+            elif path.stat().st_size > reading.max_record_bytes:
+                yield too_long(name, reading.max_record_bytes, "exclude it")
+            else:
+                yield docstrings(read_locked(path, name, reading), name)
 
 
 class PythonSource(Source):
@@ -115,7 +124,7 @@ class PythonSource(Source):
         return values
 
     @model_validator(mode="after")
-    def _no_files(self) -> Self:
+    def _topics_have_no_files(self) -> Self:
         if self.content == "topics" and "files" in self.model_fields_set:
             raise ValueError("files has no effect with content: topics: remove it")
         return self
@@ -124,6 +133,19 @@ class PythonSource(Source):
     def name(self) -> str:
         """The part of the installation."""
         return f"python/{self.content}"
+
+    def read(self, reading: Reading) -> Records:
+        """Yield the files of the standard library, or the topics behind `help()`."""
+        if self.content == "topics":
+            for topic in sorted(topics):
+                yield TextRecord(topics[topic], f"pydoc_data/topics.py, topic {topic}")
+            return
+        root = Path(sysconfig.get_paths()["stdlib"])
+        for path in expand(root, self.files, "the standard library"):
+            # These belong to one machine, not to Python: build settings, local start-up code.
+            local = path.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
+            if not local and "site-packages" not in path.parts:
+                yield _code(path, path.relative_to(root).as_posix(), reading.max_record_bytes)
 
 
 class FilesSource(Source, RecordFormat):
@@ -148,6 +170,16 @@ class FilesSource(Source, RecordFormat):
         """The first pattern."""
         return _shortened(self.files)
 
+    def read(self, reading: Reading) -> Records:
+        """Yield a record for each file, or for each record or separated part of it."""
+        for path in expand(reading.root, self.files, str(reading.root / TEXT_FOLDER)):
+            name = path.relative_to(reading.root).as_posix()
+            # The folder's own README and DVC's files are not text.
+            if name == f"{TEXT_FOLDER}/README.md" or path.suffix == ".dvc":
+                continue
+            reading.text_files[name] = sha256_file(path)
+            yield from read_records(path, name, self, reading.max_record_bytes)
+
 
 class HubSource(Source, RecordFormat):
     """A dataset from the Hugging Face hub, or a local copy of one, streamed."""
@@ -168,7 +200,7 @@ class HubSource(Source, RecordFormat):
     rows: Count = Field(5000, description="Number of rows to read, from the start of the split.")
 
     @model_validator(mode="after")
-    def _no_files(self) -> Self:
+    def _settings_apply(self) -> Self:
         for setting in ("records", "separator"):
             if getattr(self, setting):
                 raise ValueError(f"{setting} has no effect with kind: hub: remove it")
@@ -186,6 +218,76 @@ class HubSource(Source, RecordFormat):
         """The dataset, its configuration and its folder."""
         return "/".join(part for part in (self.dataset, self.subset, self.folder) if part)
 
+    def read(self, reading: Reading) -> Records:
+        """Yield the first rows of the dataset, streamed."""
+        if self.is_local:
+            dataset, revision = self._local_copy(reading), None
+        else:
+            dataset, revision = self.dataset, self._commit(reading)
+            reading.hub[dataset] = revision
+        try:
+            rows = load_dataset(
+                dataset,
+                self.subset,
+                data_dir=self.folder,
+                split=self.split,
+                revision=revision,
+                streaming=True,
+            )
+            places = (
+                Row(f"{self.dataset}, row {number}", row)
+                for number, row in enumerate(islice(iter(rows), self.rows), start=1)
+            )
+            yield from fill(places, self, reading.max_record_bytes)
+        except (OSError, ValueError, RuntimeError, ImportError, DatasetsError, HTTPError) as error:
+            detail = " ".join(str(error).split())[:200]
+            if self.is_local:
+                fix = (
+                    "correct the file, or dataset, subset or split (kind: files also reads jsonl, "
+                    "csv and parquet, and reports the line)"
+                )
+            elif isinstance(error, ConnectionError | HTTPError):
+                fix = (
+                    "run where the hub can be reached (HF_HUB_OFFLINE unset), or put a copy in "
+                    f"{TEXT_FOLDER} and write dataset: {TEXT_FOLDER}/NAME"
+                )
+            else:
+                fix = "correct dataset, subset, split or revision"
+            raise InputError(f"{self.dataset} cannot be read ({detail}): {fix}") from None
+
+    def _local_copy(self, reading: Reading) -> str:
+        """Return the folder of the copy; its files are logged."""
+        folder = reading.root / self.dataset
+        paths = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
+        if not paths:
+            raise InputError(f"{folder} has no files: put a copy of the dataset there")
+        for path in paths:
+            reading.text_files[path.relative_to(reading.root).as_posix()] = sha256_file(path)
+        return str(folder)
+
+    def _commit(self, reading: Reading) -> str:
+        """Return the commit to read a hub id at."""
+        if (reading.root / self.dataset).is_dir():
+            raise InputError(
+                f"{self.dataset} is a folder outside {TEXT_FOLDER}, where DVC does not track it: "
+                f"move it and write dataset: {TEXT_FOLDER}/{Path(self.dataset).name}"
+            )
+        pinned = self.revision or (reading.lock.hub.get(self.dataset) if reading.lock else None)
+        if pinned is None:
+            raise InputError(
+                f"{self.dataset} has no commit in data/sources.lock: run `pruneflow data refresh` "
+                "where there is a network, or give `revision` (40 hexadecimal digits)"
+            )
+        return pinned
+
+
+KINDS: dict[str, type[Source]] = {
+    "package": PackageSource,
+    "python": PythonSource,
+    "files": FilesSource,
+    "hub": HubSource,
+}
+
 
 def _below_text(path: str) -> bool:
     parts = PurePosixPath(path)
@@ -196,46 +298,6 @@ def _shortened(patterns: list[str]) -> str:
     return patterns[0] + (f" (+{len(patterns) - 1})" if len(patterns) > 1 else "")
 
 
-Reader = Callable[[Any, Reading], Records]
-KINDS: dict[str, tuple[type[Source], Reader]] = {}
-
-
-def source_kind(function: Reader) -> Reader:
-    """Register a kind of source; the annotation of the first argument is its settings class."""
-    settings = next(iter(inspect.signature(function).parameters.values())).annotation
-    (name,) = get_args(settings.model_fields["kind"].annotation)
-    KINDS[name] = (settings, function)
-    return function
-
-
-@source_kind
-def package(source: PackageSource, reading: Reading) -> Records:
-    """Records, text files or docstrings of an installed package."""
-    for path, name in package_files(source.package, source.files):
-        if source.content == "records":
-            check_locked(path, name, reading)
-            yield from read_records(path, name, source, reading.max_record_bytes)
-        elif path.stat().st_size > reading.max_record_bytes:
-            yield too_long(name, reading.max_record_bytes, "exclude it")
-        else:
-            yield docstrings(read_locked(path, name, reading), name)
-
-
-@source_kind
-def python(source: PythonSource, reading: Reading) -> Records:
-    """Standard library source, or the topics behind `help()`."""
-    if source.content == "topics":
-        for topic in sorted(topics):
-            yield TextRecord(topics[topic], f"pydoc_data/topics.py, topic {topic}")
-        return
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in expand(root, source.files, "the standard library"):
-        # These belong to one machine, not to Python: build settings, local start-up code.
-        local = path.name.startswith(("_sysconfigdata", "sitecustomize", "usercustomize"))
-        if not local and "site-packages" not in path.parts:
-            yield _code(path, path.relative_to(root).as_posix(), reading.max_record_bytes)
-
-
 def _code(path: Path, name: str, max_bytes: int) -> TextRecord | Unreadable:
     if path.stat().st_size > max_bytes:
         return too_long(name, max_bytes, "exclude it")
@@ -244,80 +306,3 @@ def _code(path: Path, name: str, max_bytes: int) -> TextRecord | Unreadable:
             return as_record(stream.read(), name, max_bytes)
     except (SyntaxError, UnicodeDecodeError) as error:
         return Unreadable(name, f"is not Python source ({error})", "exclude it")
-
-
-@source_kind
-def files(source: FilesSource, reading: Reading) -> Records:
-    """The user's files: one record each, or one per record or separated part."""
-    for path in expand(reading.root, source.files, str(reading.root / TEXT_FOLDER)):
-        name = path.relative_to(reading.root).as_posix()
-        # The folder's own README and DVC's files are not text.
-        if name == f"{TEXT_FOLDER}/README.md" or path.suffix == ".dvc":
-            continue
-        reading.text_files[name] = sha256_file(path)
-        yield from read_records(path, name, source, reading.max_record_bytes)
-
-
-@source_kind
-def hub(source: HubSource, reading: Reading) -> Records:
-    """The first rows of a dataset, streamed."""
-    folder, revision = reading.root / source.dataset, None
-    if source.is_local:
-        _log_local_copy(folder, reading)
-    else:
-        revision = _revision(source, reading)
-        reading.hub[source.dataset] = revision
-    try:
-        rows = load_dataset(
-            str(folder) if source.is_local else source.dataset,
-            source.subset,
-            data_dir=source.folder,
-            split=source.split,
-            revision=revision,
-            streaming=True,
-        )
-        places = (
-            Row(f"{source.dataset}, row {number}", row)
-            for number, row in enumerate(islice(iter(rows), source.rows), start=1)
-        )
-        yield from fill(places, source, reading.max_record_bytes)
-    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError, HTTPError) as error:
-        detail = " ".join(str(error).split())[:200]
-        if source.is_local:
-            fix = (
-                "correct the file, or dataset, subset or split (kind: files also reads jsonl, csv "
-                "and parquet, and reports the line)"
-            )
-        elif isinstance(error, ConnectionError | HTTPError):
-            fix = (
-                "run where the hub can be reached (HF_HUB_OFFLINE unset), or put a copy in "
-                f"{TEXT_FOLDER} and write dataset: {TEXT_FOLDER}/NAME"
-            )
-        else:
-            fix = "correct dataset, subset, split or revision"
-        raise InputError(f"{source.dataset} cannot be read ({detail}): {fix}") from None
-
-
-def _log_local_copy(folder: Path, reading: Reading) -> None:
-    """Log the sha256 of every file of a local copy."""
-    paths = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
-    if not paths:
-        raise InputError(f"{folder} has no files: put a copy of the dataset there")
-    for path in paths:
-        reading.text_files[path.relative_to(reading.root).as_posix()] = sha256_file(path)
-
-
-def _revision(source: HubSource, reading: Reading) -> str:
-    """Return the commit to read a hub id at."""
-    if (reading.root / source.dataset).is_dir():
-        raise InputError(
-            f"{source.dataset} is a folder outside {TEXT_FOLDER}, where DVC does not track it: "
-            f"move it and write dataset: {TEXT_FOLDER}/{Path(source.dataset).name}"
-        )
-    pinned = source.revision or (reading.lock.hub.get(source.dataset) if reading.lock else None)
-    if pinned is None:
-        raise InputError(
-            f"{source.dataset} has no commit in data/sources.lock: run `pruneflow data refresh` "
-            "where there is a network, or give `revision` (40 hexadecimal digits)"
-        )
-    return pinned

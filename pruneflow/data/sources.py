@@ -12,24 +12,11 @@ from huggingface_hub import HfApi
 
 from pruneflow.artifacts import sha256_file, write_json
 from pruneflow.data.record_template import TextRecord, Unreadable
-from pruneflow.data.source_kinds import KINDS, LANGUAGE, HubSource, PackageSource, Source
+from pruneflow.data.source_kinds import KINDS, HubSource, PackageSource, Source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading, package_files, read_lock
 from pruneflow.questions.question_set import load_question_sources
 from pruneflow.settings.base import check, read_yaml
-
-__all__ = [
-    "KINDS",
-    "LANGUAGE",
-    "LockChange",
-    "PackageSource",
-    "Source",
-    "compare_lock",
-    "known_domains",
-    "load_domains",
-    "read_source",
-    "refresh_lock",
-]
 
 LOGGER = logging.getLogger(__name__)
 HUB_TIMEOUT = 10.0
@@ -69,7 +56,7 @@ def load_domains(domains_file: Path) -> dict[str, list[Source]]:
                 f"{domains_file}: domain {domain} has no list of sources: add one, or remove it"
             )
         domains[domain] = [
-            _parse(entry, Path(f"{domains_file}: domain {domain}, source {number}"))
+            _parse(entry, f"{domains_file}: domain {domain}, source {number}")
             for number, entry in enumerate(entries, start=1)
         ]
     return domains
@@ -93,11 +80,11 @@ def known_domains(names: list[str], domains_file: Path) -> dict[str, list[Source
     return {name: known[name] for name in names}
 
 
-def _parse(entry: Any, where: Path) -> Source:
+def _parse(entry: Any, where: str) -> Source:
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{where}: kind is {kind!r}: use one of {', '.join(sorted(KINDS))}")
-    return check(KINDS[kind][0], entry, where)
+    return check(KINDS[kind], entry, where)
 
 
 def read_source(domain: str, source: Source, reading: Reading) -> Iterator[TextRecord | Unreadable]:
@@ -109,11 +96,10 @@ def read_source(domain: str, source: Source, reading: Reading) -> Iterator[TextR
         InputError: the source is missing, has no text, is damaged or does not match its template;
             the message begins with the domain and the source.
     """
-    kind: str = source.kind  # type: ignore[attr-defined]
     where = f"domain {domain}, source {source.name}"
     skipped, first, empty = 0, "", True
     try:
-        for record in KINDS[kind][1](source, reading):
+        for record in source.read(reading):
             if isinstance(record, Unreadable):
                 record = replace(record, problem=" ".join(record.problem.split()))
                 if reading.malformed == "error":
@@ -153,9 +139,9 @@ def refresh_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> Lock
         old = read_lock(lock_file)
     except InputError:
         old = Lock()
-    new, unresolved = _resolve(domains_file, lm_eval_dir, old, _newest)
+    new, change = _resolve(domains_file, lm_eval_dir, old, _newest)
     write_json(lock_file, {"files": new.files, "hub": new.hub, "python": new.python})
-    return _change(old, new, unresolved)
+    return change
 
 
 def compare_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> LockChange:
@@ -164,14 +150,13 @@ def compare_lock(domains_file: Path, lock_file: Path, lm_eval_dir: Path) -> Lock
     Raises:
         InputError: the lock is missing or damaged, or a package or a file in it is missing.
     """
-    old = read_lock(lock_file)
-    return _change(old, *_resolve(domains_file, lm_eval_dir, old, lambda dataset: None))
+    return _resolve(domains_file, lm_eval_dir, read_lock(lock_file), lambda dataset: None)[1]
 
 
 def _resolve(
     domains_file: Path, lm_eval_dir: Path, old: Lock, newest: Callable[[str], str | None]
-) -> tuple[Lock, list[str]]:
-    """Return the current pins, and the hub ids that have none."""
+) -> tuple[Lock, LockChange]:
+    """Return the current pins, and how they differ from the old ones."""
     sources = [source for group in load_domains(domains_file).values() for source in group]
     locked = [
         (source.package, source.files) for source in sources if isinstance(source, PackageSource)
@@ -189,24 +174,21 @@ def _resolve(
             if isinstance(source, HubSource) and not source.is_local and source.revision is None
         }
     )
-    hub: dict[str, str] = {}
-    for dataset in hub_ids:
-        commit = newest(dataset) or old.hub.get(dataset)
-        if commit:
-            hub[dataset] = commit
-    pins = {name: sha256_file(found[name]) for name in sorted(found)}
-    unresolved = [dataset for dataset in hub_ids if dataset not in hub]
-    return Lock(pins, hub, platform.python_version()), unresolved
-
-
-def _change(old: Lock, new: Lock, unresolved: list[str]) -> LockChange:
+    hub = {
+        dataset: commit
+        for dataset in hub_ids
+        if (commit := newest(dataset) or old.hub.get(dataset))
+    }
+    files = {name: sha256_file(found[name]) for name in sorted(found)}
+    new = Lock(files, hub, platform.python_version())
     before, after = _pins(old), _pins(new)
-    return LockChange(
+    change = LockChange(
         added=sorted(after.keys() - before.keys()),
         changed=sorted(name for name in after if before.get(name, after[name]) != after[name]),
         removed=sorted(before.keys() - after.keys()),
-        unresolved=unresolved,
+        unresolved=[dataset for dataset in hub_ids if dataset not in hub],
     )
+    return new, change
 
 
 def _newest(dataset: str) -> str | None:

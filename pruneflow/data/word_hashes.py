@@ -3,6 +3,7 @@
 import re
 import zlib
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy
 
@@ -15,20 +16,25 @@ _WORD_OR_CHARACTER = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w)+")
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
 
-def words(text: str) -> list[str]:
-    """Split a text into lower-case words, without punctuation.
+class HashedWords(NamedTuple):
+    """The words of a text.
 
-    In scripts without spaces (Chinese, Japanese, Thai, ...) each character is a word.
+    Attributes:
+        words: in lower case, without punctuation. In scripts without spaces (Chinese, Japanese,
+            Thai, ...) each character is a word.
+        hashes: a hash of every word, uint64 of shape [words]; equal in every process.
     """
+
+    words: list[str]
+    hashes: numpy.ndarray
+
+
+def hash_words(text: str) -> HashedWords:
+    """Split a text into words, and hash them."""
     lower = text.lower()
-    if not lower.isascii() and _HAS_UNSPACED.search(lower):
-        return _WORD_OR_CHARACTER.findall(lower)
-    return _WORD.findall(lower)
-
-
-def word_hashes(found: list[str]) -> numpy.ndarray:
-    """Return a hash of every word, uint64 of shape [words]; equal in every process."""
-    return numpy.fromiter(map(_word_hash, found), dtype=numpy.uint64, count=len(found))
+    unspaced = not lower.isascii() and _HAS_UNSPACED.search(lower)
+    words = (_WORD_OR_CHARACTER if unspaced else _WORD).findall(lower)
+    return HashedWords(words, numpy.fromiter(map(_word_hash, words), numpy.uint64, len(words)))
 
 
 def ngram_hashes(hashes: numpy.ndarray, length: int) -> numpy.ndarray:

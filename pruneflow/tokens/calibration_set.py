@@ -1,7 +1,7 @@
 """Calibration sets: packed token blocks for scores, refits and perplexity.
 
 The split `calibration` has a reserve: a round uses the first blocks of each domain, and more of a
-domain to which the closed loop gives more weight (docs/method.md, step 5), without reading
+domain to which domain feedback gives more weight (docs/method.md, step 5), without reading
 documents again.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy
 import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
@@ -21,11 +22,17 @@ from pruneflow.artifacts import sha256_json, staged_directory, verify_manifest, 
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.settings.base import check
-from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
+from pruneflow.settings.calibration import CalibrationSettings
 from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.mixture import Mixture
-from pruneflow.tokens.packing import PackedBlocks, Packer, tokens_of
-from pruneflow.tokens.sampling import BlockRequest, block_requests, sample_blocks
+from pruneflow.tokens.packing import (
+    BlockRequest,
+    Document,
+    PackedBlocks,
+    block_requests,
+    read_batches,
+    sample_blocks,
+)
 
 BLOCKS = "blocks.safetensors"
 
@@ -47,10 +54,8 @@ class CalibrationSet:
 
     @property
     def mixture(self) -> Mixture:
-        """The mixture in the manifest, or else all stored sequences."""
-        facts = self.manifest.get("mixture")
-        if facts is None:
-            return Mixture.of_counts({name: len(rows) for name, rows in self._calibration.items()})
+        """The requested shares, and the sequences of a round without feedback."""
+        facts = self.manifest["mixture"]
         return Mixture(facts["shares"], facts["counts"])
 
     def take(self, weights: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
@@ -64,14 +69,12 @@ class CalibrationSet:
         Raises:
             InputError: the weights are for other domains.
         """
-        available = {name: len(rows) for name, rows in self._calibration.items()}
-        mixture = self.mixture
-        counts = mixture.counts if weights is None else mixture.reweighed(weights, available)
-        return {name: rows[: counts[name]] for name, rows in self._calibration.items()}
-
-    @property
-    def _calibration(self) -> dict[str, torch.Tensor]:
-        return self.blocks["calibration"]
+        held = self.blocks["calibration"]
+        counts = self.mixture.counts
+        if weights is not None:
+            available = {name: len(rows) for name, rows in held.items()}
+            counts = self.mixture.reweighed(weights, available)
+        return {name: rows[: counts[name]] for name, rows in held.items()}
 
     @classmethod
     def load(cls, directory: Path, tokenizer_digest: str | None = None) -> Self:
@@ -95,11 +98,8 @@ class CalibrationSet:
                 f"{directory} was built with another tokenizer than the model's: run the stage "
                 "calibration again"
             )
-        blocks: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in sorted(load_file(directory / BLOCKS).items()):
-            split, domain = name.split("/", 1)
-            blocks.setdefault(split, {})[domain] = tensor.long()
-        return cls(blocks, manifest["digest"], manifest)
+        named = {name: rows.long() for name, rows in sorted(load_file(directory / BLOCKS).items())}
+        return cls(_by_split(named), manifest["digest"], manifest)
 
     @classmethod
     def from_texts(
@@ -132,41 +132,38 @@ class CalibrationSet:
         Raises:
             InputError: a domain has too little text, or the shares cannot be reached.
         """
-        _check_tokenizer(tokenizer)
         mixture = _mixture_of(list(texts), sequences, sequence_length, weights, reserve)
-        blocks: dict[str, dict[str, torch.Tensor]] = {"calibration": {}, "validation": {}}
-        for domain, documents in texts.items():
+        requests: list[BlockRequest] = []
+        documents: list[Document] = []
+        for domain, of_domain in texts.items():
             unique = sorted(
-                {hashlib.sha256(text.encode()).hexdigest(): text for text in documents}.items()
+                {hashlib.sha256(text.encode()).hexdigest(): text for text in of_domain}.items()
             )
             held_out = max(1, round(validation_share * len(unique)))
+            documents += [
+                (domain, "validation" if number < held_out else "calibration", text)
+                for number, (_, text) in enumerate(unique)
+            ]
             count = mixture.counts[domain]
-            for split, of_split, least, most in (
-                ("calibration", unique[held_out:], count, math.ceil(reserve * count)),
-                ("validation", unique[:held_out], max(1, round(validation_share * count)), None),
-            ):
-                key = f"{split}/{domain}:{seed}"
-                packer = Packer(sequence_length, tokenizer.eos_token_id, most or least, key)
-                packer.add(tokens_of([text for _, text in of_split], tokenizer))
-                packed = packer.sampled()
-                if packed.available < least:
-                    raise InputError(
-                        f"domain {domain} has {packed.available} {split} sequences of "
-                        f"{sequence_length} tokens in {len(of_split)} documents, and {least} are "
-                        "needed: give it more text, or lower sequences or sequence_length"
-                    )
-                blocks[split][domain] = torch.from_numpy(packed.blocks).long()
+            validation = max(1, round(validation_share * count))
+            fix = "give it more text, or lower sequences or sequence_length"
+            requests += [
+                BlockRequest(split, domain, sequence_length, "sequence_length", least, most, fix)
+                for split, least, most in (
+                    ("calibration", count, math.ceil(reserve * count)),
+                    ("validation", validation, validation),
+                )
+            ]
+        packed = _named(sample_blocks(requests, [documents], tokenizer, seed))
+        named = {name: torch.from_numpy(rows).long() for name, rows in packed.items()}
         facts = {"seed": seed, "sequence_length": sequence_length, "mixture": mixture.facts}
-        named = {
-            f"{split}/{domain}": rows for split in blocks for domain, rows in blocks[split].items()
-        }
         digest = sha256_json({"blocks": tensors_digest(named), "mixture": mixture.facts})
-        return cls(blocks, digest, facts)
+        return cls(_by_split(named), digest, facts)
 
 
 def build_blocks(
     settings: CalibrationSettings,
-    document_settings: DocumentSettings,
+    domains: list[str],
     documents_dir: Path,
     tokenizer: Any,
     tokenizer_digest: str,
@@ -182,7 +179,7 @@ def build_blocks(
 
     Args:
         settings: lengths, mixture and numbers of sequences.
-        document_settings: the domains, in order; held-out blocks are sampled from all of them.
+        domains: all domains, in order; held-out blocks are sampled from all of them.
         documents_dir: folder of the table of documents.
         tokenizer: a transformers tokenizer with an end-of-text token.
         tokenizer_digest: its digest.
@@ -201,15 +198,16 @@ def build_blocks(
         InputError: a domain has too few tokens, its share cannot be reached, or a sequence is
             longer than the model supports.
     """
-    _check_tokenizer(tokenizer)
-    domains = document_settings.domains
     mixture = Mixture.of(settings, settings.calibrated(domains))
     requests = block_requests(settings, mixture, recovery, domains)
-    if longest is not None:
-        for request in requests:
-            request.check_length(longest)
+    for request in requests:
+        if longest is not None and request.length > longest:
+            raise InputError(
+                f"{request.length_setting} is {request.length}, and the model supports sequences "
+                f"of up to {longest} tokens (max_position_embeddings): lower it"
+            )
     documents = verify_manifest(documents_dir)["digest"]
-    packed = sample_blocks(requests, documents_dir, tokenizer, settings.seed)
+    packed = sample_blocks(requests, read_batches(documents_dir), tokenizer, settings.seed)
     facts = {"tokenizer": tokenizer_digest, "documents": documents}
     set_facts = {
         "seed": settings.seed,
@@ -226,9 +224,17 @@ def build_blocks(
         )
 
 
-def _check_tokenizer(tokenizer: Any) -> None:
-    if tokenizer.eos_token_id is None:
-        raise InputError("the model's tokenizer has no end-of-text token (eos_token): set one")
+def _named(packed: dict[BlockRequest, PackedBlocks]) -> dict[str, numpy.ndarray]:
+    return {f"{request.split}/{request.domain}": found.blocks for request, found in packed.items()}
+
+
+def _by_split(named: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors `SPLIT/DOMAIN` by split and domain."""
+    blocks: dict[str, dict[str, torch.Tensor]] = {}
+    for name, rows in named.items():
+        split, domain = name.split("/", 1)
+        blocks.setdefault(split, {})[domain] = rows
+    return blocks
 
 
 def _mixture_of(
@@ -272,10 +278,7 @@ def _write(
             "held": len(found.blocks),
         }
         domains.setdefault(request.domain, {})[request.split] = counts
-    blocks = {
-        f"{request.split}/{request.domain}": found.blocks for request, found in packed.items()
-    }
     # In the file as well as in the manifest, so that the digest covers the mixture.
     mixture = json.dumps(facts.get("mixture"), sort_keys=True)
-    save_file(blocks, folder / BLOCKS, metadata={"mixture": mixture})
+    save_file(_named(packed), folder / BLOCKS, metadata={"mixture": mixture})
     return write_manifest(folder, **facts, domains=domains)

@@ -33,30 +33,19 @@ class Mixture:
                 `MAX_SHARE_ERROR`.
         """
         if settings.tokens:
+            amounts = {name: float(settings.tokens[name]) for name in domains}
             length = settings.sequence_length
-            counts = {name: round(settings.tokens[name] / length) for name in domains}
-            mixture = cls(_shares({name: settings.tokens[name] for name in domains}), counts)
-            mixture.check("raise calibration.tokens or lower calibration.sequence_length")
-            return mixture
-        weights = settings.weights or dict.fromkeys(domains, 1.0)
-        assert settings.sequences is not None  # validated: either tokens or sequences is set
-        return cls.divided(settings.sequences, {name: weights[name] for name in domains})
-
-    @classmethod
-    def divided(cls, sequences: int, weights: Mapping[str, float]) -> Self:
-        """Divide `sequences` in proportion to `weights`.
-
-        Raises:
-            InputError: as in `of`.
-        """
-        mixture = cls(_shares(weights), divide(sequences, weights))
-        mixture.check("raise calibration.sequences")
+            counts = {name: round(tokens / length) for name, tokens in amounts.items()}
+            fix = "raise calibration.tokens or lower calibration.sequence_length"
+        else:
+            weights = settings.weights or dict.fromkeys(domains, 1.0)
+            amounts = {name: weights[name] for name in domains}
+            assert settings.sequences is not None  # validated: either tokens or sequences is set
+            counts = divide(settings.sequences, amounts)
+            fix = "raise calibration.sequences"
+        mixture = cls(_shares(amounts), counts)
+        mixture._check(fix)
         return mixture
-
-    @classmethod
-    def of_counts(cls, counts: dict[str, int]) -> Self:
-        """The mixture of a set whose sequences are all used."""
-        return cls(_shares(counts), counts)
 
     @property
     def measured(self) -> dict[str, float]:
@@ -74,12 +63,8 @@ class Mixture:
         """The mixture as recorded in manifests."""
         return {"shares": self.shares, "counts": self.counts, "measured": self.measured}
 
-    def check(self, fix: str) -> None:
-        """Check that the rounded counts are close to the requested shares.
-
-        Raises:
-            InputError: names the domain, and `fix`.
-        """
+    def _check(self, fix: str) -> None:
+        """Check that rounding to sequences leaves the shares close to the requested ones."""
         measured, total = self.measured, sum(self.counts.values())
         for name, requested in self.shares.items():
             if self.counts[name] == 0:

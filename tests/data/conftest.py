@@ -6,10 +6,11 @@ import random
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 
 from pruneflow.artifacts import write_json, write_manifest
-from pruneflow.data.documents import build_documents
+from pruneflow.data.documents import DROPPED, TABLE, build_documents
 from pruneflow.data.validation import validate_documents
 from pruneflow.settings.calibration import DocumentSettings
 
@@ -79,6 +80,14 @@ class Workspace:
         return build_documents(
             settings, self.domains_file, self.lock_file, self.benchmarks, self.out, self.root
         )
+
+    def table(self) -> pandas.DataFrame:
+        """The documents, as built."""
+        return pandas.read_parquet(self.out / TABLE)
+
+    def dropped(self) -> list[dict[str, str]]:
+        """The dropped documents."""
+        return pandas.read_parquet(self.out / DROPPED).to_dict("records")
 
     def validate(self) -> dict:
         return validate_documents(self.out, self.benchmarks, self.settings, self.validation)

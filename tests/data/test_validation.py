@@ -6,7 +6,7 @@ import pytest
 
 from pruneflow.artifacts import read_json, write_manifest
 from pruneflow.data import expectations
-from pruneflow.data.documents import TABLE, read_documents
+from pruneflow.data.documents import TABLE
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.settings.calibration import DocumentSettings
 
@@ -79,22 +79,12 @@ def _near_duplicate(table, question):
     return table
 
 
-def _text_of_a_number(table, question):
-    table["text"] = range(len(table))
-    return table
-
-
 def _document_too_few(table, question):
     return table.drop(index=table.index[table.split == "calibration"][0])
 
 
 def _same_row_twice(table, question):
     table.loc[4] = table.loc[3]
-    return table
-
-
-def _changed_text(table, question):
-    table.loc[3, "text"] = table.loc[3, "text"] + " changed"
     return table
 
 
@@ -105,18 +95,6 @@ def _duplicate_in_another_split(table, question):
     row["split"] = next(split for split in ("test", "calibration") if split != row["split"])
     table.loc[4] = row
     return table
-
-
-def _missing_domain(table, question):
-    return table[table.domain == "letters"]
-
-
-def _missing_split(table, question):
-    return table[(table.domain == "letters") | (table.split != "validation")]
-
-
-def _missing_column(table, question):
-    return table.drop(columns="licence")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +113,11 @@ def _missing_column(table, question):
             3,
             "expect_column_values_to_be_in_set on language of the source",
         ),
-        (_text_of_a_number, None, "expect_column_values_to_be_in_set on text"),
+        (
+            lambda table, _: table.assign(text=range(len(table))),
+            None,
+            "expect_column_values_to_be_in_set on text",
+        ),
         (_document_too_few, None, "expect_column_pair_values_to_be_equal on documents and drawn"),
         (_group_in_two_splits, "group", "no_group_in_two_splits"),
         (_near_duplicate, 4, "no_near_duplicates"),
@@ -143,7 +125,11 @@ def _missing_column(table, question):
         (_cell("split", "train"), 3, "expect_column_values_to_be_in_set on split"),
         (_cell("text", "short"), 3, "expect_column_value_lengths_to_be_between on text"),
         (_same_row_twice, 3, "expect_column_values_to_be_unique on sha256"),
-        (_changed_text, 3, "sha256_is_of_the_text"),
+        (
+            _cell("text", "A text that is long enough, and that has another hash. " * 2),
+            3,
+            "sha256_is_of_the_text",
+        ),
         (_duplicate_in_another_split, 4, "no_text_in_two_rows"),
         (
             _text(lambda text, question: f"A short introduction comes first here. {question}"),
@@ -156,14 +142,26 @@ def _missing_column(table, question):
             3,
             "no_personal_data",
         ),
-        (_missing_domain, None, "expect_column_distinct_values_to_equal_set on domain"),
-        (_missing_split, None, "domain notes has no document for validation"),
-        (_missing_column, None, "expect_table_columns_to_match_ordered_list"),
+        (
+            lambda table, _: table[table.domain == "letters"],
+            None,
+            "expect_column_distinct_values_to_equal_set on domain",
+        ),
+        (
+            lambda table, _: table[(table.domain == "letters") | (table.split != "validation")],
+            None,
+            "domain notes has no document for validation",
+        ),
+        (
+            lambda table, _: table.drop(columns="licence"),
+            None,
+            "expect_table_columns_to_match_ordered_list",
+        ),
     ],
 )
 def test_a_poisoned_table_is_refused_by_name_and_row(built, question, poison, row, words):
     before = built.validation.read_bytes()
-    table = poison(read_documents(built.out), question)
+    table = poison(built.table(), question)
     rewrite(built, table, recount=poison is not _document_too_few)
     with pytest.raises(InputError) as error:
         built.validate()
@@ -179,11 +177,11 @@ def test_a_poisoned_table_is_refused_by_name_and_row(built, question, poison, ro
     assert built.validation.read_bytes() == before
 
 
-def test_rows_at_fault_in_any_part_of_a_long_table_are_found(built, monkeypatch):
+def test_failing_rows_are_found_in_every_part_of_a_large_table(built, monkeypatch):
     whole = read_json(built.validation)
     monkeypatch.setattr(expectations, "PART_BYTES", 10_000)  # two parts
     assert built.validate() == whole, "parts must add up to the whole"
-    table = read_documents(built.out)
+    table = built.table()
     for row in (7, 21, 60, 80):
         table.loc[row, "licence"] = "Free as in beer"
     table.loc[50] = table.loc[20]
@@ -210,8 +208,15 @@ def test_a_folder_without_a_table_is_refused(workspace):
         workspace.validate()
 
 
-def test_near_duplicates_pass_where_the_settings_drop_equal_texts_only(built, question):
-    rewrite(built, _near_duplicate(read_documents(built.out), question))
+def test_a_damaged_table_is_refused(built):
+    path = built.out / TABLE
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DamagedArtifactError, match="damaged"):
+        built.validate()
+
+
+def test_near_duplicates_pass_if_only_exact_duplicates_are_dropped(built, question):
+    rewrite(built, _near_duplicate(built.table(), question))
     values = {**built.settings.model_dump(), "near_duplicate_similarity": 1}
     built.settings = DocumentSettings(**values)
     assert built.validate()["success"]

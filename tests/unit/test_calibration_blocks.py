@@ -9,12 +9,12 @@ import torch
 
 from pruneflow.artifacts import sha256_file, write_manifest
 from pruneflow.errors import DamagedArtifactError, InputError
-from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
+from pruneflow.settings.calibration import CalibrationSettings
 from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.calibration_set import BLOCKS, CalibrationSet, build_blocks
 
 SEPARATOR = 0
-DOMAINS = DocumentSettings(domains=["one", "two"])
+DOMAINS = ["one", "two"]
 SETTINGS = CalibrationSettings(
     sequences=6,
     sequence_length=8,
@@ -40,7 +40,7 @@ def documents(tmp_path) -> Path:
     folder = tmp_path / "documents"
     folder.mkdir()
     rows, token = [], 1
-    for domain in DOMAINS.domains:
+    for domain in DOMAINS:
         for split, count in (("calibration", 20), ("validation", 6), ("test", 8)):
             for index in range(count):
                 length = 5 + index % 20
@@ -70,7 +70,7 @@ def build(documents: Path, recovery=None, longest=None, **changes):
     )
 
 
-def test_blocks_hold_runs_of_documents_of_their_own_domain_and_split(documents):
+def test_blocks_contain_text_of_their_own_domain_and_split(documents):
     build(documents)
     rows = pyarrow.parquet.read_table(documents / "documents.parquet").to_pylist()
     owner = {
@@ -89,7 +89,7 @@ def test_blocks_hold_runs_of_documents_of_their_own_domain_and_split(documents):
                     assert SEPARATOR in (left, right) or right == left + 1
 
 
-def test_the_numbers_are_those_asked_for(documents):
+def test_numbers_of_sequences_follow_the_settings(documents):
     chosen, held_out = build(documents, weights={"one": 1 / 3, "two": 2 / 3})
     loaded = CalibrationSet.load(documents.parent / "set")
     taken = loaded.take()
@@ -107,7 +107,7 @@ def test_the_numbers_are_those_asked_for(documents):
     assert "mixture" not in held_out
 
 
-def test_domains_that_are_not_calibrated_on_are_measured_on_the_same_windows(documents):
+def test_test_windows_do_not_depend_on_the_calibration_domains(documents):
     build(documents)
     all_held_out = CalibrationSet.load(documents.parent / "held_out")
     chosen, _ = build(documents, domains=["two"])
@@ -122,13 +122,13 @@ def test_domains_that_are_not_calibrated_on_are_measured_on_the_same_windows(doc
     assert held_out.digest == all_held_out.digest
 
 
-def test_tokens_say_how_much_of_each_domain(documents):
+def test_tokens_set_the_size_of_each_domain(documents):
     chosen, _ = build(documents, sequences=None, tokens={"one": 48, "two": 80})
     assert chosen["mixture"]["counts"] == {"one": 6, "two": 10}
     assert chosen["mixture"]["measured"] == {"one": 0.375, "two": 0.625}
 
 
-def test_a_round_takes_the_first_blocks_and_the_closed_loop_more_of_the_reserve(documents):
+def test_a_round_takes_the_first_blocks_and_feedback_takes_more_of_the_reserve(documents):
     build(documents, reserve=2.5)
     wide = CalibrationSet.load(documents.parent / "set")
     held = wide.blocks["calibration"]
@@ -144,13 +144,13 @@ def test_a_round_takes_the_first_blocks_and_the_closed_loop_more_of_the_reserve(
         assert torch.equal(rows, narrow.blocks["calibration"][domain])
 
 
-def test_the_reserve_is_what_there_is_where_there_is_less(documents):
+def test_a_reserve_is_limited_by_the_available_text(documents):
     chosen, _ = build(documents, sequences=50, reserve=16)
     counts = chosen["domains"]["one"]["calibration"]
     assert (counts["sequences"], counts["held"]) == (25, counts["available"])
 
 
-def test_the_digest_is_of_the_mixture_too(documents):
+def test_the_digest_covers_the_mixture(documents):
     one, _ = build(documents, sequences=6, reserve=2)
     other, _ = build(documents, sequences=12, reserve=1)
     blocks = CalibrationSet.load(documents.parent / "set").blocks["calibration"]
@@ -158,7 +158,7 @@ def test_the_digest_is_of_the_mixture_too(documents):
     assert one["digest"] != other["digest"]
 
 
-def test_recovery_holds_what_its_budget_can_use_of_the_calibration_documents(documents):
+def test_recovery_blocks_are_limited_by_the_token_budget(documents):
     recovery = RecoverySettings(token_budget=64, sequence_length=16, batch_sequences=2)
     chosen, _ = build(documents, recovery)
     assert chosen["domains"]["one"]["recovery"]["sequences"] == 4
@@ -168,7 +168,7 @@ def test_recovery_holds_what_its_budget_can_use_of_the_calibration_documents(doc
     assert counts["sequences"] == counts["available"] == 19
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_the_same_held_out(documents):
+def test_the_seed_determines_the_set_but_not_the_held_out_set(documents):
     digests = []
     for seed in (0, 0, 1):
         _, held_out = build(documents, seed=seed)
@@ -189,7 +189,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_the_same_held_out(d
         ({"test_sequences": 99}, "lower calibration.test_sequences"),
     ],
 )
-def test_too_few_tokens_are_refused_and_earlier_sets_stay(documents, changes, words):
+def test_too_few_tokens_are_refused_and_earlier_sets_are_kept(documents, changes, words):
     build(documents)
     before = [sha256_file(documents.parent / name / BLOCKS) for name in ("set", "held_out")]
     with pytest.raises(InputError, match=words):
@@ -216,7 +216,7 @@ def test_another_tokenizer_or_a_damaged_file_is_refused(documents):
         CalibrationSet.load(folder)
 
 
-def test_sequences_longer_than_the_model_knows_are_refused(documents):
+def test_sequences_longer_than_the_model_supports_are_refused(documents):
     build(documents, longest=10)
     with pytest.raises(InputError, match=r"calibration.sequence_length is 12.* up to 10 tokens"):
         build(documents, longest=10, sequence_length=12)
@@ -233,7 +233,7 @@ TEXTS = {
 }
 
 
-def test_a_set_made_of_texts_has_shares_and_a_reserve():
+def test_a_set_from_texts_has_shares_and_a_reserve():
     shares = {"one": 0.5, "two": 0.3, "three": 0.2}
     chosen = CalibrationSet.from_texts(
         TEXTS, Tokenizer(), sequences=50, sequence_length=16, weights=shares, reserve=1.5
@@ -252,7 +252,7 @@ def test_a_set_made_of_texts_has_shares_and_a_reserve():
     assert not known["calibration"] & known["validation"]
 
 
-def test_a_set_made_of_texts_has_as_many_of_each_domain_and_a_digest_of_its_text():
+def test_a_set_from_texts_has_equal_domains_and_a_digest_of_its_text():
     def made(texts, **changes):
         return CalibrationSet.from_texts(
             texts, Tokenizer(), **{"sequences": 10, "sequence_length": 16, **changes}
@@ -280,6 +280,6 @@ def test_a_set_made_of_texts_has_as_many_of_each_domain_and_a_digest_of_its_text
         ({"reserve": 0.5}, "reserve is 0.5"),
     ],
 )
-def test_shares_that_cannot_be_are_refused(changes, words):
+def test_impossible_shares_are_refused(changes, words):
     with pytest.raises(InputError, match=words):
         CalibrationSet.from_texts(TEXTS, Tokenizer(), sequence_length=16, **changes)

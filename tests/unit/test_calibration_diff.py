@@ -1,4 +1,4 @@
-"""What `data diff` says: documents by domain and source, tokens, licences."""
+"""`data diff`: changes of documents by domain and source, tokens, and licences."""
 
 from pathlib import Path
 
@@ -9,6 +9,10 @@ import pytest
 from pruneflow.artifacts import write_manifest
 from pruneflow.data.data_diff import DataState, compare, load_state
 from pruneflow.errors import DamagedArtifactError
+
+ROWS = [("law", "acts", "a"), ("law", "acts", "b"), ("law", "cases", "c"), ("news", "x", "d")]
+LICENCES = {"law": ["MIT"], "news": ["CC0-1.0"]}
+TOKENS = {"law": 64, "news": 64}
 
 
 def state(
@@ -39,10 +43,7 @@ def state(
 
 @pytest.fixture
 def before(tmp_path: Path) -> DataState:
-    rows = [("law", "acts", "a"), ("law", "acts", "b"), ("law", "cases", "c"), ("news", "x", "d")]
-    return state(
-        tmp_path / "before", rows, {"law": ["MIT"], "news": ["CC0-1.0"]}, {"law": 64, "news": 64}
-    )
+    return state(tmp_path / "before", ROWS, LICENCES, TOKENS)
 
 
 def test_a_state_does_not_differ_from_itself(before: DataState) -> None:
@@ -56,9 +57,7 @@ def test_a_state_does_not_differ_from_itself(before: DataState) -> None:
 
 def test_documents_are_counted_by_domain_and_source(before: DataState, tmp_path: Path) -> None:
     rows = [("law", "acts", "a"), ("law", "acts", "e"), ("law", "acts", "f"), ("news", "x", "d")]
-    after = state(
-        tmp_path / "after", rows, {"law": ["MIT"], "news": ["CC0-1.0"]}, {"law": 64, "news": 64}
-    )
+    after = state(tmp_path / "after", rows, LICENCES, TOKENS)
     assert compare(before, after)["domains"] == {
         "law": {
             "added": 2,
@@ -70,11 +69,10 @@ def test_documents_are_counted_by_domain_and_source(before: DataState, tmp_path:
     }
 
 
-def test_a_new_domain_and_one_that_is_gone_are_shown(before: DataState, tmp_path: Path) -> None:
-    rows = [("law", "acts", "a"), ("law", "acts", "b"), ("law", "cases", "c"), ("maths", "y", "g")]
-    after = state(
-        tmp_path / "after", rows, {"law": ["MIT"], "maths": ["MIT"]}, {"law": 64, "maths": 32}
-    )
+def test_added_and_removed_domains_are_shown(before: DataState, tmp_path: Path) -> None:
+    rows = [*ROWS[:3], ("maths", "y", "g")]
+    licences = {"law": ["MIT"], "maths": ["MIT"]}
+    after = state(tmp_path / "after", rows, licences, {"law": 64, "maths": 32})
     changes = compare(before, after)
     assert list(changes["domains"]) == ["maths", "news"]
     assert changes["domains"]["maths"]["tokens"] == {"before": 0, "after": 32}
@@ -84,10 +82,8 @@ def test_a_new_domain_and_one_that_is_gone_are_shown(before: DataState, tmp_path
 
 
 def test_a_licence_or_a_token_count_alone_is_a_change(before: DataState, tmp_path: Path) -> None:
-    rows = [("law", "acts", "a"), ("law", "acts", "b"), ("law", "cases", "c"), ("news", "x", "d")]
-    after = state(
-        tmp_path / "after", rows, {"law": ["MIT", "X11"], "news": ["CC0-1.0"]}, {"law": 64}
-    )
+    licences = {**LICENCES, "law": ["MIT", "X11"]}
+    after = state(tmp_path / "after", ROWS, licences, {"law": 64})
     changes = compare(before, after)["domains"]
     assert changes["law"]["licences"] == {"gained": ["X11"], "lost": []}
     assert changes["news"]["tokens"] == {"before": 64, "after": 0}

@@ -1,4 +1,4 @@
-"""Sources as configs/domains.yaml names them, and the documents that they give."""
+"""Sources in configs/domains.yaml, and the records read from them."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from pruneflow.data.record_template import TextRecord, Unreadable
 from pruneflow.data.sources import known_domains, load_domains, read_source
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading
-from tests.unit.source_example import documents, parsed, texts, write_domains
+from tests.unit.source_example import documents, install, parsed, texts, write_domains
 
 PACKAGE = "pruneflow_fixture_package"
 
@@ -19,21 +19,15 @@ PACKAGE = "pruneflow_fixture_package"
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """A workspace, and an installed package that cannot be imported."""
-    package = tmp_path / "site" / PACKAGE
-    (package / "data").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    (package / "data/rows.jsonl").write_text(
-        '{"title": "One", "text": "first"}\n\n{"title": "Two", "text": "second\\u2028line"}\n'
-    )
-    (package / "data/talk.yml").write_text(
-        "conversations:\n- [Hi, Hello]\n- [Bye, See you]\n- [Hi, Hello]\n- [What, That]\n"
-    )
-    (package / "code.py").write_text(
-        '"""The module."""\n\n\ndef run():\n    """Run it."""\n    raise RuntimeError\n\n\n'
+    files = {
+        "data/rows.jsonl": '{"title": "One", "text": "first"}\n\n'
+        '{"title": "Two", "text": "second\\u2028line"}\n',
+        "data/talk.yml": "conversations:\n- [Hi, Hello]\n- [Bye, See you]\n",
+        "code.py": '"""The module."""\nraise RuntimeError\n\n\ndef run():\n    """Run it."""\n\n\n'
         'class Thing:\n    """A thing."""\n\n    def use(self):\n        """Use it."""\n\n\n'
-        'def _hidden():\n    """Not shown."""\n'
-    )
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        'def _hidden():\n    """Not shown."""\n',
+    }
+    install(monkeypatch, tmp_path / "site", PACKAGE, files)
     (tmp_path / "data/text").mkdir(parents=True)
     return tmp_path
 
@@ -46,26 +40,20 @@ def text_files(*names: str, **source: object) -> dict[str, object]:
     return {"kind": "files", "files": [f"data/text/{name}" for name in names], **source}
 
 
-def test_records_go_through_the_template(root):
-    source = package(files=["data/rows.jsonl"], template="{title}: {text} {{x}}")
-    assert texts(root, **source) == ["One: first {x}", "Two: second\u2028line {x}"]
+def test_records_are_formatted_and_know_their_place(root):
+    source = package(files=["data/*.jsonl"], template="{title}: {text} {{x}}", group="{title}")
+    place = f"{PACKAGE}/data/rows.jsonl"
+    assert documents(root, **source) == [
+        TextRecord("One: first {x}", f"{place}, line 1", group="One"),
+        TextRecord("Two: second\u2028line {x}", f"{place}, line 3", group="Two"),
+    ]
     assert PACKAGE not in sys.modules
 
 
-def test_a_document_knows_where_it_is_from(root):
-    source = package(files=["data/*.jsonl"], language="fr", group="{title}")
-    assert documents(root, **source)[1] == TextRecord(
-        text="second\u2028line",
-        place=f"{PACKAGE}/data/rows.jsonl, line 3",
-        group="Two",
-    )
-
-
-def test_conversations_are_lines_and_neighbours_can_be_joined(root):
+def test_records_of_a_nested_list_are_joined(root):
     source = package(files=["data/talk.yml"], records="conversations")
-    assert texts(root, **source)[:2] == ["Hi\nHello", "Bye\nSee you"]
-    joined = texts(root, **source, join=2)
-    assert joined == ["Hi\nHello\n\nBye\nSee you", "What\nThat"]
+    assert texts(root, **source) == ["Hi\nHello", "Bye\nSee you"]
+    assert texts(root, **source, join=2) == ["Hi\nHello\n\nBye\nSee you"]
 
 
 def test_docstrings_are_taken_without_importing(root):
@@ -76,53 +64,29 @@ def test_docstrings_are_taken_without_importing(root):
     assert PACKAGE not in sys.modules
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        (
-            package(files=["code.py"], content="docstrings", template="{text}"),
-            "has no effect",
-        ),
-        (package(files=["code.py"], content="docstrings", group="{text}"), "group has no effect"),
-        ({"kind": "python", "content": "topics", "files": ["*.py"]}, "files has no effect"),
-        ({"kind": "hub", "dataset": "a/b", "separator": "x"}, "separator has no effect"),
-        ({"kind": "hub", "dataset": "a/b", "records": "x"}, "records has no effect"),
-        ({"kind": "hub", "dataset": "data/text/a", "revision": "0" * 40}, "revision has no effect"),
-        (package(files=["data/rows.jsonl"], separator="x"), "separator has no effect"),
-    ],
-)
-def test_a_setting_that_would_be_ignored_is_refused(root, source, words):
-    with pytest.raises(InputError, match=words):
-        texts(root, **source)
+def test_the_standard_library_is_a_source(root):
+    source = {"kind": "python", "content": "source", "files": ["this.py", "json/*.py"]}
+    found = documents(root, **source)
+    assert found[0].place == "this.py" and "Gur Mra bs Clguba" in found[0].text
+    assert any("class JSONDecoder" in document.text for document in found)
+    assert parsed(root, **source).language == "zxx"
+    assert parsed(root, **source, language="en").language == "en"
 
 
-@pytest.mark.parametrize("content", ["source", "topics"])
-def test_the_python_installation_is_a_source(root, content):
-    chosen = {"files": ["this.py", "json/*.py"]} if content == "source" else {}
-    found = documents(root, kind="python", content=content, **chosen)
+def test_the_help_topics_are_a_source(root):
+    source = {"kind": "python", "content": "topics"}
+    found = documents(root, **source)
+    assert "topic assert" in found[0].place and "assert" in found[0].text
     assert all(document.text for document in found)
-    language = parsed(root, kind="python", content=content, **chosen).language
-    assert language == ("zxx" if content == "source" else "en")
-    if content == "source":
-        assert any("Gur Mra bs Clguba" in document.text for document in found)
-        assert any("class JSONDecoder" in document.text for document in found)
-        assert found[0].place == "this.py"
-    else:
-        assert any("assert" in document.text for document in found)
-        assert "topic assert" in found[0].place
-
-
-def test_the_language_of_source_code_can_still_be_said(root):
-    source = {"kind": "python", "content": "source", "files": ["this.py"], "language": "en"}
     assert parsed(root, **source).language == "en"
 
 
-def test_files_that_depend_on_the_machine_are_no_standard_library(root):
+def test_files_that_depend_on_the_machine_are_excluded(root):
     found = texts(root, kind="python", content="source", files=["_sysconfig*.py", "sysconfig.py"])
     assert len(found) == 1
 
 
-def test_the_users_files_are_read_by_their_ending(root):
+def test_the_users_files_are_read_by_their_suffix(root):
     folder = root / "data/text"
     (folder / "README.md").write_text("put your text here")
     (folder / "a.txt.dvc").write_text("outs: []")
@@ -140,15 +104,6 @@ def test_the_users_files_are_read_by_their_ending(root):
     }
 
 
-def test_a_text_file_is_divided_by_a_separator(root):
-    (root / "data/text/book.txt").write_text("one\n***\ntwo\n***\n")
-    found = documents(root, **text_files("book.txt", separator=r"^\*{3}$"))
-    assert [(document.text, document.place) for document in found] == [
-        ("one", "data/text/book.txt, line 1"),
-        ("two", "data/text/book.txt, line 3"),
-    ]
-
-
 @pytest.mark.parametrize(
     "path", ["notes.txt", "/etc/hosts", "data/text/../secret.txt", "data/text"]
 )
@@ -157,15 +112,13 @@ def test_a_file_outside_the_text_folder_is_refused(root, path):
         texts(root, kind="files", files=[path])
 
 
-def test_an_empty_record_is_a_document_without_text(root):
-    (root / "data/text/a.jsonl").write_text('{"text": ""}\n{"text": "x"}\n{"text": null}\n')
-    assert texts(root, **text_files("a.jsonl")) == ["", "x", ""]
+def test_a_source_without_text_is_refused(root):
     (root / "data/text/a.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(InputError, match="it has no text: correct the source"):
         texts(root, **text_files("a.jsonl"))
 
 
-def test_what_cannot_be_read_ends_the_reading_with_its_place_and_the_way_out(root):
+def test_an_unreadable_record_is_an_error_with_its_place_and_the_fix(root):
     (root / "data/text/a.jsonl").write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(
         InputError,
@@ -175,7 +128,7 @@ def test_what_cannot_be_read_ends_the_reading_with_its_place_and_the_way_out(roo
         texts(root, **text_files("a.jsonl"))
 
 
-def test_what_cannot_be_read_can_be_skipped_and_is_listed(root):
+def test_unreadable_records_can_be_skipped_and_are_listed(root):
     (root / "data/text/a.jsonl").write_bytes(b'{"text": "a"}\n{"text": \n\n"\xff"\n{"text": "b"}\n')
     (root / "data/text/b.txt").write_bytes(b"\0\1")
     reading = Reading(root, Lock(), malformed="skip", max_record_bytes=100)
@@ -189,37 +142,28 @@ def test_what_cannot_be_read_can_be_skipped_and_is_listed(root):
     assert skipped[0].place == "data/text/a.jsonl, line 2"
 
 
-def test_a_source_of_which_everything_was_skipped_is_an_error_that_says_why(root):
+def test_a_source_whose_records_were_all_skipped_is_an_error_with_the_reason(root):
     (root / "data/text/a.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n')
     reading = Reading(root, Lock(), malformed="skip")
     with pytest.raises(InputError, match=r"no text \(2 skipped; .*line 1 has no field text"):
         texts(root, reading, **text_files("a.jsonl"))
 
 
-def test_a_file_longer_than_the_limit_is_refused(root):
-    (root / "data/text/a.txt").write_text("x" * 101)
-    with pytest.raises(InputError, match=r"a.txt is longer than .*documents.max_record_mb"):
-        texts(root, Reading(root, Lock(), max_record_bytes=100), **text_files("a.txt"))
-    with pytest.raises(InputError, match=r"code.py is longer than"):
-        texts(
-            root,
-            Reading(root, None, max_record_bytes=100),
-            **package(files=["code.py"], content="docstrings"),
-        )
+def test_source_code_longer_than_the_limit_is_refused(root):
+    reading = Reading(root, None, max_record_bytes=100)
+    with pytest.raises(InputError, match=r"code.py is longer than .*documents.max_record_mb"):
+        texts(root, reading, **package(files=["code.py"], content="docstrings"))
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ({"kind": "web"}, "kind is 'web': use one of files, hub, package, python"),
-        ({"kind": "python", "content": "source", "licence": " "}, "licence is empty"),
         ({"kind": "python", "content": "source", "licence": "Free"}, "licence Free is unknown"),
         ({"kind": "python", "content": "source", "licence": None}, "licence"),
         (package(files=["data/rows.jsonl"], language="english language"), "language"),
         (package(files=["data/rows.jsonl"], colour="red"), "unknown key colour"),
         (package(files=[]), "files"),
-        (package(files=["data/rows.jsonl"], template="plain"), "names no field"),
-        (package(files=["data/rows.jsonl"], separator="("), "not a regular expression"),
         (
             package(files=["data/rows.jsonl"], template="{passage}"),
             f"{PACKAGE}/data/rows.jsonl, line 1 has no field passage (it has text, title)",
@@ -227,7 +171,16 @@ def test_a_file_longer_than_the_limit_is_refused(root):
         (package(files=["data/none.jsonl"]), "data/none.jsonl matches no file"),
         (package(files=["../../x"]), "leaves its folder"),
         (package(files=["data/talk.yml"]), "set `records` to the path"),
-        (package(files=["data/talk.yml"], records="talks"), "has no talks"),
+        (package(files=["data/rows.jsonl"], separator="x"), "separator has no effect"),
+        (
+            package(files=["code.py"], content="docstrings", template="{text}"),
+            "template has no effect",
+        ),
+        (package(files=["code.py"], content="docstrings", group="{text}"), "group has no effect"),
+        ({"kind": "python", "content": "topics", "files": ["*.py"]}, "files has no effect"),
+        ({"kind": "hub", "dataset": "a/b", "separator": "x"}, "separator has no effect"),
+        ({"kind": "hub", "dataset": "a/b", "records": "x"}, "records has no effect"),
+        ({"kind": "hub", "dataset": "data/text/a", "revision": "0" * 40}, "revision has no effect"),
         (package(package="not_installed_anywhere", files=["x"]), "not installed: run `make setup`"),
     ],
 )
@@ -259,14 +212,14 @@ def test_an_unreadable_file_is_named(root, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["[]", "topic: text", "3: []", "topic:"])
-def test_domains_that_are_no_mapping_of_lists_are_refused(tmp_path, content):
+def test_a_domains_file_must_be_a_mapping_of_lists(tmp_path, content):
     path = tmp_path / "domains.yaml"
     path.write_text(content)
     with pytest.raises(InputError, match="list"):
         load_domains(path)
 
 
-def test_known_domains_come_in_the_order_asked_for(tmp_path):
+def test_known_domains_are_in_the_given_order(tmp_path):
     path = tmp_path / "domains.yaml"
     source = [{"kind": "python", "content": "topics", "licence": "PSF-2.0"}]
     path.write_text(yaml.safe_dump({"a": source, "b": source, "c": []}))

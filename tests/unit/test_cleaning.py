@@ -1,4 +1,5 @@
 import hashlib
+from collections import Counter
 
 import pytest
 
@@ -13,7 +14,7 @@ from pruneflow.data.cleaning import (
 )
 from pruneflow.data.contamination import QuestionNgrams
 from pruneflow.data.document_filter import filter_record
-from pruneflow.data.languages import SourceLanguage, is_detectable, other_language
+from pruneflow.data.languages import check_source_language, detected_language
 from pruneflow.data.personal_data import mask_personal_data
 from pruneflow.data.record_template import TextRecord
 from pruneflow.errors import InputError
@@ -37,24 +38,19 @@ KEY_BLOCK = (
 )
 
 
-def document(text: str) -> TextRecord:
-    return TextRecord(text, "tests.jsonl, line 1")
-
-
 def examined(text: str, language: str = "en", **changes):
-
-    nothing = QuestionNgrams({}, [], 0)
     settings = DocumentSettings(domains=["tests"], **changes)
-    return filter_record(document(text), language, settings, nothing)
+    record = TextRecord(text, "tests.jsonl, line 1")
+    return filter_record(record, language, settings, QuestionNgrams({}, [], 0))
 
 
-def test_wrong_decodings_are_repaired_and_typography_stays():
+def test_mojibake_is_fixed_and_typography_is_kept():
     text = "FranÃ§ois paid Â£10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
     assert fix_mojibake(text) == "François paid £10 — “dear”, she\u2019d said, ﬁrst \uff21 &amp; …"
     assert fix_mojibake("plain\nÂ£5\nnaïve") == "plain\n£5\nnaïve"
 
 
-def test_half_characters_become_writable():
+def test_lone_surrogates_are_replaced():
     assert fix_mojibake("smile \ud83d\ude00 and \ud83d") == "smile 😀 and \ufffd"
     assert clean_code("x = '\ud83d'").encode() == "x = '\ufffd'".encode()
 
@@ -63,7 +59,7 @@ def test_clean_removes_control_characters_and_composes_accents():
     assert clean("\ufeff e\u0301t\x00\x1b[0m\r\n\tend \n") == "ét[0m\n\tend"
 
 
-def test_code_loses_control_characters_alone():
+def test_code_loses_only_control_characters():
     code = "\ufeff\n    x = 'e\u0301'  # Â£\r\n\x0c    y\x00 = 1\n\n"
     assert clean_code(code) == "    x = 'e\u0301'  # Â£\n\n    y = 1"
     assert not examined(code * 4, "zxx").repaired
@@ -79,7 +75,7 @@ def test_code_loses_control_characters_alone():
         ("", False),
     ],
 )
-def test_binary_content_is_told_by_its_characters(text, binary):
+def test_binary_content_is_detected_by_its_characters(text, binary):
     assert is_binary(text) is binary
 
 
@@ -92,7 +88,7 @@ def test_binary_content_is_told_by_its_characters(text, binary):
         ("abcd", 2, "ab"),
     ],
 )
-def test_cut_keeps_whole_lines_where_it_can(text, characters, expected):
+def test_cut_keeps_complete_lines_if_possible(text, characters, expected):
     assert cut(text, characters) == expected
 
 
@@ -103,37 +99,32 @@ def test_repetition_is_measured_by_compression():
     assert examined("spam and eggs, " * 40, min_compressed_share=0).reason == ""
 
 
-def test_case_and_white_space_do_not_make_a_difference():
+def test_the_duplicate_key_ignores_case_and_white_space():
     assert duplicate_key("One  Two\n") == duplicate_key("one two")
     assert duplicate_key("one two") == hashlib.sha256(b"one two").hexdigest()
 
 
 @pytest.mark.parametrize(
-    ("text", "language", "other"),
+    ("text", "language", "detected"),
     [
         (FRENCH, "en", "fr"),
         (ENGLISH, "fr", "en"),
         (CHINESE, "en", "zh"),
-        (ENGLISH, "en-GB", None),
-        (FRENCH, "fr", None),
-        (CHINESE, "zh-Hans", None),
-        (CHINESE, "yue", None),
+        (ENGLISH, "en-GB", "en-GB"),
+        (FRENCH, "fr", "fr"),
+        (CHINESE, "zh-Hans", "zh-Hans"),
+        (CHINESE, "yue", "yue"),
+        ("too short to tell", "en", ""),
+        ("1 + 2 = 3; " * 20, "en", ""),
+        (ENGLISH, "zxx", ""),
+        (ENGLISH, "tlh", ""),
     ],
 )
-def test_another_language_is_found(text, language, other):
-    assert is_detectable(text, language)
-    assert other_language(text, language, 0.95) == other
+def test_another_language_is_detected_in_texts_that_are_long_enough(text, language, detected):
+    assert detected_language(text, language, 0.95) == detected
 
 
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [("too short to tell", "en"), ("1 + 2 = 3; " * 20, "en"), (ENGLISH, "zxx"), (ENGLISH, "tlh")],
-)
-def test_a_language_that_cannot_be_told_is_not_judged(text, language):
-    assert not is_detectable(text, language)
-
-
-def test_a_foreign_document_is_dropped_unless_the_setting_says_no():
+def test_a_document_in_another_language_is_dropped_unless_disabled():
     candidate = examined(FRENCH)
     assert (candidate.reason, candidate.detail) == ("wrong_language", "fr")
     assert examined(FRENCH, language_confidence=1).reason == ""
@@ -143,22 +134,20 @@ def test_a_foreign_document_is_dropped_unless_the_setting_says_no():
 def test_a_long_text_is_judged_by_more_than_its_beginning():
     german = "Der Gärtner wartete den ganzen Winter, denn der Boden war noch viel zu hart. "
     mixed = ENGLISH * 2 + german * 30
-    assert other_language(mixed, "en", 0.95) == "de"
+    assert detected_language(mixed, "en", 0.95) == "de"
 
 
-def test_a_language_that_nothing_is_detectable_to_be_is_said_so(caplog):
-    SourceLanguage("xx", checked=0).verify("news", "a.jsonl")
+def test_a_language_that_cannot_be_detected_is_logged(caplog):
+    check_source_language("news", "a.jsonl", "xx", Counter())
     assert "language xx cannot be detected" in caplog.text
 
 
-def test_a_source_of_another_language_than_it_says_is_refused():
-    language = SourceLanguage("fr", checked=10)
-    language.others.update({"en": 5, "de": 1})
-    language.verify("letters", "a.txt")
-    language.others["en"] += 1
+def test_a_source_in_another_language_is_refused():
+    found = Counter({"fr": 4, "en": 5, "de": 1})
+    check_source_language("letters", "a.txt", "fr", found)
     with pytest.raises(InputError, match=r"a.txt has language fr, but 6 of 10 documents are en"):
-        language.verify("letters", "a.txt")
-    SourceLanguage("fr", 4, language.others).verify("letters", "a.txt")
+        check_source_language("letters", "a.txt", "fr", Counter({"fr": 3, "en": 6, "de": 1}))
+    check_source_language("letters", "a.txt", "fr", Counter({"en": 4}))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +196,7 @@ def test_personal_data_is_masked_and_counted(text, masked):
         (CHINESE, "zh"),
     ],
 )
-def test_what_is_no_personal_data_stays(text, language):
+def test_other_text_is_not_masked(text, language):
     assert mask_personal_data(text, language) == (text, {"email": 0, "phone": 0, "key": 0})
 
 
@@ -224,7 +213,7 @@ def test_a_masked_text_has_nothing_left_to_mask():
     assert mask_personal_data(once, "en") == (once, dict.fromkeys(counts, 0))
 
 
-def test_personal_data_is_masked_dropped_or_kept_as_the_setting_says():
+def test_the_setting_masks_drops_or_keeps_personal_data():
     text = f"{ENGLISH} Ask jane@example.org."
     assert examined(text).text.endswith("Ask <EMAIL>.")
     assert examined(text).masks == {"email": 1, "phone": 0, "key": 0}
@@ -243,5 +232,5 @@ def test_a_mask_never_makes_a_text_too_long():
     ("text", "reason"),
     [("", "empty"), (" \n\x00 ", "binary"), ("\x0b \t", "empty"), ("short", "too_short")],
 )
-def test_what_is_no_document_is_dropped_with_its_reason(text, reason):
+def test_empty_binary_and_short_texts_are_dropped_with_a_reason(text, reason):
     assert examined(text).reason == reason

@@ -1,4 +1,4 @@
-"""What a file's ending means, and what cannot be read, by place and without holding it."""
+"""File formats by suffix, the places of unreadable records, and memory use."""
 
 import gzip
 import json
@@ -95,7 +95,7 @@ def test_parquet_is_read_in_batches_of_the_needed_columns(tmp_path):
         ("a.txt.gz", b"", "", "", [""]),
     ],
 )
-def test_what_cannot_be_read_is_placed_and_the_rest_is_read(
+def test_unreadable_records_have_a_place_and_the_others_are_read(
     tmp_path, name, content, place, words, then
 ):
     found = read(write(tmp_path / name, content))
@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_placed_and_the_rest_is_read(
     assert not words or (words in bad[0].problem and bad[0].reason == "malformed")
 
 
-def test_several_json_documents_in_one_json_file_are_told_their_name(tmp_path):
+def test_json_lines_in_a_json_file_should_be_renamed(tmp_path):
     (bad,) = read(write(tmp_path / "a.json", '{"text": "a"}\n{"text": "b"}\n'))
     assert "rename it to .jsonl" in bad.fix
 
@@ -120,7 +120,7 @@ def test_several_json_documents_in_one_json_file_are_told_their_name(tmp_path):
         ("a.csv", b"text\na\0\nb\n", ", line 2"),
     ],
 )
-def test_binary_content_is_told_from_malformed_text(tmp_path, name, content, place):
+def test_binary_content_is_distinguished_from_malformed_text(tmp_path, name, content, place):
     found = read(write(tmp_path / name, content))[0]
     assert isinstance(found, Unreadable)
     assert (found.place, found.reason) == (name + place, "binary")
@@ -137,7 +137,7 @@ def test_binary_content_is_told_from_malformed_text(tmp_path, name, content, pla
         ("a.json", json.dumps(["x" * 200]), 1),
     ],
 )
-def test_what_is_longer_than_the_limit_is_refused(tmp_path, name, content, count):
+def test_records_longer_than_the_limit_are_unreadable(tmp_path, name, content, count):
     found = read(write(tmp_path / name, content), limit=100)
     bad = next(item for item in found if isinstance(item, Unreadable))
     assert "is longer than" in bad.problem and "max_record_mb" in bad.fix
@@ -233,7 +233,7 @@ def test_a_separator_divides_a_text_and_its_documents_know_their_lines(tmp_path)
     ]
 
 
-def test_between_separators_what_cannot_be_read_is_placed(tmp_path):
+def test_unreadable_documents_between_separators_have_a_place(tmp_path):
     content = b"one\n---\n\xff\n---\n" + b"x\n" * 300_000 + b"---\n\0\n---\nend"
     found = read(write(tmp_path / "a.txt", content), limit=100_000, separator="^---$")
     assert [(type(item), item.place) for item in found] == [
@@ -252,7 +252,7 @@ def test_between_separators_what_cannot_be_read_is_placed(tmp_path):
     separator=st.sampled_from([r"\n\n+", "^---$", "(?=^# )", "a", "(?<=b)a*b", r"\n(?!a)"]),
     chunk=st.integers(1, 40),
 )
-def test_separators_do_not_depend_on_how_a_file_is_read(tmp_path_factory, text, separator, chunk):
+def test_separators_do_not_depend_on_the_chunk_size(tmp_path_factory, text, separator, chunk):
     path = write(tmp_path_factory.getbasetemp() / "separated.txt", text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_readers, "CHUNK", chunk)

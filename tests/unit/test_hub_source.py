@@ -36,7 +36,7 @@ def test_a_local_copy_of_a_hub_dataset_is_streamed(root):
         texts(root, kind="hub", dataset="data/text/copy")
 
 
-def test_a_copy_outside_the_text_folder_or_nowhere_is_refused(root):
+def test_a_missing_copy_or_one_outside_the_text_folder_is_refused(root):
     (root / "copy").mkdir()
     with pytest.raises(InputError, match="write dataset: data/text/copy"):
         texts(root, kind="hub", dataset="copy", revision="0" * 40)
@@ -81,7 +81,7 @@ def test_a_hub_id_is_read_at_its_commit(root, monkeypatch, pinned):
     assert reading.hub == {"someone/something": commit}
 
 
-def test_a_hub_id_offline_is_one_clear_line(root, monkeypatch):
+def test_an_unreachable_hub_is_one_clear_line(root, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"cannot be read.*where the hub can be reached") as error:
         texts(root, kind="hub", dataset="someone/something", revision="0" * 40)

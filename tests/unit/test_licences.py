@@ -33,7 +33,7 @@ def test_spdx_expressions_and_own_references_are_licences(licence):
         ("Classpath-exception-2.0", "not an SPDX expression"),
     ],
 )
-def test_anything_else_is_named_with_the_way_out(licence, words):
+def test_other_licences_are_refused_with_a_fix(licence, words):
     problem = licence_problem(licence)
     assert problem is not None and words in problem and "LicenseRef-NAME" in problem
     assert "\n" not in problem

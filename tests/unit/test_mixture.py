@@ -1,4 +1,4 @@
-"""Shares and tokens become whole sequences, and the closed loop moves them within what is held."""
+"""The mixture: shares rounded to sequences, and reweighed within the stored sequences."""
 
 import logging
 
@@ -17,11 +17,14 @@ def _shares(values):
     return {f"d{index}": value / sum(values) for index, value in enumerate(values)}
 
 
+def _divided(sequences, shares):
+    return Mixture.of(CalibrationSettings(sequences=sequences, weights=shares), list(shares))
+
+
 @given(amounts, st.integers(80, 200))
 def test_sequences_follow_the_shares_and_sum_exactly(values, sequences):
     shares = _shares(values)
-    settings = CalibrationSettings(sequences=sequences, weights=shares)
-    mixture = Mixture.of(settings, list(shares))
+    mixture = _divided(sequences, shares)
     assert sum(mixture.counts.values()) == sequences
     assert sum(mixture.measured.values()) == pytest.approx(1)
     for name, share in shares.items():
@@ -29,19 +32,19 @@ def test_sequences_follow_the_shares_and_sum_exactly(values, sequences):
         assert abs(mixture.measured[name] - share) <= MAX_SHARE_ERROR
 
 
-def test_no_weights_are_equal_shares():
+def test_shares_are_equal_by_default():
     mixture = Mixture.of(CalibrationSettings(sequences=72), list("abcdefghijk"))
     assert mixture.shares == dict.fromkeys("abcdefghijk", 1 / 11)
     assert mixture.weights == dict.fromkeys("abcdefghijk", 1.0)
     assert sorted(mixture.counts.values()) == [6] * 5 + [7] * 6
 
 
-def test_what_is_left_over_does_not_depend_on_the_order_of_domains():
+def test_the_remainder_does_not_depend_on_the_order_of_domains():
     assert divide(8, {"c": 1.0, "b": 1.0, "a": 1.0}) == {"a": 3, "b": 3, "c": 2}
 
 
 @given(st.lists(st.integers(1024, 100_000), min_size=1, max_size=6))
-def test_tokens_are_met_to_half_a_sequence(tokens):
+def test_tokens_are_rounded_to_sequences(tokens):
     asked = {f"d{index}": count for index, count in enumerate(tokens)}
     settings = CalibrationSettings(sequences=None, tokens=asked, sequence_length=16)
     mixture = Mixture.of(settings, list(asked))
@@ -67,7 +70,7 @@ def test_tokens_are_met_to_half_a_sequence(tokens):
         ),
     ],
 )
-def test_a_share_that_whole_sequences_cannot_meet_is_refused(values, words):
+def test_a_share_that_rounding_changes_too_much_is_refused(values, words):
     with pytest.raises(InputError, match=words):
         Mixture.of(CalibrationSettings(**values), ["a", "b"])
 
@@ -76,9 +79,10 @@ def test_a_share_that_whole_sequences_cannot_meet_is_refused(values, words):
     st.lists(st.integers(1, 40), min_size=1, max_size=8),
     st.data(),
 )
-def test_reweighing_keeps_the_total_and_takes_no_more_than_is_held(counts, data):
+def test_reweighing_keeps_the_total_and_takes_at_most_the_stored_sequences(counts, data):
     names = [f"d{index}" for index in range(len(counts))]
-    mixture = Mixture.of_counts(dict(zip(names, counts, strict=True)))
+    shares = {name: count / sum(counts) for name, count in zip(names, counts, strict=True)}
+    mixture = Mixture(shares, dict(zip(names, counts, strict=True)))
     held = {name: count + data.draw(st.integers(0, 40)) for name, count in mixture.counts.items()}
     weights = {name: data.draw(st.floats(0.01, 100)) for name in names}
     taken = mixture.reweighed(weights, held)
@@ -90,20 +94,20 @@ def test_reweighing_keeps_the_total_and_takes_no_more_than_is_held(counts, data)
 @given(amounts, st.integers(80, 200), st.floats(0.1, 10))
 def test_the_mixtures_own_weights_change_nothing(values, sequences, factor):
     shares = _shares(values)
-    mixture = Mixture.divided(sequences, shares)
+    mixture = _divided(sequences, shares)
     weights = {name: factor * weight for name, weight in mixture.weights.items()}
     assert mixture.reweighed(weights, mixture.counts) == mixture.counts
 
 
 def test_a_domain_that_weighs_twice_as_much_gets_twice_the_share():
-    mixture = Mixture.divided(60, {"a": 0.5, "b": 0.25, "c": 0.25})
+    mixture = _divided(60, {"a": 0.5, "b": 0.25, "c": 0.25})
     weights = {**mixture.weights, "b": 2 * mixture.weights["b"]}
     held = {"a": 60, "b": 60, "c": 60}
     assert mixture.reweighed(weights, held) == {"a": 24, "b": 24, "c": 12}
 
 
-def test_what_a_domain_cannot_give_goes_to_the_others_and_the_log(caplog):
-    mixture = Mixture.divided(60, {"a": 0.5, "b": 0.25, "c": 0.25})
+def test_missing_sequences_go_to_the_other_domains_and_are_logged(caplog):
+    mixture = _divided(60, {"a": 0.5, "b": 0.25, "c": 0.25})
     weights = {**mixture.weights, "b": 2 * mixture.weights["b"]}
     with caplog.at_level(logging.WARNING):
         taken = mixture.reweighed(weights, {"a": 60, "b": 18, "c": 60})
@@ -115,7 +119,7 @@ def test_what_a_domain_cannot_give_goes_to_the_others_and_the_log(caplog):
 
 
 def test_weights_of_other_domains_are_refused():
-    mixture = Mixture.divided(60, {"a": 0.5, "b": 0.5})
+    mixture = _divided(60, {"a": 0.5, "b": 0.5})
     for weights in ({"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}):
         with pytest.raises(InputError, match=r"same domains \([bc] is only in one of them\)"):
             mixture.reweighed(weights, {"a": 60, "b": 60})

@@ -1,4 +1,4 @@
-"""Packing neither loses nor invents tokens, however the documents come."""
+"""Packing keeps every token, whatever the batches, and samples blocks reproducibly."""
 
 import itertools
 
@@ -47,7 +47,7 @@ def test_a_block_names_the_documents_that_have_tokens_in_it():
 
 
 @given(documents, st.integers(1, 8), st.integers(1, 12), st.integers(1, 20))
-def test_how_many_documents_come_at_once_changes_nothing(texts, length, at_once, most):
+def test_batches_do_not_change_the_result(texts, length, at_once, most):
     one = _packed(texts, length, most)
     other = _packed(texts, length, most, at_once=at_once)
     assert one.blocks.tolist() == other.blocks.tolist()
@@ -55,7 +55,7 @@ def test_how_many_documents_come_at_once_changes_nothing(texts, length, at_once,
 
 
 @pytest.mark.parametrize("most", [1, 7, 49])
-def test_fewer_blocks_are_the_first_of_more(most):
+def test_a_smaller_sample_is_a_prefix_of_a_larger_one(most):
     texts = [list(range(start, start + 9)) for start in range(1, 500, 9)]
     few, many = _packed(texts, 10, most), _packed(texts, 10)
     assert few.available == many.available == 55
@@ -63,7 +63,7 @@ def test_fewer_blocks_are_the_first_of_more(most):
     assert few.documents == many.documents[:most]
 
 
-def test_blocks_come_from_the_whole_stream_and_another_key_draws_others():
+def test_blocks_are_sampled_from_the_entire_stream_and_depend_on_the_key():
     texts = [list(range(1, 4001))]
     ours, others = (_packed(texts, 4, 40, key) for key in ("one", "two"))
     assert ours.blocks.tolist() != others.blocks.tolist()
@@ -73,7 +73,7 @@ def test_blocks_come_from_the_whole_stream_and_another_key_draws_others():
         assert max(right - left for left, right in itertools.pairwise(starts)) < 1000
 
 
-def test_no_documents_are_no_blocks():
+def test_no_documents_give_no_blocks():
     drawn = _packed([], 4)
     assert drawn.blocks.shape == (0, 4)
     assert (drawn.available, drawn.documents) == (0, [])

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import sha256_file, write_json
-from pruneflow.data.contamination import QuestionNgrams, question_ngrams, shared_ngram
+from pruneflow.data.contamination import QuestionNgrams, find_overlap, question_ngrams
+from pruneflow.data.word_hashes import hash_words
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.questions.question_set import (
     build_questions,
@@ -232,12 +233,12 @@ def test_a_shared_run_of_thirteen_words_is_found_across_question_and_choice(fold
     context = "One two three four five six seven eight"
     sequences = ngrams(folder, row(9, passage=context, question="Nine ten eleven?"))
     pasted = "So: ONE, two three four five six seven eight - nine ten eleven. It is 9!"
-    shared = shared_ngram(pasted, sequences)
+    shared = find_overlap(hash_words(pasted), sequences)
     assert shared is not None
     assert shared.words == "one two three four five six seven eight nine ten eleven it is"
     assert shared.question == "task-000001"
-    assert shared_ngram(pasted.replace("seven", "7"), sequences) is None
-    assert shared_ngram("one two three", sequences) is None
+    assert find_overlap(hash_words(pasted.replace("seven", "7")), sequences) is None
+    assert find_overlap(hash_words("one two three"), sequences) is None
 
 
 def test_an_overlap_names_the_question_it_is_with(folder):
@@ -245,7 +246,7 @@ def test_an_overlap_names_the_question_it_is_with(folder):
     rows = [row(number, question=f"Traveller {number} {end}") for number in range(5)]
     sequences = ngrams(folder, *rows)
     for traveller in range(5):
-        shared = shared_ngram(f"A traveller {traveller} {end}", sequences)
+        shared = find_overlap(hash_words(f"A traveller {traveller} {end}"), sequences)
         assert shared is not None
         assert shared.question == f"task-{traveller + 1:06d}"
 
@@ -254,7 +255,7 @@ def test_questions_too_short_to_be_recognised_are_counted(folder):
     short = row(0, question="Why so?", options="A. No\nB. Yes", answer="B. Yes")
     sequences = ngrams(folder, short)
     assert sequences.unrecognisable == 1
-    assert shared_ngram("Why so? Answer: Yes " * 30, sequences) is None
+    assert find_overlap(hash_words("Why so? Answer: Yes " * 30), sequences) is None
 
 
 def test_a_word_problem_is_recognised_with_its_passage(folder):
@@ -271,11 +272,14 @@ def test_a_word_problem_is_recognised_with_its_passage(folder):
     short = {"passage": "Hens sat.", "question": "Eggs?", "answer": "11 eggs"}
     sequences = ngrams(folder, {**long, "question": "How many do they have together?"}, short)
     assert sequences.unrecognisable == 1
-    assert shared_ngram(f"So: {long['passage']} Good!", sequences) is not None
+    assert find_overlap(hash_words(f"So: {long['passage']} Good!"), sequences) is not None
     told = "Question: Janet has nine oranges and Sharon has seven oranges. How many do they have?"
-    shared = shared_ngram(told, sequences)
+    shared = find_overlap(hash_words(told), sequences)
     assert shared is not None and shared.question == "task-000001"
-    assert shared_ngram("Janet has nine oranges. How many does she have?", sequences) is None
+    assert (
+        find_overlap(hash_words("Janet has nine oranges. How many does she have?"), sequences)
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -291,7 +295,7 @@ def test_a_short_question_is_recognised_whole(folder, pasted):
     short = row(0, question=asked, options="A. Rum\nB. Gin", answer="A. Rum")
     sequences = ngrams(folder, short)
     assert sequences.unrecognisable == 0
-    shared = shared_ngram(pasted, sequences)
+    shared = find_overlap(hash_words(pasted), sequences)
     assert shared is not None
     assert shared.words.startswith("what alcohol do you pour for a mojito")
-    assert shared_ngram("What alcohol do you pour for a guest?", sequences) is None
+    assert find_overlap(hash_words("What alcohol do you pour for a guest?"), sequences) is None

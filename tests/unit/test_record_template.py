@@ -1,4 +1,4 @@
-"""From a row to a text: the template, the group, and neighbours put together."""
+"""Records from rows: the template, the group, and joined records."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_a_group_can_be_found_inside_a_field(expression):
     assert groups == ["Cell", "", "Cell"]
 
 
-def test_neighbours_are_joined_within_their_group_and_equal_ones_once():
+def test_consecutive_records_are_joined_within_their_group_without_duplicates():
     assert filled("a", "b", "a", "c", join=2) == [TextRecord("a\n\nb", "1"), TextRecord("c", "4")]
     rows = [{"text": text, "of": of} for text, of in ["ax", "bx", "cy", "dx", "ex"]]
     joined = filled(*rows, join=2, group="{of}")
@@ -54,11 +54,11 @@ def test_neighbours_are_joined_within_their_group_and_equal_ones_once():
     ]
 
 
-def test_equal_records_that_are_not_joined_are_all_there():
+def test_equal_records_that_are_not_joined_are_kept():
     assert len(filled("a", "a")) == 2
 
 
-def test_unreadable_rows_pass_through_and_end_no_joining():
+def test_unreadable_rows_pass_through_and_do_not_interrupt_joining():
     rows = [Row("1", "a"), Unreadable("2", "is bad"), Row("3", "b")]
     assert list(fill(rows, RecordFormat(join=2), 1000)) == [rows[1], TextRecord("a\n\nb", "1")]
 

