@@ -44,8 +44,8 @@ def uniform_counts(
     """
     first = layers[0]
     groups = min(round(ratio * first.kv_groups), first.kv_groups - 1) if attention else 0
-    rest = ratio * weights / len(layers) - groups * first.group_weights
-    neurons = max(0, math.ceil(rest / first.neuron_weights - 1e-9))
+    rest = ratio * weights / len(layers) - groups * first.unit_weights("kv_groups")
+    neurons = max(0, math.ceil(rest / first.unit_weights("neurons") - 1e-9))
     most = first.neurons - math.ceil(NEURON_FLOOR * first.neurons)
     if neurons > most:
         raise InputError(
@@ -118,8 +118,8 @@ def prune_globally(
         InputError: the floors do not leave enough to remove.
     """
     weights = {
-        "neurons": [layer.neuron_weights for layer in layers],
-        "kv_groups": [layer.group_weights for layer in layers],
+        "neurons": [layer.unit_weights("neurons") for layer in layers],
+        "kv_groups": [layer.unit_weights("kv_groups") for layer in layers],
     }
     spare = {
         "neurons": [layer.neurons - math.ceil(NEURON_FLOOR * layer.neurons) for layer in layers],

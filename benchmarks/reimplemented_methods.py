@@ -256,8 +256,8 @@ def prune_llm_pruner(
     }
     if per_weight:
         for layer in layers:
-            scores["neurons"][layer.index] /= layer.neuron_weights
-            scores["kv_groups"][layer.index] /= layer.group_weights
+            scores["neurons"][layer.index] /= layer.unit_weights("neurons")
+            scores["kv_groups"][layer.index] /= layer.unit_weights("kv_groups")
     kept = prune_globally(layers, scores, round(ratio * before))
     for layer in layers:
         for kind in kept:

@@ -149,7 +149,7 @@ def load_source(
             return pruned, load_tokenizer(Path(location))
     try:
         if gguf is None:  # parsing a GGUF header takes as long as loading its small model
-            family_of(AutoConfig.from_pretrained(location, **common))
+            family_of(AutoConfig.from_pretrained(location, **common).model_type)
         extra = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
@@ -167,7 +167,7 @@ def load_source(
             f"supported family ({', '.join(sorted(FAMILIES))})"
         ) from None
     model, info = loaded
-    family_of(model.config)
+    family_of(model.config.model_type)
     _check_keys(info, settings.source)
     check_weights(model)
     return _plain(model, dtype), tokenizer

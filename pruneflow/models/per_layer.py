@@ -22,7 +22,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from pruneflow.errors import DamagedArtifactError
-from pruneflow.models.families import PRUNED, LayerWidths, ModelType, configured_widths, family_of
+from pruneflow.models.families import PRUNED, LayerWidths, configured_widths, family_of
 from pruneflow.models.structure import Layer, layers_of, matrix, widths_of
 from pruneflow.models.surgery import cut_heads, cut_neurons, head_attributes
 from pruneflow.templating import templates
@@ -84,7 +84,7 @@ def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
         )
     for key in ("auto_map", "architectures"):
         values.pop(key, None)
-    values["model_type"] = family_of(ModelType(values["model_type"])).model_type
+    values["model_type"] = family_of(values["model_type"]).model_type
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)

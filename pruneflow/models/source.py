@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from pruneflow.artifacts import sha256_file
 from pruneflow.errors import InputError
-from pruneflow.models.families import ModelType, family_of
+from pruneflow.models.families import family_of
 from pruneflow.settings.pipeline import ModelSettings
 
 PACKAGE = "package:"
@@ -34,7 +34,7 @@ def check_source(settings: ModelSettings) -> None:
             model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             raise InputError(f"model.source: {config_file} is not valid JSON: correct it") from None
-        family_of(ModelType(model_type))
+        family_of(model_type)
 
 
 def source_parameters(settings: ModelSettings) -> int | None:

@@ -101,7 +101,7 @@ def prune(
             text, the target cannot be reached, or a round in `directory` is of another run.
         DamagedArtifactError: a round in `directory` is damaged.
     """
-    family_of(model.config)
+    family_of(model.config.model_type)
     place_like(model, model)
     calibration = _calibration_set(model, calibration)
     validation = _held_out(calibration) if recipe.domain_feedback else {}

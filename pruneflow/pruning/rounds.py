@@ -24,7 +24,8 @@ from pruneflow.pruning.allocation import Kept, LayerUnits, Limits, allocate
 from pruneflow.pruning.block_stream import BlockStream, fits_on_device, split
 from pruneflow.pruning.refit import normal_equations, solve, system_of
 from pruneflow.pruning.scores import ScoreInputs, Scores, compute_scores
-from pruneflow.settings.pipeline import PruningSettings, Target
+from pruneflow.pruning.unit_recorder import KINDS
+from pruneflow.settings.pruning import PruningSettings, Target
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,11 @@ def _units(
     layers: list[Layer], scores: dict[str, list[torch.Tensor]], target: Target
 ) -> list[LayerUnits]:
     """Scores and sizes of every layer's units, sizes in the unit of the target."""
-    blocks = target.ratio is not None
+    with_biases = target.ratio is None
     return [
         LayerUnits(
-            scores["neurons"][layer.index],
-            scores["heads"][layer.index],
-            scores["kv_groups"][layer.index],
-            layer.neuron_weights if blocks else layer.neuron_parameters,
-            layer.head_weights if blocks else layer.head_parameters,
-            layer.group_weights if blocks else layer.group_parameters,
+            {kind: scores[kind][layer.index] for kind in KINDS},
+            {kind: layer.unit_weights(kind, with_biases) for kind in KINDS},
         )
         for layer in layers
     ]

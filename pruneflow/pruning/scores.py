@@ -282,11 +282,8 @@ def _column_norms(consumer: torch.nn.Module) -> torch.Tensor:
 
 def _sizes(layer: Layer) -> dict[str, float]:
     """Weights of one unit of each kind, counted in neurons."""
-    return {
-        "neurons": 1.0,
-        "heads": layer.head_weights / layer.neuron_weights,
-        "kv_groups": layer.group_weights / layer.neuron_weights,
-    }
+    neuron = layer.unit_weights("neurons")
+    return {kind: layer.unit_weights(kind) / neuron for kind in KINDS}
 
 
 def _by_channel(

@@ -147,13 +147,9 @@ def test_flap_orders_all_units_by_its_z_scores(tiny_model, tiny_tokens):
             z[kind] = (metric - metric.mean()) / metric.std()
         z["heads"] = z["columns"].view(6, 4).mean(1)
         z["kv_groups"] = z["columns"].view(3, 8).mean(1)
-        weights = {
-            "neurons": layer.neuron_weights,
-            "heads": layer.head_weights,
-            "kv_groups": layer.group_weights,
-        }
         for kind in KINDS:
-            per_weight = scores[kind][index][1] / weights[kind] * layer.neuron_weights
+            size = layer.unit_weights(kind) / layer.unit_weights("neurons")
+            per_weight = scores[kind][index][1] / size
             moved.append(per_weight - z[kind])
     offsets = torch.cat(moved)
     assert float(offsets.std()) < 1e-9
