@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from pruneflow.measure.perplexity import NonFiniteLossError
 from pruneflow.recovery.checkpoint import Progress, Snapshot
 from pruneflow.recovery.distillation_loss import divergence, loss_and_gradient
-from pruneflow.recovery.lora import adapters
-from pruneflow.recovery.trainee import full_weights
+from pruneflow.recovery.trainee import adapters, full_weights
 from pruneflow.recovery.training_order import learning_rate
 from pruneflow.settings.recovery import RecoverySettings
 
