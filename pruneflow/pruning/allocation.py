@@ -54,8 +54,8 @@ class Kept:
     """Indices of the units that stay, per layer.
 
     Attributes:
-        neurons: rising, ``[kept]`` each.
-        heads: query heads, ``[groups kept, heads kept per group]`` each, rising.
+        neurons: ascending, ``[kept]`` each.
+        heads: query heads, ``[groups kept, heads kept per group]`` each, ascending.
     """
 
     neurons: list[Tensor]

@@ -96,9 +96,9 @@ def prune(
 
     Raises:
         InputError: the model's weights contain NaN or infinity or have an unsupported data type,
-            its device map offloads weights or splits a block, the text is of
-            another tokenizer or longer than the model supports, `domain_feedback` has no held-out
-            text, the target cannot be reached, or a round in `directory` is of another run.
+            its device map offloads weights or splits a block, the text is of another tokenizer or
+            longer than the model supports, `domain_feedback` has no held-out text, the target
+            cannot be reached, or a round in `directory` is of another run.
         DamagedArtifactError: a round in `directory` is damaged.
     """
     family_of(model.config.model_type)
