@@ -44,8 +44,8 @@ def uniform_counts(
     """
     first = layers[0]
     groups = min(round(ratio * first.kv_groups), first.kv_groups - 1) if attention else 0
-    rest = ratio * weights / len(layers) - groups * first.group_weights
-    neurons = max(0, math.ceil(rest / first.neuron_weights - 1e-9))
+    rest = ratio * weights / len(layers) - groups * first.unit_weights("kv_groups")
+    neurons = max(0, math.ceil(rest / first.unit_weights("neurons") - 1e-9))
     most = first.neurons - math.ceil(NEURON_FLOOR * first.neurons)
     if neurons > most:
         raise InputError(
@@ -151,7 +151,7 @@ def cut_globally(
             continue
         spare[kind, index] -= 1
         stays[kind, index][unit] = False
-        removed += unit_weights(layers[index], kind)
+        removed += layers[index].unit_weights(kind)
     if removed < to_remove:
         raise InputError(
             f"{to_remove:,} weights must be removed, but only {removed:,} are allowed: lower the "
@@ -292,11 +292,6 @@ def consumer_of(layer: Layer, kind: Kind) -> Any:
 def units_of(layer: Layer, kind: Kind) -> int:
     """Number of units of a kind in a layer."""
     return layer.neurons if kind == "neurons" else layer.kv_groups
-
-
-def unit_weights(layer: Layer, kind: Kind) -> int:
-    """Weights of one unit of a kind in a layer."""
-    return layer.neuron_weights if kind == "neurons" else layer.group_weights
 
 
 def columns_of(units: Tensor, columns: int) -> Tensor:

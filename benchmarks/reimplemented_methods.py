@@ -29,7 +29,6 @@ from benchmarks.method_parts import (
     cut_uniformly,
     cut_units,
     unit_sums,
-    unit_weights,
     units_of,
     weight_gradients,
 )
@@ -244,7 +243,7 @@ def prune_llm_pruner(
 
     def score(layer: Layer, kind: Kind) -> Tensor:
         sums = unit_sums(layer, kind, taylor)
-        return sums / unit_weights(layer, kind) if per_weight else sums
+        return sums / layer.unit_weights(kind) if per_weight else sums
 
     return cut_globally(model, ratio, score)
 

@@ -41,7 +41,7 @@ def pruned(dense: Any, ratio: float, heads: bool = False, extra: int = 0) -> Any
             return None
         cut_heads(layer, torch.arange(groups * layer.heads_per_group).view(groups, -1))
     excess = block_weights(model) - (1 - ratio) * block_weights(dense)
-    kept = 1 - excess / sum(layer.neurons * layer.neuron_weights for layer in layers)
+    kept = 1 - excess / sum(layer.neurons * layer.unit_weights("neurons") for layer in layers)
     for layer in layers:
         multiples = max(1, round(kept * layer.neurons / MULTIPLE))
         cut_neurons(layer, torch.arange(multiples * MULTIPLE + extra))

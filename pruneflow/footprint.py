@@ -31,11 +31,7 @@ def footprint(settings: PipelineSettings, dtype: str) -> Footprint | None:
 
     Each round counts as large as the dense model. In addition to the rounds there are the dense
     model, the delivered one, the one being written, and the registered version; the cache and the
-    remote each hold the dense model and the rounds once.
-
-    Args:
-        settings: the pipeline settings.
-        dtype: compute type, ``bfloat16`` or ``float32``.
+    remote each hold the dense model and the rounds once. `dtype` is the compute type.
 
     Raises:
         InputError: the model cannot be read.

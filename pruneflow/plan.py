@@ -81,11 +81,7 @@ def plan_rounds(
 ) -> dict[str, dict[str, Any]]:
     """The rounds of a pruning schedule: their names, parents and targets; see `schedule.targets`.
 
-    Args:
-        goal: target of the last round.
-        rounds: number of rounds.
-        schedule: ``linear`` or ``geometric``.
-        dense: size of the dense model, needed for a goal in parameters or bytes (`dense_size`).
+    `dense` is the size of the dense model, needed for a goal in parameters or bytes (`dense_size`).
     """
     names = [DENSE, *(f"r{step}" for step in range(1, rounds + 1))]
     planned = targets(goal, rounds, schedule, dense)
@@ -109,7 +105,6 @@ def dense_size(goal: Target, model: ModelSettings) -> int | None:
             f"a goal in parameters or bytes needs the dense model, and {directory} is missing: "
             "run `dvc repro model` first, or give --ratio"
         )
-
     record = read_round_record(directory)
     if (record.source, record.revision) != (model.source, model.revision):
         raise InputError(

@@ -19,10 +19,7 @@ _LOG_LINE = (
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items and show progress and remaining time on stderr.
 
-    Args:
-        items: an iterable.
-        label: a few words naming the work, e.g. ``"score r1"``.
-        total: number of items, when `items` has no length.
+    `label` names the work, e.g. ``score r1``; `total` is needed if `items` has no length.
     """
     if not is_first():  # only the first rank shows progress
         yield from items
@@ -33,8 +30,6 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
         desc=label,
         total=total,
         mininterval=0.1 if live else LOG_SECONDS,
-        maxinterval=10.0,
         bar_format=None if live else _LOG_LINE,
         dynamic_ncols=live,
-        leave=True,
     )

@@ -62,12 +62,7 @@ def find_record(kind: type[RecordT], path: Path) -> RecordT | None:
 
 
 def parse_record(kind: type[RecordT], values: Any, where: str) -> RecordT:
-    """Check the values of a record.
-
-    Args:
-        kind: the record's class.
-        values: what its JSON file holds.
-        where: names the file in an error.
+    """Check the values of a record, read from the file `where`.
 
     Raises:
         DamagedArtifactError: the values do not fit the schema; names the first field at fault.

@@ -9,12 +9,7 @@ from pruneflow.artifacts import MANIFEST, read_json, sha256_json, staged_directo
 from pruneflow.models.digests import model_digest, tokenizer_digest
 from pruneflow.models.export import save
 from pruneflow.models.loading import load_model
-from pruneflow.models.round_record import (
-    Recovery,
-    RecoveryEval,
-    read_round_record,
-    write_round_record,
-)
+from pruneflow.models.round_record import Recovery, read_round_record, write_round_record
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS, RECOVERY, RECOVERY_DONE
 from pruneflow.recovery.distillation import recover
 from pruneflow.report.directory_card import write_card
@@ -48,13 +43,7 @@ def recover_round(settings: PipelineSettings, source: Path, out: Path) -> None:
             update={
                 "digest": digest,
                 "recovered_from": record.digest,
-                "recovery": Recovery(
-                    steps=result.steps,
-                    tokens=result.tokens,
-                    best_step=result.best_step,
-                    stopped_early=result.stopped_early,
-                    history=[RecoveryEval.model_validate(row) for row in result.history],
-                ),
+                "recovery": Recovery.model_validate(result, from_attributes=True),
             }
         )
         write_round_record(directory, recovered)

@@ -18,12 +18,7 @@ from pruneflow.models.round_record import (
     write_round_record,
 )
 from pruneflow.paths import CALIBRATION_SET, CHECKPOINTS
-from pruneflow.pruning.advance import (
-    RoundMeasures,
-    RoundPlan,
-    advance_round,
-    cut_round,
-)
+from pruneflow.pruning.advance import RoundMeasures, RoundPlan, advance_round, cut_round
 from pruneflow.report.directory_card import write_card
 from pruneflow.settings.pipeline import DENSE, PipelineSettings
 from pruneflow.settings.pruning import Target
@@ -42,14 +37,11 @@ def run_round(settings: PipelineSettings, name: str) -> None:
         )
     parent = read_round_record(CHECKPOINTS / settings.rounds[name].parent)
     target = Target(**settings.rounds[name].model_dump(exclude={"parent"}))
-    if parent.status == "done":
-        _run(settings, name, parent, target)
-    elif joined().is_first:
-        with staged_directory(CHECKPOINTS / name) as directory:
-            write_round_record(directory, _skipped(name, parent, target))
-
-
-def _run(settings: PipelineSettings, name: str, parent: RoundRecord, target: Target) -> None:
+    if parent.status != "done":
+        if joined().is_first:
+            with staged_directory(CHECKPOINTS / name) as directory:
+                write_round_record(directory, _skipped(name, parent, target))
+        return
     source = CHECKPOINTS / parent.round
     calibration = CalibrationSet.load(CALIBRATION_SET, tokenizer_digest(source))
     model, tokenizer = load_model(source, settings.compute)
@@ -83,7 +75,7 @@ def measure_round(
 ) -> RoundMeasures:
     """Compare a round's model with the dense one on validation text, and check its health.
 
-    Of a model that gives NaN there is only the verdict.
+    If its loss is not finite, there is only a verdict.
     """
     dense, _ = load_model(CHECKPOINTS / DENSE, settings.compute)
     try:

@@ -19,7 +19,7 @@ from pruneflow.artifacts import (
     write_json,
 )
 from pruneflow.compute.torchrun import is_first, is_launched
-from pruneflow.environment import write_environment
+from pruneflow.environment import installed_versions
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.paths import (
     BASELINE,
@@ -29,6 +29,7 @@ from pruneflow.paths import (
     DATA_CARD,
     DOCUMENTS,
     DOMAINS_FILE,
+    ENVIRONMENT,
     EVALUATION,
     GATES_FILE,
     HELD_OUT,
@@ -103,7 +104,7 @@ def _processes() -> int:
 
 def environment(settings: PipelineSettings) -> None:
     """Write the installed versions that other stages depend on: data/environment.json."""
-    write_environment()
+    write_json(ENVIRONMENT, installed_versions())
 
 
 def model(settings: PipelineSettings) -> None:
@@ -114,15 +115,13 @@ def model(settings: PipelineSettings) -> None:
     from pruneflow.models.export import save
     from pruneflow.models.loading import load_source
     from pruneflow.models.round_record import RoundRecord, write_round_record
-    from pruneflow.models.source import check_source
     from pruneflow.models.structure import dense_reference, sizes_of
     from pruneflow.report.directory_card import write_card
 
-    check_source(settings.model)
+    dense, tokenizer = load_source(settings.model)
     with staged_directory(CHECKPOINTS / DENSE) as directory:
-        dense, tokenizer = load_source(settings.model)
         save(dense, tokenizer, directory, getattr(torch, settings.model.dtype))
-        digest, sizes = model_digest(directory), sizes_of(dense)
+        digest = model_digest(directory)
         record = RoundRecord(
             round=DENSE,
             status="done",
@@ -132,9 +131,7 @@ def model(settings: PipelineSettings) -> None:
             delivered=DENSE,
             delivered_digest=digest,
             dense=dense_reference(dense, digest),
-            parameters=sizes.parameters,
-            block_weights=sizes.block_weights,
-            widths=sizes.widths,
+            **dict(sizes_of(dense)),
         )
         write_round_record(directory, record)
         write_card(directory, record, settings.model)

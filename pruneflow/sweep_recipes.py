@@ -44,8 +44,7 @@ class RecipeSettings(Settings):
     @property
     def target(self) -> dict[str, float]:
         """Target of the last round, if the recipe has one."""
-        values = {"ratio": self.ratio, "parameters": self.parameters, "bytes": self.bytes}
-        return {key: value for key, value in values.items() if value is not None}
+        return self.model_dump(include={"ratio", "parameters", "bytes"}, exclude_none=True)
 
 
 class SweepSettings(Settings):

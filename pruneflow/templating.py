@@ -6,12 +6,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def templates(folder: Path, autoescape: bool = False) -> Environment:
-    """Return the Jinja environment of a folder; undefined variables are errors.
-
-    Args:
-        folder: the folder with the templates.
-        autoescape: for HTML.
-    """
+    """Return the Jinja environment of a folder; undefined variables are errors."""
     return Environment(
         loader=FileSystemLoader(folder),
         autoescape=autoescape,

@@ -18,7 +18,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -79,7 +79,7 @@ def check_writable(folder: Path) -> None:
 def run_lock() -> Iterator[dict[str, str]]:
     """Lock the workspace for a run; yields the environment variables for its stages.
 
-    A process whose environment has the holder's token belongs to that run and is let in.
+    A process whose environment has the holder's token belongs to that run and need not acquire it.
 
     Raises:
         WorkspaceBusyError: another run, or a stage started on its own, holds the lock.
@@ -87,24 +87,16 @@ def run_lock() -> Iterator[dict[str, str]]:
     if _belongs_to_run():
         yield {TOKEN: os.environ[TOKEN]}
         return
-    lock = _lock("run")
-    _acquire(lock, "run")
     token = secrets.token_hex(16)
-    try:
-        _write_holder("run", token)
+    with _held("run", token):
         yield {TOKEN: token}
-    finally:
-        _holder_file("run").unlink(missing_ok=True)
-        lock.release()
 
 
 @contextmanager
 def stage_lock(name: str, wait: float = STAGE_WAIT_SECONDS) -> Iterator[None]:
     """Lock the workspace for the stage `name`, and record an error that ends it.
 
-    Args:
-        name: the stage, for messages and for ``last_error.json``.
-        wait: seconds to wait for a stage process left by a killed run.
+    Waits up to `wait` seconds for a stage process left by a killed run.
 
     Raises:
         WorkspaceBusyError: another run holds the workspace, or the leftover stage did not end.
@@ -143,9 +135,9 @@ def record_error(stage: str, exit_code: int, message: str) -> None:
 def read_error(folder: Path = Path()) -> FailedStage | None:
     """Return why the last stage failed; None if it did not, or was killed."""
     try:
-        values = json.loads((folder / STATE / "last_error.json").read_text(encoding="utf-8"))
-        return FailedStage(str(values["stage"]), int(values["exit_code"]), str(values["message"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        text = (folder / STATE / "last_error.json").read_text(encoding="utf-8")
+        return FailedStage(**json.loads(text))
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -158,41 +150,28 @@ def clear_error(folder: Path = Path()) -> None:
 def registry_lock(store: Path | None = None, wait: float = 60.0) -> Iterator[None]:
     """Lock the registry while its aliases are moved.
 
-    Args:
-        store: the registry's database file, to lock it for all workspaces that use it; None locks
-            it for this workspace only.
-        wait: seconds to wait for the lock.
+    With `store`, the registry's database file, it is locked for all workspaces that use it, else
+    for this one only.
 
     Raises:
         WorkspaceBusyError: another promotion or rollback holds the lock for longer than `wait`.
     """
     lock = _lock("registry") if store is None else FileLock(f"{store}.lock", thread_local=False)
-    _acquire(lock, "registry", wait)
-    try:
+    with _acquire(lock, "registry", wait):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
 def _only_stage(name: str, wait: float) -> Iterator[None]:
-    lock = _lock("stage")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if _is_held("stage"):
         print(
             f"{name} waits up to {wait:.0f} s for a stage that an earlier run left running "
             f"({_holder('stage')})",
             file=sys.stderr,
             flush=True,
         )
-        _acquire(lock, "stage", wait)
-    try:
-        _write_holder("stage", name)
+    with _held("stage", name, wait):
         yield
-    finally:
-        _holder_file("stage").unlink(missing_ok=True)
-        lock.release()
 
 
 def _keep_dvc_lock() -> None:
@@ -217,9 +196,31 @@ def _lock(name: str) -> FileLock:
     return FileLock(STATE / f"{name}.lock", thread_local=False)
 
 
-def _acquire(lock: FileLock, name: str, wait: float = 0.0) -> None:
+@contextmanager
+def _held(name: str, token: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold a lock, and say in a file next to it which process does."""
+    with _acquire(_lock(name), name, wait):
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        try:
+            write_json(_holder_file(name), {"pid": os.getpid(), "since": since, "token": token})
+            yield
+        finally:
+            _holder_file(name).unlink(missing_ok=True)
+
+
+def _is_held(name: str) -> bool:
+    """Whether a process holds a lock."""
     try:
-        lock.acquire(timeout=wait, poll_interval=0.2)
+        with _lock(name).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _acquire(lock: FileLock, name: str, wait: float) -> AbstractContextManager[object]:
+    """Acquire a lock; the end of the context releases it."""
+    try:
+        return lock.acquire(timeout=wait, poll_interval=0.2)
     except Timeout:
         raise WorkspaceBusyError(
             f"another {name} is using this workspace ({_holder(name)}): wait for it or stop it"
@@ -234,25 +235,12 @@ def _acquire(lock: FileLock, name: str, wait: float = 0.0) -> None:
 def _belongs_to_run() -> bool:
     """Whether this process has the token of the run that holds the workspace."""
     token = os.environ.get(TOKEN)
-    if not token or token != _read_holder("run").get("token"):
-        return False
-    lock = _lock("run")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    # The run with our token has ended.
-    lock.release()
-    return False
+    # A killed run leaves its token behind, but not its lock.
+    return bool(token) and token == _read_holder("run").get("token") and _is_held("run")
 
 
 def _holder_file(name: str) -> Path:
     return STATE / f"{name}.json"
-
-
-def _write_holder(name: str, token: str) -> None:
-    since = datetime.now().astimezone().isoformat(timespec="seconds")
-    write_json(_holder_file(name), {"pid": os.getpid(), "since": since, "token": token})
 
 
 def _read_holder(name: str) -> dict[str, object]:

@@ -86,6 +86,14 @@ def sequence_losses(model: Any, tokens: Any) -> Any:
     return losses_of(model(input_ids=tokens, use_cache=False).logits, tokens)[1].mean(1)
 
 
+def consumer_inputs(model: Any, tokens: Any, consumer: Any) -> Any:
+    """Inputs of a module in one ordinary forward pass, ``[tokens, m]``."""
+    seen: list[Any] = []
+    with consumer.register_forward_pre_hook(lambda _module, args: seen.append(args[0])):
+        model(input_ids=tokens, use_cache=False)
+    return seen[0].flatten(0, -2)
+
+
 # Minutes each: begun first, so that no process is left alone with one of them at the end.
 LONGEST = (
     "test_golden_run",

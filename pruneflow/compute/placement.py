@@ -11,8 +11,10 @@ model loaded with ``device_map="auto"`` counts as spread, too.
 """
 
 import gc
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from types import MethodType
 from typing import Any, Self
 
@@ -37,10 +39,7 @@ def place_by_settings(
 ) -> PreTrainedModel:
     """Place a model by `compute.placement`; `auto` is whole, else spread, else streamed.
 
-    Args:
-        model: its tensors are moved in place.
-        compute: the settings.
-        device: ``cpu`` or ``cuda``, which stands for this rank's GPUs.
+    Its tensors are moved in place. `device` is ``cpu`` or ``cuda``, for all GPUs of this rank.
 
     Raises:
         InputError: placement is `spread`, and the weights do not fit the GPUs.
@@ -96,16 +95,16 @@ def place(
     """
     placed: Any = model
     path = blocks_path(model)
-    if not isinstance(where, str):
+    if isinstance(where, dict):
         _check_map(where, path)
     _remove_hooks(model)
-    if not isinstance(where, str):
+    if isinstance(where, dict):
         _spread(model, where)
     elif not streamed:
         placed.to(where)
     else:
         for module in _outside(model).values():
-            for tensor in _own_tensors(module):
+            for tensor in _tensors(module, recurse=False):
                 tensor.data = tensor.data.to(where)
         for block in placed.get_submodule(path):
             for tensor in _tensors(block):
@@ -159,9 +158,7 @@ def is_streamed(model: PreTrainedModel) -> bool:
 def resident(block: nn.Module, changed: bool = False) -> Iterator[None]:
     """Keep a block's weights on the device; does nothing if the model is not streamed.
 
-    Args:
-        block: one of the model's transformer blocks.
-        changed: whether its weights change within the context and must be copied back.
+    `changed` says that its weights change within the context and must be copied back.
     """
     loader = getattr(block, "loader", None)
     if loader is None:
@@ -215,10 +212,7 @@ class _BlockLoader:
             return
         for tensor in _tensors(self.block):
             before = self.host_data.pop(tensor, None)
-            if before is None or changed:
-                tensor.data = to_host(tensor.data)
-            else:
-                tensor.data = before
+            tensor.data = to_host(tensor.data) if before is None or changed else before
         self.host_data.clear()  # tensors that pruning has replaced since
         if changed and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -253,11 +247,10 @@ def _check_map(device_map: DeviceMap, path: str) -> None:
             "the model's device map leaves weights in host memory or on disk, which cannot be "
             "pruned: load it with pruneflow.load_model, which streams models larger than the GPUs"
         )
-    by_block: dict[str, set[str]] = {}
+    by_block: dict[str, set[str]] = defaultdict(set)
     for name, device in device_map.items():
         if name.startswith(f"{path}."):
-            index = name.removeprefix(f"{path}.").partition(".")[0]
-            by_block.setdefault(index, set()).add(str(device))
+            by_block[name.removeprefix(f"{path}.").partition(".")[0]].add(str(device))
     for index, found in by_block.items():
         if len(found) > 1:
             raise InputError(
@@ -269,8 +262,7 @@ def _check_map(device_map: DeviceMap, path: str) -> None:
 def _remove_hooks(model: PreTrainedModel) -> None:
     blocks: Any = model.get_submodule(blocks_path(model))
     for block in blocks:
-        loader = vars(block).pop("loader", None)
-        if loader is not None:
+        if (loader := vars(block).pop("loader", None)) is not None:
             for hook in loader.hooks:
                 hook.remove()
     for hook in vars(model).pop("spread_hooks", ()):
@@ -289,15 +281,9 @@ def _outside(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if id(module) not in inside and next(_own_tensors(module), None) is not None
+        if id(module) not in inside and any(True for _ in _tensors(module, recurse=False))
     }
 
 
-def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
+    return chain(module.parameters(recurse), module.buffers(recurse))

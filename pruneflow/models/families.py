@@ -109,25 +109,17 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
-class ModelType:
-    """A minimal configuration to look up a family by."""
-
-    model_type: str | None
-
-
-def family_of(config: PreTrainedConfig | ModelType) -> Family:
-    """The family of a configuration of either layout.
+def family_of(model_type: str | None) -> Family:
+    """The family of a `model_type` in ``config.json``, of either layout.
 
     Raises:
         InputError: the family is not supported; the message lists the supported ones.
     """
-    model_type = str(getattr(config, "model_type", None) or "unknown")
-    family = FAMILIES.get(model_type.removeprefix(PRUNED))
+    name = str(model_type or "unknown")
+    family = FAMILIES.get(name.removeprefix(PRUNED))
     if family is None:
         raise InputError(
-            f"models of type {model_type} are not supported: use one of "
-            f"{', '.join(sorted(FAMILIES))}"
+            f"models of type {name} are not supported: use one of {', '.join(sorted(FAMILIES))}"
         )
     return family
 
@@ -142,7 +134,7 @@ class LayerWidths(NamedTuple):
 
 def configured_widths(config: PreTrainedConfig) -> LayerWidths:
     """The widths of all layers according to a configuration."""
-    family = family_of(config)
+    family = family_of(config.model_type)
     heads = int(getattr(config, family.heads_field))
     groups = int(getattr(config, family.groups_field)) if family.groups_field else heads
     # In GPT-2 an empty field means four times the hidden size.
@@ -156,7 +148,7 @@ def uniform_config(config: PreTrainedConfig, widths: LayerWidths) -> PreTrainedC
     Returns:
         A configuration of the family or its equivalent family; None if neither supports the widths.
     """
-    family = family_of(config)
+    family = family_of(config.model_type)
     current = configured_widths(config)
     if family.groups_field is None and widths[1:] != current[1:]:
         return None  # the head size would change with the head count

@@ -1,11 +1,10 @@
 """Loading of models: from the user's source, and from verified directories of the pipeline."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +23,7 @@ from pruneflow.models.digests import model_digest
 from pruneflow.models.families import FAMILIES, family_of
 from pruneflow.models.per_layer import is_per_layer, load_per_layer
 from pruneflow.models.round_record import read_round_record
-from pruneflow.models.source import locate
+from pruneflow.models.source import check_source
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 
 STORED_TYPES = ("F64", "F32", "F16", "BF16")
@@ -123,9 +122,7 @@ def context_length(directory: Path) -> int | None:
     return getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
 
 
-def load_source(
-    settings: ModelSettings,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_source(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the dense model from `model.source` in `model.dtype`; GGUF files are dequantised.
 
     A directory of layout `per_layer` can be pruned further. No code of the source is executed.
@@ -134,7 +131,7 @@ def load_source(
         InputError: the source does not exist, cannot be read or is not supported, or its weights
             are quantised or contain NaN or infinity (the tensor is named).
     """
-    location, gguf = locate(settings)
+    location, gguf = check_source(settings)
     dtype: torch.dtype = getattr(torch, settings.dtype)
     common: dict[str, Any] = {"trust_remote_code": False}
     if settings.revision:
@@ -149,7 +146,7 @@ def load_source(
             return pruned, load_tokenizer(Path(location))
     try:
         if gguf is None:  # parsing a GGUF header takes as long as loading its small model
-            family_of(AutoConfig.from_pretrained(location, **common))
+            family_of(AutoConfig.from_pretrained(location, **common).model_type)
         extra = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
@@ -167,7 +164,7 @@ def load_source(
             f"supported family ({', '.join(sorted(FAMILIES))})"
         ) from None
     model, info = loaded
-    family_of(model.config)
+    family_of(model.config.model_type)
     _check_keys(info, settings.source)
     check_weights(model)
     return _plain(model, dtype), tokenizer
@@ -229,15 +226,15 @@ def check_weights(model: PreTrainedModel) -> None:
 def _check_stored_types(directory: Path) -> None:
     """Check from the file headers that weights are not stored as integers or in eight bits."""
     for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            try:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            except (ValueError, MemoryError, OverflowError):
-                return  # not a safetensors file: loading it reports that
-        for name, tensor in header.items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError:
+            return  # not a safetensors file: loading it reports that
+        for name, dtype in types.items():
             # Old checkpoints also have masks, stored as bytes, which are not loaded.
-            if name.endswith("weight") and tensor["dtype"] not in STORED_TYPES:
+            if name.endswith("weight") and dtype not in STORED_TYPES:
                 raise InputError(
-                    f"model.source: tensor {name} of {path} is stored as {tensor['dtype']}; "
-                    f"supported are {', '.join(STORED_TYPES)}: give the model before quantisation"
+                    f"model.source: tensor {name} of {path} is stored as {dtype}; supported are "
+                    f"{', '.join(STORED_TYPES)}: give the model before quantisation"
                 )

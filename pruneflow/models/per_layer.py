@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -21,8 +22,9 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from pruneflow.artifacts import read_json
 from pruneflow.errors import DamagedArtifactError
-from pruneflow.models.families import PRUNED, LayerWidths, ModelType, configured_widths, family_of
+from pruneflow.models.families import PRUNED, LayerWidths, configured_widths, family_of
 from pruneflow.models.structure import Layer, layers_of, matrix, widths_of
 from pruneflow.models.surgery import cut_heads, cut_neurons, head_attributes
 from pruneflow.templating import templates
@@ -32,15 +34,13 @@ TEMPLATE = "per_layer_model.py.jinja"
 
 def is_per_layer(directory: Path) -> bool:
     """Whether a model directory has this layout."""
-    return str(_read_config(directory).get("model_type")).startswith(PRUNED)
+    return str(read_json(directory / "config.json").get("model_type")).startswith(PRUNED)
 
 
 def convert_to_per_layer(model: PreTrainedModel, directory: Path) -> None:
     """Convert a directory written by `save_pretrained` for a pruned model to this layout.
 
-    Args:
-        model: a model of a supported family whose configuration has the dense widths.
-        directory: the directory with its weights and ``config.json``.
+    The model's configuration has the dense widths.
     """
     layers = layers_of(model)
     family = layers[0].family
@@ -48,7 +48,7 @@ def convert_to_per_layer(model: PreTrainedModel, directory: Path) -> None:
     base: Any = MODEL_FOR_CAUSAL_LM_MAPPING[base_config]
     names = {"base_config": base_config.__name__, "base": base.__name__}
     module = f"modeling_{PRUNED}{family.model_type}"
-    values = _read_config(directory)
+    values = read_json(directory / "config.json")
     if family.groups_field is not None:
         values["head_dim"] = layers[0].head_dim  # else derived from the number of heads
     values["model_type"] = PRUNED + family.model_type
@@ -76,7 +76,7 @@ def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         DamagedArtifactError: widths, names or shapes do not match.
     """
-    values = _read_config(directory)
+    values = read_json(directory / "config.json")
     overrides = values.pop("per_layer_config", None)
     if not isinstance(overrides, dict):
         raise DamagedArtifactError(
@@ -84,7 +84,7 @@ def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
         )
     for key in ("auto_map", "architectures"):
         values.pop(key, None)
-    values["model_type"] = family_of(ModelType(values["model_type"])).model_type
+    values["model_type"] = family_of(values["model_type"]).model_type
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -96,20 +96,6 @@ def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
         model.generation_config = GenerationConfig.from_pretrained(directory)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise DamagedArtifactError(
-            f"{directory}/config.json is missing or not JSON: delete {directory} and run again"
-        ) from None
-    if not isinstance(values, dict):
-        raise DamagedArtifactError(
-            f"{directory}/config.json is not a configuration: delete {directory} and run again"
-        )
-    return values
 
 
 def _overrides(layer: Layer) -> dict[str, int]:
@@ -151,21 +137,18 @@ def _load_weights(model: Any, directory: Path, dtype: torch.dtype) -> None:
     tensors: dict[str, torch.Tensor] = {}
     try:
         for path in sorted(directory.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    tensor = file.get_tensor(name)
-                    if name not in expected or tensor.shape != expected[name].shape:
-                        raise DamagedArtifactError(
-                            f"{path}: {name} {list(tensor.shape)} does not match config.json: "
-                            f"delete {directory} and run again"
-                        )
-                    tensors[name] = tensor.to(dtype)
+            tensors |= {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise DamagedArtifactError(
             f"{directory}: its weights cannot be read ({error}): delete it and run again"
         ) from None
-    tied = {name for name, _source in model.all_tied_weights_keys.items() if name not in tensors}
-    missing = sorted(expected.keys() - tensors.keys() - tied)
+    for name, tensor in tensors.items():
+        if name not in expected or tensor.shape != expected[name].shape:
+            raise DamagedArtifactError(
+                f"{directory}: {name} {list(tensor.shape)} does not match config.json: delete it "
+                "and run again"
+            )
+    missing = sorted(expected.keys() - tensors.keys() - model.all_tied_weights_keys.keys())
     if missing:
         raise DamagedArtifactError(
             f"{directory}: {missing[0]} is missing from its weights: delete it and run again"

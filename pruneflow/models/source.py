@@ -13,19 +13,22 @@ from safetensors import SafetensorError, safe_open
 
 from pruneflow.artifacts import sha256_file
 from pruneflow.errors import InputError
-from pruneflow.models.families import ModelType, family_of
+from pruneflow.models.families import family_of
 from pruneflow.settings.pipeline import ModelSettings
 
 PACKAGE = "package:"
 
 
-def check_source(settings: ModelSettings) -> None:
+def check_source(settings: ModelSettings) -> tuple[str, str | None]:
     """Check `model.source` without loading weights.
+
+    Returns:
+        The directory or hub id of the model, and the name of its GGUF file or None.
 
     Raises:
         InputError: it does not exist, is not a model, or its family is not supported.
     """
-    location, gguf = locate(settings)
+    location, gguf = _locate(settings)
     if gguf is None and Path(location).is_dir():
         config_file = Path(location) / "config.json"
         if not config_file.is_file():
@@ -34,7 +37,8 @@ def check_source(settings: ModelSettings) -> None:
             model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             raise InputError(f"model.source: {config_file} is not valid JSON: correct it") from None
-        family_of(ModelType(model_type))
+        family_of(model_type)
+    return location, gguf
 
 
 def source_parameters(settings: ModelSettings) -> int | None:
@@ -43,7 +47,7 @@ def source_parameters(settings: ModelSettings) -> int | None:
     Raises:
         InputError: as `check_source`, or the files cannot be read.
     """
-    location, gguf = locate(settings)
+    location, gguf = _locate(settings)
     try:
         if gguf is not None:
             return sum(int(each.n_elements) for each in GGUFReader(Path(location) / gguf).tensors)
@@ -61,8 +65,7 @@ def source_parameters(settings: ModelSettings) -> int | None:
         ) from None
 
 
-def locate(settings: ModelSettings) -> tuple[str, str | None]:
-    """Return the directory or hub id of the model, and the name of its GGUF file or None."""
+def _locate(settings: ModelSettings) -> tuple[str, str | None]:
     source = settings.source
     if source.startswith(PACKAGE):
         package, _, name = source.removeprefix(PACKAGE).partition("/")

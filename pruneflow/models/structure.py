@@ -138,46 +138,20 @@ class Layer:
             Member(self.attention_consumer, "in", owner.repeat_interleave(self.head_dim)),
         ]
 
-    def _unit_size(self, kind: Kind, biases: bool) -> int:
-        """Weights of one unit, with or without biases (all units of a kind have the same)."""
+    def unit_weights(self, kind: Kind, with_biases: bool = False) -> int:
+        """Weights of one unit, with or without biases; all units of a kind have the same number.
+
+        With model size d: 3 d of a neuron in a gated MLP, 2 head_dim d of a query head, and
+        (2 r + 2) head_dim d of a KV group of r heads.
+        """
         total = 0
         for member in self.members(kind):
             channels = int((member.units == 0).sum())
             out, inputs = matrix(member.linear).shape
             total += channels * (inputs if member.axis == "out" else out)
-            if biases and member.axis == "out" and member.linear.bias is not None:
+            if with_biases and member.axis == "out" and member.linear.bias is not None:
                 total += channels
         return total
-
-    @property
-    def neuron_weights(self) -> int:
-        """Block weights of one neuron: 3 d in a gated MLP."""
-        return self._unit_size("neurons", biases=False)
-
-    @property
-    def head_weights(self) -> int:
-        """Block weights of one query head: 2 head_dim d."""
-        return self._unit_size("heads", biases=False)
-
-    @property
-    def group_weights(self) -> int:
-        """Block weights of one KV group of r heads: (2 r + 2) head_dim d."""
-        return self._unit_size("kv_groups", biases=False)
-
-    @property
-    def neuron_parameters(self) -> int:
-        """Parameters of one neuron: weights and biases."""
-        return self._unit_size("neurons", biases=True)
-
-    @property
-    def head_parameters(self) -> int:
-        """Parameters of one query head: weights and biases."""
-        return self._unit_size("heads", biases=True)
-
-    @property
-    def group_parameters(self) -> int:
-        """Parameters of one KV group: weights and biases."""
-        return self._unit_size("kv_groups", biases=True)
 
 
 def matrix(linear: Any) -> torch.Tensor:
@@ -188,7 +162,7 @@ def matrix(linear: Any) -> torch.Tensor:
 
 def layers_of(model: PreTrainedModel) -> list[Layer]:
     """The blocks of a model, first to last."""
-    family = family_of(model.config)
+    family = family_of(model.config.model_type)
     blocks: Any = model.get_submodule(family.layers)
     owner = family.attention_consumer.rpartition(".")[0]
     layers = []

@@ -10,12 +10,7 @@ from pruneflow.models.structure import Layer, matrix
 
 
 def cut_neurons(layer: Layer, keep: torch.Tensor) -> None:
-    """Remove all other MLP neurons of a layer, in place.
-
-    Args:
-        layer: the block to prune.
-        keep: indices of the neurons to keep, ascending, ``[kept]``.
-    """
+    """Remove all MLP neurons of a layer but `keep`, in place: ascending indices ``[kept]``."""
     for member in layer.members("neurons"):
         _keep(member.linear, member.axis, torch.isin(member.units, keep.cpu()).nonzero().flatten())
 
@@ -36,9 +31,8 @@ def cut_heads(layer: Layer, heads: torch.Tensor) -> None:
     heads = heads.cpu()
     groups = heads[:, 0] // layer.heads_per_group
     flat = heads.flatten()
-    if not (torch.equal(heads // layer.heads_per_group, groups[:, None].expand_as(heads))) or bool(
-        (flat.diff() <= 0).any()
-    ):
+    mixed = (heads // layer.heads_per_group != groups[:, None]).any()
+    if bool(mixed) or bool((flat.diff() <= 0).any()):
         raise ValueError(f"heads must be ascending, each row from one group: {heads.tolist()}")
     rows: dict[str, list[torch.Tensor]] = {}
     for part, kept in ((0, flat), (1, groups), (2, groups)):
@@ -48,27 +42,6 @@ def cut_heads(layer: Layer, heads: torch.Tensor) -> None:
     for name, channels_kept in rows.items():
         _keep(layer.linear(name), "out", torch.cat(channels_kept).sort().values)
     _keep(layer.attention_consumer, "in", columns)
-    _update_head_counts(layer)
-
-
-def head_columns(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """The consumer's columns of query heads, in order, ``[heads * head_dim]``.
-
-    Args:
-        heads: indices of any shape, flattened in order.
-        head_dim: channels of one head.
-    """
-    channels = torch.arange(head_dim, device=heads.device)
-    return (heads.reshape(-1, 1) * head_dim + channels).flatten()
-
-
-def set_columns(consumer: Any, weight: torch.Tensor) -> None:
-    """Overwrite a consumer's matrix ``[out, in]``, whichever way it is stored."""
-    matrix(consumer).data.copy_(weight)
-
-
-def _update_head_counts(layer: Layer) -> None:
-    """Set the new head counts on the attention module, by the attribute names of its family."""
     attention, family = layer.attention, layer.family
     for name, value in head_attributes(layer).items():
         setattr(attention, name, value)
@@ -77,6 +50,17 @@ def _update_head_counts(layer: Layer) -> None:
         attention.config = copy.copy(attention.config)
         setattr(attention.config, family.heads_field, layer.heads)
         setattr(attention.config, str(family.groups_field), layer.kv_groups)
+
+
+def head_columns(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Columns of the consumer for query heads of any shape, ``[heads * head_dim]`` in order."""
+    channels = torch.arange(head_dim, device=heads.device)
+    return (heads.reshape(-1, 1) * head_dim + channels).flatten()
+
+
+def set_columns(consumer: Any, weight: torch.Tensor) -> None:
+    """Overwrite a consumer's matrix ``[out, in]``, whichever way it is stored."""
+    matrix(consumer).data.copy_(weight)
 
 
 def head_attributes(layer: Layer) -> dict[str, int]:

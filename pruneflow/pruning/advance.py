@@ -21,6 +21,7 @@ from pruneflow.models.export import save
 from pruneflow.models.loading import cast_parameters
 from pruneflow.models.round_record import Drift, Health, RoundRecord, Validation, write_round_record
 from pruneflow.models.structure import sizes_of
+from pruneflow.models.token_blocks import check_blocks
 from pruneflow.paths import DISAGREEMENT, STATISTICS
 from pruneflow.pruning.domain_disagreement import disagreement
 from pruneflow.pruning.rounds import RoundResult, prune_round
@@ -70,7 +71,7 @@ def cut_round(model: PreTrainedModel, parent: RoundRecord, plan: RoundPlan) -> R
     """
     weights = weights_after(parent, plan.calibration)
     blocks = plan.calibration.take(weights)
-    check_blocks(model, blocks)
+    check_calibration(model, blocks)
     return prune_round(
         model,
         blocks,
@@ -95,12 +96,12 @@ def advance_round(
     directory: Path | None = None,
     run: str | None = None,
 ) -> tuple[PreTrainedModel, RoundRecord]:
-    """Do one round, starting from its parent's model.
+    """Do one round, starting from its parent's model, which is cut in place.
 
     Args:
-        model: the parent's model; it is cut in place.
+        model: the parent's model.
         parent: the parent's record.
-        plan: target, settings and text of the round.
+        plan: the round.
         measure: measures the pruned model in the values that are stored; its health decides
             whether this round or the parent's is delivered.
         tokenizer: saved with the model; needed with `directory`.
@@ -136,36 +137,19 @@ def weights_after(parent: RoundRecord, calibration: CalibrationSet) -> dict[str,
     return parent.next_weights or calibration.mixture.weights
 
 
-def check_blocks(model: PreTrainedModel, blocks: Mapping[str, torch.Tensor]) -> None:
-    """Check that a model can read calibration blocks.
-
-    Args:
-        model: the model.
-        blocks: token ids by domain, ``[sequences, tokens]``.
+def check_calibration(model: PreTrainedModel, blocks: Mapping[str, torch.Tensor]) -> None:
+    """Check that a model can read calibration blocks, by domain, ``[sequences, tokens]``.
 
     Raises:
-        InputError: there are none, or they hold tokens or are of a length that it does not know.
+        InputError: there are none, or they hold token ids or a length that it does not support.
     """
-    if not blocks:
-        raise InputError("prune: there is no calibration text: give it at least one domain")
-    known = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    check_blocks(model, blocks, "prune", "calibration")
     longest = getattr(model.config, "max_position_embeddings", None)
     for domain, tokens in blocks.items():
-        if tokens.ndim != 2 or tokens.shape[0] == 0 or tokens.shape[1] < 2:
-            raise InputError(
-                f"prune: domain {domain} has no blocks [sequences, tokens] (shape "
-                f"{list(tokens.shape)}): give it more text"
-            )
-        if int(tokens.min()) < 0 or int(tokens.max()) >= known:
-            raise InputError(
-                f"prune: domain {domain} holds token {int(tokens.max())}, and the model knows "
-                f"{known} tokens: make its blocks with the model's own tokenizer"
-            )
         if longest is not None and tokens.shape[1] > longest:
             raise InputError(
-                f"prune: domain {domain} has sequences of {tokens.shape[1]} tokens, and the model "
-                f"knows sequences of up to {longest} (max_position_embeddings): lower "
-                "sequence_length"
+                f"prune: domain {domain} has sequences of {tokens.shape[1]} tokens, but the model "
+                f"supports at most {longest} (max_position_embeddings): lower sequence_length"
             )
 
 
@@ -189,7 +173,7 @@ def _record(
         reason = (
             f"{measured.health.reason} The round is kept for inspection; {delivered} is delivered."
         )
-    scores, sizes = result.scores[plan.settings.score], sizes_of(result.model)
+    scores = result.scores[plan.settings.score]
     return RoundRecord(
         round=plan.name,
         status="done" if healthy else "unhealthy",
@@ -202,9 +186,7 @@ def _record(
         parent_digest=parent.digest,
         target=plan.target,
         achieved_ratio=result.achieved_ratio,
-        parameters=sizes.parameters,
-        block_weights=sizes.block_weights,
-        widths=sizes.widths,
+        **dict(sizes_of(result.model)),
         score=plan.settings.score,
         refit=plan.settings.refit,
         layout=plan.settings.layout,

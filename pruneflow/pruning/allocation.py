@@ -8,36 +8,28 @@ first; ties break by index.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from pruneflow.errors import InputError
+from pruneflow.models.structure import Kind
 
 
 @dataclass(frozen=True)
 class LayerUnits:
-    """Scores and sizes of the units of one layer.
-
-    Sizes are in the unit of the target: block weights, or parameters.
+    """Scores and sizes of the units of one layer, by kind.
 
     Attributes:
-        neurons: score of each neuron, ``[neurons]``.
-        heads: score of each query head, ``[heads]``; heads of a KV group are neighbours.
-        kv_groups: score of each KV group with its query heads, ``[groups]``.
-        neuron_size: size that removing one neuron removes.
-        head_size: size that removing one query head removes.
-        group_size: size that removing one KV group and its query heads removes.
+        scores: ``[units]``; the query heads of a KV group are neighbours.
+        sizes: what removing one unit removes, in the unit of the target (block weights or
+            parameters); a KV group includes its query heads.
     """
 
-    neurons: Tensor
-    heads: Tensor
-    kv_groups: Tensor
-    neuron_size: int
-    head_size: int
-    group_size: int
+    scores: dict[Kind, Tensor]
+    sizes: dict[Kind, int]
 
 
 @dataclass(frozen=True)
@@ -62,8 +54,8 @@ class Kept:
     """Indices of the units that stay, per layer.
 
     Attributes:
-        neurons: rising, ``[kept]`` each.
-        heads: query heads, ``[groups kept, heads kept per group]`` each, rising.
+        neurons: ascending, ``[kept]`` each.
+        heads: query heads, ``[groups kept, heads kept per group]`` each, ascending.
     """
 
     neurons: list[Tensor]
@@ -78,27 +70,21 @@ class _Step:
     price: float  # score per size removed
 
 
-@dataclass
 class _Layer:
     """One layer while it shrinks: neurons in order of removal, and the heads that remain."""
 
-    units: LayerUnits
-    order: list[int] = field(init=False)
-    prefix: list[float] = field(init=False)  # score of the n lowest neurons
-    groups: list[list[int]] = field(init=False)  # remaining heads, by remaining KV group
-
-    def __post_init__(self) -> None:
-
-        ranked = torch.sort(self.units.neurons, stable=True)
-        self.order = ranked.indices.tolist()
-        self.prefix = [0.0, *accumulate(ranked.values.tolist())]
-        self.head_scores: list[float] = self.units.heads.tolist()
-        self.group_scores: list[float] = self.units.kv_groups.tolist()
+    def __init__(self, units: LayerUnits) -> None:
+        self.sizes = units.sizes
+        ranked = torch.sort(units.scores["neurons"], stable=True)
+        self.order: list[int] = ranked.indices.tolist()
+        self.prefix = [0.0, *accumulate(ranked.values.tolist())]  # score of the n lowest neurons
+        self.head_scores: list[float] = units.scores["heads"].tolist()
+        self.group_scores: list[float] = units.scores["kv_groups"].tolist()
         self.width = len(self.head_scores) // len(self.group_scores)
-        self.groups = [
-            list(range(group * self.width, (group + 1) * self.width))
-            for group in range(len(self.group_scores))
-        ]
+        # Remaining heads, by remaining KV group.
+        self.groups: list[list[int]] = (
+            torch.arange(len(self.head_scores)).view(-1, self.width).tolist()
+        )
 
     def group_worth(self, heads: list[int]) -> float:
         """Score of a KV group, reduced by the share of its heads that were removed."""
@@ -109,10 +95,8 @@ class _Layer:
 
     def lowest_groups(self, count: int) -> list[int]:
         """Positions of the `count` KV groups with the lowest scores."""
-        order = sorted(
-            range(len(self.groups)), key=lambda position: self.group_worth(self.groups[position])
-        )
-        return sorted(order[:count])
+        worths = [self.group_worth(heads) for heads in self.groups]
+        return sorted(sorted(range(len(worths)), key=worths.__getitem__)[:count])
 
     def lowest_heads(self, heads: list[int], count: int) -> list[int]:
         """The `count` heads of a KV group with the lowest scores."""
@@ -140,7 +124,7 @@ class _Pool:
         if keep < self.limits.neuron_floor or "neurons" not in self.limits.kinds:
             return None
         count = self.neurons - self.removed - keep
-        size = sum(count * layer.units.neuron_size for layer in self.layers)
+        size = sum(count * layer.sizes["neurons"] for layer in self.layers)
         score = sum(
             layer.prefix[self.removed + count] - layer.prefix[self.removed] for layer in self.layers
         )
@@ -156,8 +140,8 @@ class _Pool:
         count = self.groups - lower[0]
         size, score = 0, 0.0
         for layer in self.layers:
-            gone_heads = layer.width - self.heads
-            size += count * (layer.units.group_size - gone_heads * layer.units.head_size)
+            removed_heads = layer.width - self.heads
+            size += count * (layer.sizes["kv_groups"] - removed_heads * layer.sizes["heads"])
             score += sum(layer.group_worth(layer.groups[g]) for g in layer.lowest_groups(count))
         return _Step("kv_groups", count, size, score / size)
 
@@ -166,7 +150,7 @@ class _Pool:
         if not lower or "heads" not in self.limits.kinds:
             return None
         count = self.heads - lower[0]
-        size = sum(count * self.groups * layer.units.head_size for layer in self.layers)
+        size = sum(count * self.groups * layer.sizes["heads"] for layer in self.layers)
         score = sum(
             layer.head_scores[head]
             for layer in self.layers
@@ -225,8 +209,11 @@ def allocate(
         removed += step.size
 
     kept = Kept(
-        [torch.arange(len(layer.neurons)) for layer in units],
-        [torch.arange(len(layer.heads)).view(len(layer.kv_groups), -1) for layer in units],
+        [torch.arange(len(layer.scores["neurons"])) for layer in units],
+        [
+            torch.arange(len(layer.scores["heads"])).view(len(layer.scores["kv_groups"]), -1)
+            for layer in units
+        ],
     )
     for members, done in zip(pools, working, strict=True):
         for index, layer in zip(members, done.layers, strict=True):

@@ -2,9 +2,9 @@
 
 As in gradient checkpointing at every block (arXiv 1604.06174): the hidden states between blocks are
 kept, and a block is run again when its turn in the backward pass comes. One block's activations are
-held at a time, and one sequence's logits, which leaves room for larger batches. Of a streamed model
-one block's weights are on the device, too, the hidden states wait in host memory, and batches are
-taken in groups whose states fit there; every group goes through all blocks twice.
+held at a time, and one sequence's logits, which leaves room for larger batches. With a streamed
+model, only one block's weights are on the device, hidden states wait in host memory, and batches
+run in groups whose states fit there; each group passes all blocks twice.
 """
 
 from collections.abc import Iterable, Iterator
@@ -152,7 +152,7 @@ def _by_last(
     recorder: Recorder,
     objective: Objective,
 ) -> list[torch.Tensor]:
-    """Record a batch's loss, and differentiate by the hidden states behind the last block.
+    """Record a batch's loss, and differentiate by the last block's output.
 
     One sequence at a time: with a large vocabulary, logits are the largest tensors of a pass.
 

@@ -6,8 +6,8 @@ sequences; sums are over all ranks.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -74,27 +74,21 @@ class BlockStream:
 
         def catch(_module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
             caught.append(arguments[0])
-            raise _Stop  # nothing behind the consumer's input is needed
+            raise _Stop  # nothing after the consumer's input is needed
 
         for state in self._states:
-            handle = consumer.register_forward_pre_hook(catch)
-            try:
-                with suppress(_Stop):
-                    self._look(layer, state)
-            finally:
-                handle.remove()
+            with consumer.register_forward_pre_hook(catch), suppress(_Stop):
+                self._look(layer, state)
             x = caught.pop()
             yield x.reshape(*state.shape[:2], -1)  # OPT's MLP sees all tokens in one row
 
-    def seen(
-        self, layer: Layer, kind: Literal["heads", "neurons"], leave: bool = False
-    ) -> Iterator[Seen]:
+    def seen(self, layer: Layer, kind: str, leave: bool = False) -> Iterator[Seen]:
         """Input and output of the consumer of a kind of units in the next block, by batch.
 
         Args:
             layer: the next block.
-            kind: of units.
-            leave: also advance past the block, as `advance` does; only where it is not to change.
+            kind: ``heads`` or ``neurons``.
+            leave: also advance past the block, as `advance` does; only if it does not change after.
         """
         attention = layer.attention_consumer
         consumer = attention if kind == "heads" else layer.mlp_consumer
@@ -103,16 +97,13 @@ class BlockStream:
         def catch(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> None:
             caught[module] = arguments[0], output
             if module is consumer and not leave:
-                raise _Stop  # nothing behind the consumer is needed
+                raise _Stop  # nothing after the consumer is needed
 
         for index, state in enumerate(self._states):
-            handles = [module.register_forward_hook(catch) for module in {attention, consumer}]
-            try:
-                with suppress(_Stop):
-                    self._states[index] = self._kept(self._look(layer, state))
-            finally:
-                for handle in handles:
-                    handle.remove()
+            with ExitStack() as hooks, suppress(_Stop):
+                for module in {attention, consumer}:
+                    hooks.enter_context(module.register_forward_hook(catch))
+                self._states[index] = self._kept(self._look(layer, state))
             shape = (*state.shape[:2], -1)  # OPT's MLP sees all tokens in one row
             x, output = (tensor.reshape(shape) for tensor in caught[consumer])
             if layer.adds_plainly:
@@ -132,11 +123,9 @@ class BlockStream:
         return joined().sum(total)
 
     def advance(self, layer: Layer, before: Callable[[int], None] | None = None) -> None:
-        """Replace every sequence's hidden states by the block's output.
+        """Replace every sequence's hidden states by the output of the next block.
 
-        Args:
-            layer: the next block.
-            before: called with each batch's number before the block is run on it.
+        `before` is called with each batch's number before the block is run on it.
         """
         for index, state in enumerate(self._states):  # one at a time: old and new never all at once
             if before is not None:
@@ -144,7 +133,6 @@ class BlockStream:
             self._states[index] = self._kept(self._look(layer, state))
 
     def _look(self, layer: Layer, state: torch.Tensor) -> torch.Tensor:
-
         with torch.no_grad():
             return self.run(layer, state)
 
@@ -160,14 +148,14 @@ class BlockStream:
 
 
 def split(tokens: torch.Tensor, batch_tokens: int) -> list[torch.Tensor]:
-    """Batches of a set ``[sequences, tokens]``, of at most so many tokens or one sequence."""
+    """Batches of a set ``[sequences, tokens]``: at most `batch_tokens` each, or one sequence."""
     return list(tokens.split(max(1, batch_tokens // tokens.shape[1])))
 
 
 def fits_on_device(model: PreTrainedModel, batches: list[torch.Tensor]) -> bool:
     """Whether the hidden states of a set may stay on the device while its blocks are run.
 
-    Of a model that is streamed, only where two streams of them leave most of the memory free.
+    For a streamed model, only if two streams of them leave most of the device's memory free.
     """
     if not is_streamed(model) or model.device.type != "cuda":
         return True
@@ -179,13 +167,9 @@ def fits_on_device(model: PreTrainedModel, batches: list[torch.Tensor]) -> bool:
 def logits_of(
     model: PreTrainedModel, layers: list[Layer], tokens: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
-    """Logits for the hidden states `last` that leave the last block, ``[n, tokens, V]``.
+    """Logits ``[n, tokens, V]`` of the last block's output ``[n, tokens, d]``; no block is run.
 
-    Args:
-        model: its blocks are not run.
-        layers: its blocks.
-        tokens: ``[n, tokens]`` on the model's device.
-        last: ``[n, tokens, d]`` on the model's device.
+    `tokens` are ``[n, tokens]``; all are on the model's device.
     """
     with _passed_over(layers, last):
         logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
@@ -205,11 +189,7 @@ def _entering(
 def _passed_over(
     layers: list[Layer], last: torch.Tensor | None = None
 ) -> Iterator[list[tuple[torch.Tensor, Arguments]]]:
-    """Skip the blocks within the context: each returns the hidden states it was given.
-
-    Args:
-        layers: its blocks.
-        last: returned by the last block instead.
+    """Skip the blocks within the context: each returns its input, or `last` for the last one.
 
     Yields:
         For each block that was called, the hidden states it was given and the other arguments.

@@ -9,15 +9,13 @@ from scipy.stats import rankdata, spearmanr
 from pruneflow.pruning.scores import Scores
 from pruneflow.pruning.unit_recorder import KINDS
 
+EXAMPLES = 5  # units named for each domain and kind, at most
 
-def disagreement(scores: Scores, examples: int = 5) -> dict[str, Any]:
+
+def disagreement(scores: Scores) -> dict[str, Any]:
     """Report rank correlations between domains, and units that only one domain needs.
 
     Ranks do not change when a domain's scores are scaled, so these are the raw scores.
-
-    Args:
-        scores: of one round.
-        examples: at most so many units are named for each domain and kind.
 
     Returns:
         JSON-able: ``domains``; ``kinds``, by kind, with ``correlations``, a list of
@@ -32,7 +30,7 @@ def disagreement(scores: Scores, examples: int = 5) -> dict[str, Any]:
         "kinds": {
             kind: {
                 "correlations": _correlations(scores.domains, layers),
-                "only_one_domain": _only_one_domain(scores.domains, layers, examples),
+                "only_one_domain": _only_one_domain(scores.domains, layers),
             }
             for kind, layers in arrays.items()
         },
@@ -40,7 +38,6 @@ def disagreement(scores: Scores, examples: int = 5) -> dict[str, Any]:
 
 
 def _correlations(domains: list[str], layers: list[np.ndarray]) -> list[dict[str, Any]]:
-
     pooled = np.concatenate(layers, axis=1)
     pairs = []
     for a, b in combinations(range(len(domains)), 2):
@@ -63,9 +60,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(spearmanr(a, b).statistic)
 
 
-def _only_one_domain(
-    domains: list[str], layers: list[np.ndarray], examples: int
-) -> dict[str, dict[str, Any]]:
+def _only_one_domain(domains: list[str], layers: list[np.ndarray]) -> dict[str, dict[str, Any]]:
     """Units in their layer's top quarter by one domain and in the bottom half by all others.
 
     A layer of two or three units has a top quarter of one; tied units are taken as low at the top
@@ -88,7 +83,7 @@ def _only_one_domain(
         domain: {
             "units": len(alone),
             "share": len(alone) / total,
-            "examples": [[index, unit] for _, index, unit in sorted(alone)[:examples]],
+            "examples": [[index, unit] for _, index, unit in sorted(alone)[:EXAMPLES]],
         }
         for domain, alone in found.items()
     }

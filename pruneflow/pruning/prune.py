@@ -20,7 +20,7 @@ from pruneflow.models.loading import check_weights, load_model
 from pruneflow.models.round_record import RoundRecord, Validation, read_round_record
 from pruneflow.models.structure import dense_reference, parameters
 from pruneflow.models.tensor_digest import tensors_digest
-from pruneflow.pruning.advance import RoundMeasures, RoundPlan, advance_round, check_blocks
+from pruneflow.pruning.advance import RoundMeasures, RoundPlan, advance_round, check_calibration
 from pruneflow.pruning.schedule import Schedule, targets
 from pruneflow.records import DomainLoss
 from pruneflow.settings.base import Count
@@ -81,7 +81,7 @@ def prune(
     In a script that `torchrun` starts, ranks share the calibration text, and the first writes.
 
     Args:
-        model: the dense model. It is cut in place: load it again to have the dense model. It stays
+        model: the dense model. It is cut in place; load it again to get the dense model. It stays
             where it is: on one device, spread over several (``device_map="auto"``), or streamed.
         calibration: a calibration set, or token ids by domain, ``[sequences, tokens]`` each,
             without padding. From a set, each round takes the sequences of its mixture, and with
@@ -95,13 +95,13 @@ def prune(
             activations.
 
     Raises:
-        InputError: the model's weights hold NaN or infinity, are of another type than float32,
-            float64 or bfloat16, or its device map offloads some or parts a block, the text is of
-            another tokenizer or longer than the model knows, `domain_feedback` has no held-out
-            text, the target cannot be reached, or a round in `directory` is of another run.
+        InputError: the model's weights contain NaN or infinity or have an unsupported data type,
+            its device map offloads weights or splits a block, the text is of another tokenizer or
+            longer than the model supports, `domain_feedback` has no held-out text, the target
+            cannot be reached, or a round in `directory` is of another run.
         DamagedArtifactError: a round in `directory` is damaged.
     """
-    family_of(model.config)
+    family_of(model.config.model_type)
     place_like(model, model)
     calibration = _calibration_set(model, calibration)
     validation = _held_out(calibration) if recipe.domain_feedback else {}
@@ -112,7 +112,8 @@ def prune(
     planned = targets(goal, recipe.rounds, recipe.schedule, _dense_size(model, recipe))
     run = _identity(model, calibration, recipe) if directory else None
     rounds = _finished_rounds(directory, len(planned), run)
-    parent = rounds[-1] if rounds else _dense_record(model)
+    dense = RoundRecord(round=DENSE, status="done", delivered=DENSE, dense=dense_reference(model))
+    parent = rounds[-1] if rounds else dense
 
     def losses(network: PreTrainedModel, label: str) -> dict[str, DomainLoss]:
         return perplexity_by_domain(network, validation, batch_tokens, f"{label} validation")
@@ -132,7 +133,7 @@ def prune(
         )
 
         def measure(network: PreTrainedModel, label: str = plan.name) -> RoundMeasures:
-            """Held-out losses, where the closed loop asks for them."""
+            """Measure held-out losses if `domain_feedback` needs them."""
             if not validation:
                 return RoundMeasures()
             return RoundMeasures(Validation(dense=dense_losses, pruned=losses(network, label)))
@@ -153,9 +154,9 @@ def _calibration_set(
 ) -> CalibrationSet:
     """The calibration set, or a set of all the blocks given, with equally weighted domains."""
     if isinstance(calibration, CalibrationSet):
-        check_blocks(model, calibration.blocks["calibration"])
+        check_calibration(model, calibration.blocks["calibration"])
         return calibration
-    check_blocks(model, calibration)
+    check_calibration(model, calibration)
     counts = {domain: len(rows) for domain, rows in calibration.items()}
     mixture = Mixture(dict.fromkeys(counts, 1 / len(counts)), counts)
     blocks = {"calibration": dict(calibration)}
@@ -169,13 +170,12 @@ def _held_out(calibration: CalibrationSet) -> dict[str, torch.Tensor]:
         if domain not in held_out:
             raise InputError(
                 f"prune: domain_feedback needs held-out text, and domain {domain} has none: give a "
-                "CalibrationSet, which holds some of every domain back, or set domain_feedback to 0"
+                "CalibrationSet, which has some for every domain, or set domain_feedback to 0"
             )
     return {domain: held_out[domain] for domain in calibration.blocks["calibration"]}
 
 
 def _dense_size(model: PreTrainedModel, recipe: Recipe) -> int | None:
-
     if recipe.ratio is not None:
         return None
     return parameters(model) * (1 if recipe.parameters is not None else model.dtype.itemsize)
@@ -192,10 +192,6 @@ def _identity(model: PreTrainedModel, calibration: CalibrationSet, recipe: Recip
             "recipe": recipe.model_dump(mode="json"),
         }
     )
-
-
-def _dense_record(model: PreTrainedModel) -> RoundRecord:
-    return RoundRecord(round=DENSE, status="done", delivered=DENSE, dense=dense_reference(model))
 
 
 def _finished_rounds(directory: Path | None, planned: int, run: str | None) -> list[RoundRecord]:

@@ -4,8 +4,8 @@ With W ``[d_out, m]``, its input X ``[T, m]`` and ``H = X^T X``, the kept set S 
 ``W_S <- W_S + (W_R H_RS + D^T X_S) (H_SS + lambda I)^-1`` with R the removed channels and D
 ``[T, d_out]`` the wanted change of the output: the weights on the kept channels whose output is
 nearest to ``W x + D`` on the calibration tokens, with a ridge towards the old weights (keeping all
-channels, with D = 0, changes nothing). No biases are added, so that
-every architecture can hold the result.
+channels, with D = 0, changes nothing). No biases are added, so every architecture can store the
+result.
 
 D closes a part of the gap between the pruned and the unpruned model's hidden states, at the place
 where the consumer's output is added to them. Closing the full gap overfits the calibration text; a
@@ -73,7 +73,7 @@ def normal_equations(
         share: share of the gap to the unpruned model to close, 0 to 1.
 
     Raises:
-        PruneflowError: activations hold NaN or infinity.
+        PruneflowError: activations contain NaN or infinity.
     """
     out, channels = weight.shape
     # TF32 keeps eleven bits of a factor, bfloat16 has eight: on a GPU its products are exact.
@@ -92,7 +92,7 @@ def normal_equations(
         if total is not None:
             joined().sum(total)
     if not bool(torch.isfinite(gram).all()):
-        raise PruneflowError("the Gram matrix of a layer holds NaN or infinity")
+        raise PruneflowError("the Gram matrix of a layer contains NaN or infinity")
     return Normal(gram, drift)
 
 
@@ -115,13 +115,7 @@ def token_weights(x: Tensor) -> Tensor:
 
 
 def system_of(weight: Tensor, normal: Normal, keep: Tensor) -> System:
-    """Take the system of the kept channels out of the normal equations, which may be freed then.
-
-    Args:
-        weight: ``[d_out, m]``, any floating type.
-        normal: its normal equations.
-        keep: indices of the kept channels, ``[k]``.
-    """
+    """The system of the kept channels ``[k]``; the normal equations may be freed afterwards."""
     h, keep = normal.gram, keep.to(normal.gram.device)
     stays = torch.zeros(len(h), dtype=torch.bool, device=h.device)
     stays[keep] = True
@@ -155,5 +149,5 @@ def solve(system: System, ridge: float) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(gram)
         if int(failed) == 0:
             return old + torch.cholesky_solve(right, factor).T
-        log.warning("Cholesky failed with ridge %g; taking ten times as much", ridge * 10**attempt)
+        log.warning("Cholesky failed with ridge %g; trying ten times as much", ridge * 10**attempt)
     raise PruneflowError("the Gram matrix of a layer is not positive definite at any ridge tried")

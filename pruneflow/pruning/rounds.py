@@ -6,7 +6,7 @@ pruned model (iterative calibration, arXiv 2601.02674); see docs/method.md.
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -24,7 +24,8 @@ from pruneflow.pruning.allocation import Kept, LayerUnits, Limits, allocate
 from pruneflow.pruning.block_stream import BlockStream, fits_on_device, split
 from pruneflow.pruning.refit import normal_equations, solve, system_of
 from pruneflow.pruning.scores import ScoreInputs, Scores, compute_scores
-from pruneflow.settings.pipeline import PruningSettings, Target
+from pruneflow.pruning.unit_recorder import KINDS
+from pruneflow.settings.pruning import PruningSettings, Target
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,11 @@ def _units(
     layers: list[Layer], scores: dict[str, list[torch.Tensor]], target: Target
 ) -> list[LayerUnits]:
     """Scores and sizes of every layer's units, sizes in the unit of the target."""
-    blocks = target.ratio is not None
+    with_biases = target.ratio is None
     return [
         LayerUnits(
-            scores["neurons"][layer.index],
-            scores["heads"][layer.index],
-            scores["kv_groups"][layer.index],
-            layer.neuron_weights if blocks else layer.neuron_parameters,
-            layer.head_weights if blocks else layer.head_parameters,
-            layer.group_weights if blocks else layer.group_parameters,
+            {kind: scores[kind][layer.index] for kind in KINDS},
+            {kind: layer.unit_weights(kind, with_biases) for kind in KINDS},
         )
         for layer in layers
     ]
@@ -218,16 +215,15 @@ def _cut_layer(
     share = settings.towards_dense
     original = replace(layer, module=copy.deepcopy(layer.module)) if unpruned else layer
     advanced = False
-    kinds: tuple[Literal["heads", "neurons"], ...] = ("heads", "neurons")
-    for kind in kinds:
-        keep = kept.neurons[layer.index]
-        consumer, count = layer.mlp_consumer, layer.neurons
-        if kind == "heads":
-            keep = head_columns(kept.heads[layer.index], layer.head_dim)
-            consumer, count = layer.attention_consumer, layer.heads * layer.head_dim
-        if len(keep) == count:
-            continue
+    heads, neurons = kept.heads[layer.index], kept.neurons[layer.index]
+    columns = head_columns(heads, layer.head_dim)
+    for kind, consumer, keep, cut in (
+        ("heads", layer.attention_consumer, columns, partial(cut_heads, layer, heads)),
+        ("neurons", layer.mlp_consumer, neurons, partial(cut_neurons, layer, neurons)),
+    ):
         weight = matrix(consumer)
+        if len(keep) == weight.shape[1]:
+            continue
         advanced = kind == "neurons"  # the unpruned block has been run to its end
         towards = unpruned.seen(original, kind, leave=advanced) if unpruned else None
         seen = stream.seen(layer, kind)
@@ -235,10 +231,7 @@ def _cut_layer(
         system = system_of(weight, normal_equations(weight, seen, towards, share), keep)
         refitted = joined().first(solve(system, settings.ridge))
         del system
-        if kind == "heads":
-            cut_heads(layer, kept.heads[layer.index])
-        else:
-            cut_neurons(layer, keep)
+        cut()
         set_columns(consumer, refitted)
     stream.advance(layer)
     if unpruned and not advanced:

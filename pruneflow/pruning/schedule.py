@@ -32,27 +32,23 @@ def targets(goal: Target, rounds: int, schedule: str, dense: int | None = None) 
     if goal.ratio is not None:
         removed = goal.ratio
     else:
-        left = goal.parameters or goal.bytes or 0
-        if dense is None:
-            raise ValueError("a target in parameters or bytes needs the dense model's")
-        if left >= dense:
+        kept = goal.parameters or goal.bytes
+        assert kept is not None and dense is not None
+        if kept >= dense:
             raise InputError(
                 f"the target is {goal}, and the dense model has {dense:,}: ask for less"
             )
-        removed = 1 - left / dense
-    steps = range(1, rounds)
-    if schedule == "linear":
-        shares = [removed * step / rounds for step in steps]
-    else:
-        shares = [1 - (1 - removed) ** (step / rounds) for step in steps]
-    return [*(_target(goal, share, dense) for share in shares), goal]
-
-
-def _target(goal: Target, share: float, dense: int | None) -> Target:
-    if goal.ratio is not None:
-        return Target(ratio=round(share, 6))
-    left = round((1 - share) * (dense or 0))
-    return Target(parameters=left) if goal.parameters is not None else Target(bytes=left)
+        removed = 1 - kept / dense
+    planned = []
+    for step in range(1, rounds):
+        linear, geometric = removed * step / rounds, 1 - (1 - removed) ** (step / rounds)
+        share = linear if schedule == "linear" else geometric
+        if dense is None:
+            planned.append(Target(ratio=round(share, 6)))
+        else:
+            unit = "bytes" if goal.parameters is None else "parameters"
+            planned.append(Target(**{unit: round((1 - share) * dense)}))
+    return [*planned, goal]
 
 
 def next_weights(

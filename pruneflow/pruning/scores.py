@@ -40,8 +40,8 @@ class ScoreInputs:
         batch_tokens: tokens in one batch.
         seed: of scores that draw random numbers.
         label: names the progress bar.
-        gradient: whose gradient the pass takes; a name in `statistics.GRADIENTS`. It is every
-            gradient score's: LLM-Pruner's `weight_gradient`, for one, wants ``text``.
+        gradient: loss that is differentiated, for all gradient scores; a name in
+            `token_losses.GRADIENTS`. LLM-Pruner's `weight_gradient` uses ``text``.
         draws: backward passes per batch; their results are averaged.
     """
 
@@ -107,8 +107,8 @@ def score(name: ScoreName, *needs: str) -> Callable[[Formula], Formula]:
 
     Args:
         name: of the score, as `ScoreName` in pruneflow/settings/pruning.py lists it.
-        needs: the statistics it needs: `ACTIVATIONS`, `MASKS`, `WEIGHT_GRADIENTS`; none for a score
-            that uses no data or makes its own pass.
+        needs: `ACTIVATIONS`, `MASKS`, `WEIGHT_GRADIENTS`, as needed; none for a score that uses no
+            data or makes its own pass.
     """
 
     def register(formula: Formula) -> Formula:
@@ -282,11 +282,8 @@ def _column_norms(consumer: torch.nn.Module) -> torch.Tensor:
 
 def _sizes(layer: Layer) -> dict[str, float]:
     """Weights of one unit of each kind, counted in neurons."""
-    return {
-        "neurons": 1.0,
-        "heads": layer.head_weights / layer.neuron_weights,
-        "kv_groups": layer.group_weights / layer.neuron_weights,
-    }
+    neuron = layer.unit_weights("neurons")
+    return {kind: layer.unit_weights(kind) / neuron for kind in KINDS}
 
 
 def _by_channel(

@@ -9,7 +9,6 @@ parameter is ever stored.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from transformers import PreTrainedModel
@@ -25,7 +24,7 @@ from pruneflow.pruning.unit_recorder import ACTIVATIONS, KINDS, LOSS, MASKS, Rec
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over calibration sequences; those of passes over other sequences can be added.
+    """Sums over calibration sequences.
 
     Attributes:
         domains: names of the rows.
@@ -43,18 +42,6 @@ class Statistics:
     tokens: torch.Tensor
     loss: torch.Tensor
     sums: dict[tuple[str, str, int], torch.Tensor]
-
-    def __add__(self, other: Self) -> Self:
-        """Statistics of both passes' sequences; the domains must be the same, in order."""
-        if self.domains != other.domains or self.sums.keys() != other.sums.keys():
-            raise ValueError("only statistics of the same domains and quantities can be added")
-        return type(self)(
-            self.domains,
-            self.sequences + other.sequences,
-            self.tokens + other.tokens,
-            self.loss + other.loss,
-            {key: values + other.sums[key] for key, values in self.sums.items()},
-        )
 
     @property
     def losses(self) -> dict[str, float]:
@@ -94,9 +81,9 @@ def collect(
             sequence's loss is the mean over its own tokens, and sequences do not see each other.
         label: names the progress bar.
         needs: which of `ACTIVATIONS`, `MASKS` and `WEIGHT_GRADIENTS` to gather.
-        gradient: whose gradient is taken; a name in `losses.GRADIENTS`.
-        draws: backward passes of each batch, averaged; more than one serves random gradients.
-        seed: of the random gradients.
+        gradient: loss that is differentiated; a name in `token_losses.GRADIENTS`.
+        draws: backward passes of each batch, averaged; more than one only helps with random labels.
+        seed: of the random labels.
 
     Raises:
         PruneflowError: a loss or a sum is NaN or infinite.

@@ -1,7 +1,8 @@
 """Statistics of every unit on one batch, recorded by hooks while the model runs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from typing import Any, get_args
 
 import torch
@@ -33,7 +34,7 @@ class Recorder:
         layers: the model's blocks.
         needs: which of `ACTIVATIONS`, `MASKS` and `WEIGHT_GRADIENTS` to record.
         draws: backward passes of each batch, averaged.
-        device: where vectors are kept.
+        device: of the vectors.
 
     Attributes:
         parts: slice of the vector for each (quantity, kind, layer).
@@ -43,22 +44,19 @@ class Recorder:
         self, layers: Sequence[Layer], needs: Collection[str], draws: int, device: Any
     ) -> None:
         self.needs, self.draws = frozenset(needs), draws
-        self.parts: dict[tuple[str, str, int], slice] = {}
         self._device, self._sequences = device, 0
-        self._size = 0
-        self._lay_out(LOSS, 1)
+        counts = {LOSS: 1}
         for layer in layers:
-            for need in (ACTIVATIONS, MASKS, WEIGHT_GRADIENTS):
-                if need in needs:
-                    quantities, kinds = QUANTITIES[need]
-                    for quantity in quantities:
-                        for kind in kinds:
-                            self._lay_out((quantity, kind, layer.index), _count(layer, kind))
+            for need, quantities_and_kinds in QUANTITIES.items():
+                if need in self.needs:
+                    for quantity, kind in product(*quantities_and_kinds):
+                        counts[quantity, kind, layer.index] = _count(layer, kind)
+        self.parts: dict[tuple[str, str, int], slice] = {}
+        self._size = 0
+        for key, count in counts.items():
+            self.parts[key] = slice(self._size, self._size + count)
+            self._size += count
         self.vector = self.blank()
-
-    def _lay_out(self, key: tuple[str, str, int], count: int) -> None:
-        self.parts[key] = slice(self._size, self._size + count)
-        self._size += count
 
     @property
     def wants_gradients(self) -> bool:
@@ -80,19 +78,15 @@ class Recorder:
     @contextmanager
     def hooked(self, layers: Sequence[Layer]) -> Iterator[None]:
         """Record every run of these blocks within the context."""
-        hooks: list[Any] = []
-        try:
+        with ExitStack() as hooks:
             for layer in layers:
                 if not self.needs.isdisjoint((ACTIVATIONS, MASKS)):
-                    hooks += self._watch_consumers(layer)
+                    self._watch_consumers(layer, hooks)
                 if WEIGHT_GRADIENTS in self.needs:
-                    hooks += self._watch_linears(layer)
+                    self._watch_linears(layer, hooks)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
-    def _watch_consumers(self, layer: Layer) -> list[Any]:
+    def _watch_consumers(self, layer: Layer, hooks: ExitStack) -> None:
         """Record the inputs of both consumers and, for masks, their gradients."""
 
         def watch(channels: str, split: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Any:
@@ -121,12 +115,10 @@ class Recorder:
 
         mlp = watch("neurons", lambda z: {"neurons": z})
         attention = watch("columns", lambda z: sum_columns(z, layer))
-        return [
-            layer.mlp_consumer.register_forward_pre_hook(mlp),
-            layer.attention_consumer.register_forward_pre_hook(attention),
-        ]
+        hooks.enter_context(layer.mlp_consumer.register_forward_pre_hook(mlp))
+        hooks.enter_context(layer.attention_consumer.register_forward_pre_hook(attention))
 
-    def _watch_linears(self, layer: Layer) -> list[Any]:
+    def _watch_linears(self, layer: Layer, hooks: ExitStack) -> None:
         """Record the input of every linear layer of a unit, and the gradient of its output.
 
         A weight's gradient on one sequence is ``d^T x`` with ``d [T, out]`` the gradient of the
@@ -165,10 +157,8 @@ class Recorder:
 
             return after
 
-        return [
-            linear.register_forward_hook(watch(linear, members))
-            for linear, members in owners.items()
-        ]
+        for linear, members in owners.items():
+            hooks.enter_context(linear.register_forward_hook(watch(linear, members)))
 
 
 def _count(layer: Layer, kind: str) -> int:

@@ -24,16 +24,12 @@ from pruneflow.artifacts import (
     write_json,
     write_manifest,
 )
-from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.errors import InputError
 from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.settings.recovery import RecoverySettings
 
-STATE, WEIGHTS, MOMENTS, BEST = (
-    "state.json",
-    "weights.safetensors",
-    "moments.safetensors",
-    "best.safetensors",
-)
+STATE, WEIGHTS = "state.json", "weights.safetensors"
+MOMENTS, BEST = "moments.safetensors", "best.safetensors"
 FORMAT = "pruneflow recovery 2"
 
 
@@ -86,12 +82,8 @@ def identity(
 ) -> dict[str, str]:
     """Digests of everything the result depends on; only a run with the same digests may resume.
 
-    Args:
-        student: before training.
-        teacher: the dense parent.
-        data: blocks by split and domain.
-        weights: of the domains, or None.
-        settings: all except `checkpoint_every` are included.
+    The student is the one before training, and `data` is blocks by split and domain. Of the
+    settings only `checkpoint_every` is left out.
     """
     blocks = {f"{split}/{name}": t for split, part in data.items() for name, t in part.items()}
     values = settings.model_dump(mode="json", exclude={"checkpoint_every"})
@@ -104,12 +96,7 @@ def identity(
 
 
 def write_checkpoint(directory: Path, run: dict[str, str], snapshot: Snapshot) -> None:
-    """Replace the checkpoint in `directory` atomically.
-
-    Args:
-        directory: of the checkpoint only.
-        run: the run's `identity`.
-        snapshot: the content.
+    """Replace the checkpoint in `directory` atomically; `run` is the run's `identity`.
 
     Raises:
         InputError: the directory cannot be written, or the disk is full.
@@ -131,10 +118,6 @@ def write_checkpoint(directory: Path, run: dict[str, str], snapshot: Snapshot) -
 def read_checkpoint(directory: Path, run: dict[str, str]) -> Snapshot | None:
     """Read the checkpoint in `directory`; None if the directory is missing or empty.
 
-    Args:
-        directory: as given to `write_checkpoint`.
-        run: the `identity` of the run to resume.
-
     Raises:
         DamagedArtifactError: a file is missing or does not match its sha256.
         InputError: the directory is not a checkpoint, or one of another run.
@@ -142,16 +125,10 @@ def read_checkpoint(directory: Path, run: dict[str, str]) -> Snapshot | None:
     repair(directory)
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
-    if not directory.is_dir() or not (directory / MANIFEST).is_file():
-        raise InputError(
-            f"{directory} is not a checkpoint of recovery (no {MANIFEST}): give another directory, "
-            "or delete it"
-        )
-    manifest = verify_manifest(directory)
+    manifest = verify_manifest(directory) if (directory / MANIFEST).is_file() else {}
     if manifest.get("kind") != FORMAT or not {STATE, WEIGHTS, MOMENTS} <= set(manifest["files"]):
         raise InputError(
-            f"{directory} is not a checkpoint of recovery (its kind is {manifest.get('kind')}): "
-            "give another directory, or delete it"
+            f"{directory} is not a checkpoint of recovery: give another directory, or delete it"
         )
     state = read_json(directory / STATE)
     for part, digest in run.items():
@@ -164,10 +141,8 @@ def read_checkpoint(directory: Path, run: dict[str, str]) -> Snapshot | None:
     weights = load_file(directory / WEIGHTS)
     if progress.best_step == progress.step:
         best = {name: tensor.clone() for name, tensor in weights.items()}
-    elif BEST in manifest["files"]:
-        best = load_file(directory / BEST)
     else:
-        raise DamagedArtifactError(f"{directory / BEST} is missing: delete {directory}")
+        best = load_file(directory / BEST)
     generators = {
         kind: torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
         for kind, text in state["generators"].items()

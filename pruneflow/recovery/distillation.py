@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from pruneflow.compute.placement import is_streamed, place
 from pruneflow.errors import InputError
+from pruneflow.models.token_blocks import check_blocks
 from pruneflow.progress import track
 from pruneflow.recovery.checkpoint import identity, read_checkpoint, write_checkpoint
 from pruneflow.recovery.trainee import gradient_checkpointing
@@ -89,12 +90,19 @@ def recover(
     """
     if settings.token_budget == 0:
         return RecoveryResult(student, 0, 0, 0, False, [])
-    _check_blocks(tokens, validation, weights or {}, label)
-    _check_models(student, teacher, [*tokens.items(), *validation.items()], label)
+    _check_models(student, teacher, label)
+    for kind, blocks in (("training", tokens), ("held-out", validation)):
+        check_blocks(student, blocks, label, kind)
+    _check_sampling(tokens, weights or {}, label)
     if is_streamed(student):  # training updates all blocks in one step
         place(student, str(student.device))
     step_tokens = settings.batch_sequences * next(iter(tokens.values())).shape[1]
-    steps = _number_of_steps(settings, step_tokens, label)
+    steps = settings.token_budget // step_tokens
+    if steps == 0:
+        raise InputError(
+            f"{label}: token_budget {settings.token_budget} is less than one step's {step_tokens} "
+            "tokens: raise it, lower batch_sequences, or set it to 0"
+        )
     run: dict[str, str] = {}
     checkpoint = None
     if checkpoint_dir is not None:
@@ -131,31 +139,7 @@ def recover(
     )
 
 
-def _number_of_steps(settings: RecoverySettings, step_tokens: int, label: str) -> int:
-    steps = settings.token_budget // step_tokens
-    if steps == 0:
-        raise InputError(
-            f"{label}: token_budget {settings.token_budget} is below one step's {step_tokens} "
-            "tokens: raise it, lower batch_sequences, or set it to 0"
-        )
-    return steps
-
-
-def _check_blocks(
-    tokens: dict[str, torch.Tensor],
-    validation: dict[str, torch.Tensor],
-    weights: dict[str, float],
-    label: str,
-) -> None:
-    for kind, blocks in (("training", tokens), ("held-out", validation)):
-        if not blocks:
-            raise InputError(f"{label}: there are no {kind} blocks: give at least one domain")
-        for name, rows in blocks.items():
-            if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] < 2:
-                raise InputError(
-                    f"{label}: domain {name} has no {kind} blocks [sequences, tokens] of two "
-                    f"tokens or more (shape {list(rows.shape)}): give it more text"
-                )
+def _check_sampling(tokens: dict[str, torch.Tensor], weights: dict[str, float], label: str) -> None:
     lengths = sorted({rows.shape[1] for rows in tokens.values()})
     if len(lengths) > 1:
         raise InputError(
@@ -171,24 +155,13 @@ def _check_blocks(
             raise InputError(f"{label}: the weight of {name} is {weight:g}: it must be above 0")
 
 
-def _check_models(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    blocks: list[tuple[str, torch.Tensor]],
-    label: str,
-) -> None:
+def _check_models(student: PreTrainedModel, teacher: PreTrainedModel, label: str) -> None:
     size, other = (model.config.get_text_config().vocab_size for model in (student, teacher))
     if size != other:
         raise InputError(
             f"{label}: the student's vocabulary has {size} tokens and the teacher's {other}: the "
             "teacher must be the model that was pruned"
         )
-    for name, rows in blocks:
-        if int(rows.min()) < 0 or int(rows.max()) >= size:
-            raise InputError(
-                f"{label}: domain {name} has token {int(rows.max())}, but the vocabulary has "
-                f"{size} tokens: make its blocks with the model's tokenizer"
-            )
     if student.device != teacher.device:
         raise InputError(
             f"{label}: the student is on {student.device} and the teacher on {teacher.device}: "

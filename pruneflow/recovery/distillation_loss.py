@@ -64,11 +64,9 @@ def loss_and_gradient(
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor) -> float:
-    """``KL(teacher || student)`` in nats at temperature 1, summed over all positions.
+    """``KL(teacher || student)`` of logits ``[n, T, vocabulary]``, in nats at temperature 1.
 
-    Args:
-        student: logits ``[n, T, vocabulary]``.
-        teacher: logits of the same shape.
+    It is summed over all positions.
     """
     total = 0.0
     for _, student_logits, teacher_logits in _chunks(student, teacher):

@@ -1,4 +1,9 @@
-"""Preparation of the pruned model for training, and its restoration afterwards."""
+"""The pruned model in training: with all its weights, or with low-rank adapters only.
+
+Adapters (LoRA, arXiv 2106.09685) are merged into the weights at the end. The weights themselves
+keep their data type and have no gradients or optimizer state, so only the adapters take extra
+memory.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,10 +12,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import Embedding, Parameter
+from peft import LoraConfig, get_peft_model
+from torch.nn import Embedding, Linear, Parameter
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from pruneflow.models.families import family_of
 from pruneflow.models.structure import layers_of
 from pruneflow.settings.recovery import RecoverySettings
 
@@ -32,38 +40,71 @@ class Trainee:
 
 def full_weights(student: PreTrainedModel, settings: RecoverySettings) -> Trainee:
     """Train all weights, in float32 (float64 is kept)."""
-    types = widen(student)
-    frozen = _embeddings(student) if settings.freeze_embeddings else set()
-    trainable = {}
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(id(parameter) not in frozen)
-        if parameter.requires_grad:
-            trainable[name] = parameter
-    return Trainee(student.eval(), trainable, lambda: restore_types(student, types))
+    types = _data_types(student)
+    _widen(student)
+    student.requires_grad_(True)
+    if settings.freeze_embeddings:
+        head: Any = student.get_output_embeddings()
+        head.requires_grad_(False)
+        for module in student.modules():
+            if isinstance(module, Embedding):
+                module.requires_grad_(False)
+    return Trainee(student.eval(), _trainable(student), lambda: _restore(student, types))
 
 
-def widen(model: PreTrainedModel) -> dict[str, Any]:
-    """Convert narrower weights to float32, in place; returns the original data types."""
-    types = {}
-    for name, parameter in model.named_parameters():
-        types[name] = parameter.dtype
+def adapters(student: PreTrainedModel, settings: RecoverySettings) -> Trainee:
+    """Add an adapter to every linear layer of the blocks.
+
+    The first matrices are random (torch's generator), the second are 0, so the adapted model is
+    initially equivalent to the student.
+    """
+    types = _data_types(student)
+    linears = block_linears(student)
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=list(linears),
+        fan_in_fan_out=any(isinstance(linear, Conv1D) for linear in linears.values()),
+    )
+    wrapped: Any = get_peft_model(student.eval(), config)
+
+    def merge() -> PreTrainedModel:
+        _widen(wrapped)  # so that weight + adapter is rounded once
+        return _restore(wrapped.merge_and_unload(safe_merge=True), types)
+
+    return Trainee(wrapped, _trainable(wrapped), merge)
+
+
+def block_linears(model: PreTrainedModel) -> dict[str, Linear | Conv1D]:
+    """The linear layers of a model's blocks by name, including GPT-2's Conv1D."""
+    blocks = family_of(model.config.model_type).layers
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith(f"{blocks}.") and isinstance(module, Linear | Conv1D)
+    }
+
+
+def _trainable(model: Any) -> dict[str, Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _data_types(model: PreTrainedModel) -> dict[str, torch.dtype]:
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+
+def _widen(model: PreTrainedModel) -> None:
+    """Convert narrower weights to float32, in place."""
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    return types
 
 
-def restore_types(model: PreTrainedModel, types: dict[str, Any]) -> PreTrainedModel:
-    """Undo `widen`, and return the model frozen and in evaluation mode."""
+def _restore(model: PreTrainedModel, types: dict[str, torch.dtype]) -> PreTrainedModel:
+    """Undo `_widen`, and return the model frozen and in evaluation mode."""
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(types[name])
         parameter.grad = None
     return model.eval().requires_grad_(False)
-
-
-def _embeddings(model: PreTrainedModel) -> set[int]:
-    """Ids of the parameters of token embeddings, position embeddings and the output head."""
-    modules = [module for module in model.modules() if isinstance(module, Embedding)]
-    modules.append(model.get_output_embeddings())
-    return {id(p) for module in modules if module is not None for p in module.parameters()}
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from pruneflow.measure.perplexity import NonFiniteLossError
 from pruneflow.recovery.checkpoint import Progress, Snapshot
 from pruneflow.recovery.distillation_loss import divergence, loss_and_gradient
-from pruneflow.recovery.lora import adapters
-from pruneflow.recovery.trainee import full_weights
+from pruneflow.recovery.trainee import adapters, full_weights
 from pruneflow.recovery.training_order import learning_rate
 from pruneflow.settings.recovery import RecoverySettings
 
@@ -82,7 +81,7 @@ class Trainer:
         loss = 0.0
         for ids in self._micro_batches(batch):
             teacher_logits = self._teacher_logits(ids)
-            logits = self._student_logits(ids)
+            logits = self._logits(self._student.model, ids)
             share, gradient = loss_and_gradient(logits, teacher_logits, ids, len(batch), settings)
             logits.backward(gradient)
             loss += float(share)
@@ -104,7 +103,8 @@ class Trainer:
             total = 0.0
             for ids in self._micro_batches(rows):
                 with torch.inference_mode():
-                    total += divergence(self._student_logits(ids), self._teacher_logits(ids))
+                    logits = self._logits(self._student.model, ids)
+                    total += divergence(logits, self._teacher_logits(ids))
             by_domain[name] = total / rows.numel()
         loss = sum(by_domain.values()) / len(by_domain)
         self._check(loss, "held-out")
@@ -177,17 +177,13 @@ class Trainer:
         return [part.to(self._device) for part in parts]
 
     def _teacher_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode(), self._precision():
-            logits: torch.Tensor = self._teacher(input_ids=ids, use_cache=False).logits
-        return logits
+        with torch.inference_mode():
+            return self._logits(self._teacher, ids)
 
-    def _student_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        with self._precision():
-            logits: torch.Tensor = self._student.model(input_ids=ids, use_cache=False).logits
+    def _logits(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._mixed):
+            logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
         return logits
-
-    def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._mixed)
 
     def _check(self, value: float, which: str) -> None:
         if not math.isfinite(value):

@@ -17,13 +17,8 @@ def sequence_order(
     """Yield (domain, row) endlessly.
 
     Each epoch of a domain is a new permutation of its rows. Domains are interleaved evenly
-    (Webster's method), so that any stretch contains them by their weights. If the weights are the
-    sizes, the epochs of all domains end together.
-
-    Args:
-        sizes: number of sequences of each domain.
-        weights: sampling weight of each domain, default 1; None for the sizes.
-        seed: of the permutations.
+    (Webster's method), so that any stretch contains them by their weights (default 1). If `weights`
+    is None, they are weighted by their sizes, and the epochs of all domains end together.
     """
     streams = [
         _domain_order(index, name, size, size if weights is None else weights.get(name, 1.0), seed)

@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pruneflow.recovery.distillation import recover
+from pruneflow.recovery.trainer import Trainer
 from pruneflow.settings.recovery import RecoverySettings
 
 
@@ -23,6 +24,29 @@ def cut(model, widths=(12, 20, 28)):
 def settings(**changes):
     values = {"batch_sequences": 4, "learning_rate": 5e-3, "evaluate_every": 4, **changes}
     return RecoverySettings(**{"token_budget": 12 * 4 * 16, **values})
+
+
+def random_blocks():
+    """Blocks of two domains, one twice as large as the other."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"prose": 6, "code": 3}
+    return {n: torch.randint(0, 97, (k, 16), generator=generator) for n, k in sizes.items()}
+
+
+class Stop(Exception):
+    """Training was stopped by `stop_at`."""
+
+
+def stop_at(monkeypatch, step):
+    """Stop training before it does this step."""
+    real = Trainer.step
+
+    def limited(self, batch):
+        if self.progress.step == step:
+            raise Stop
+        real(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", limited)
 
 
 def same_bytes(one, two):

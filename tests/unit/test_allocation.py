@@ -14,6 +14,11 @@ ALL = ("neurons", "heads", "kv_groups")
 TOGETHER, APART = [list(range(LAYERS))], [[index] for index in range(LAYERS)]
 
 
+def _layer(neurons, heads, groups):
+    scores = {"neurons": neurons, "heads": heads, "kv_groups": groups}
+    return LayerUnits(scores, {"neurons": NEURON, "heads": HEAD, "kv_groups": GROUP})
+
+
 def _units(seed, scale=1.0):
     """Scores of three layers; a group is worth what its heads are, and a little more."""
     generator = torch.Generator().manual_seed(seed)
@@ -25,7 +30,7 @@ def _units(seed, scale=1.0):
     for _ in range(LAYERS):
         heads = scale * draw(GROUPS * RATIO)
         groups = heads.view(GROUPS, RATIO).sum(1) * 1.1
-        units.append(LayerUnits(draw(WIDTH), heads, groups, NEURON, HEAD, GROUP))
+        units.append(_layer(draw(WIDTH), heads, groups))
     return units
 
 
@@ -72,17 +77,15 @@ def test_every_group_of_a_layer_keeps_as_many_heads_and_each_its_best(pools):
             group = int(row[0]) // RATIO
             assert set((row // RATIO).tolist()) == {group}
             assert row.tolist() == sorted(row.tolist())
-            mine = layer.heads[group * RATIO : (group + 1) * RATIO]
-            assert layer.heads[row].sum() == pytest.approx(
+            mine = layer.scores["heads"][group * RATIO : (group + 1) * RATIO]
+            assert layer.scores["heads"][row].sum() == pytest.approx(
                 float(mine.sort(descending=True).values[: len(row)].sum())
             )
 
 
 def test_uniform_keeps_the_same_widths_and_per_layer_spends_where_it_is_cheap():
     units = _units(7)
-    units[1] = LayerUnits(
-        units[1].neurons * 1e-3, units[1].heads, units[1].kv_groups, NEURON, HEAD, GROUP
-    )
+    units[1].scores["neurons"] *= 1e-3
     together = allocate(units, TOGETHER, _limits(), 4000)
     assert len({len(t) for t in together.neurons}) == 1
     assert len({t.shape for t in together.heads}) == 1
@@ -96,7 +99,9 @@ def test_each_layer_loses_its_own_lowest_neurons():
     for layer, keep in zip(units, kept.neurons, strict=True):
         assert keep.tolist() == sorted(keep.tolist())
         gone = sorted(set(range(WIDTH)) - set(keep.tolist()))
-        assert float(layer.neurons[gone].max()) <= float(layer.neurons[keep].min())
+        assert float(layer.scores["neurons"][gone].max()) <= float(
+            layer.scores["neurons"][keep].min()
+        )
         assert len(gone) == 16
 
 
@@ -133,16 +138,14 @@ def test_a_group_is_worth_what_is_left_of_its_heads():
     """Of two groups the better one loses a third of its worth with one head, and goes."""
     heads = torch.tensor([1.0, 9, 9, 5, 5, 5, 9, 9, 9, 9, 9, 9]).double()
     groups = torch.tensor([100.0, 105, 1000, 1000]).double()
-    layer = LayerUnits(torch.ones(WIDTH).double(), heads, groups, NEURON, HEAD, GROUP)
+    layer = _layer(torch.ones(WIDTH).double(), heads, groups)
     limits = _limits(kinds=("heads", "kv_groups"), attention={(4, 2), (3, 2)})
     kept = allocate([layer], [[0]], limits, GROUPS * HEAD + GROUP - HEAD)
     assert kept.heads[0].tolist() == [[1, 2], [7, 8], [10, 11]]
 
 
 def test_ties_break_by_index():
-    flat = LayerUnits(
-        torch.ones(WIDTH).double(), torch.ones(12).double(), torch.ones(4).double(), 72, 200, 1000
-    )
+    flat = _layer(*(torch.ones(count).double() for count in (WIDTH, 12, 4)))
     limits = _limits(kinds=("neurons",))
     kept = allocate([flat] * LAYERS, TOGETHER, limits, LAYERS * 8 * NEURON)
     assert kept.neurons[0].tolist() == list(range(8, WIDTH))

@@ -6,22 +6,7 @@ import torch
 from pruneflow.models.structure import layers_of
 from pruneflow.models.surgery import cut_heads, cut_neurons
 from pruneflow.pruning.block_stream import BlockStream, split
-from tests.conftest import FAMILIES
-
-
-def _plain_inputs(model, layer, consumer, tokens):
-    """What a consumer and its block get in one ordinary forward pass."""
-    caught: dict[str, torch.Tensor] = {}
-    handles = [
-        module.register_forward_pre_hook(
-            lambda _module, args, name=name: caught.__setitem__(name, args[0])
-        )
-        for name, module in (("consumer", consumer), ("block", layer.module))
-    ]
-    model(input_ids=tokens, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return caught["block"], caught["consumer"].reshape(*tokens.shape, -1)
+from tests.conftest import FAMILIES, consumer_inputs
 
 
 @pytest.mark.parametrize("keep_on_device", [False, True])
@@ -37,10 +22,11 @@ def test_streaming_block_by_block_is_the_plain_forward_pass(
             cut_neurons(layer, torch.arange(0, 40, 3))
             cut_heads(layer, torch.tensor([[layer.heads_per_group]]))
         for consumer in (layer.attention_consumer, layer.mlp_consumer):
-            states, expected = _plain_inputs(model, layer, consumer, tokens)
-            assert torch.allclose(torch.cat(list(stream)), states, rtol=0, atol=1e-12)
-            inputs = torch.cat(list(stream.inputs(layer, consumer)))
-            assert torch.allclose(inputs, expected, rtol=0, atol=1e-12)
-            rows = expected.flatten(0, 1)
+            states, rows = (
+                consumer_inputs(model, tokens, module) for module in (layer.module, consumer)
+            )
+            assert torch.allclose(torch.cat(list(stream)).flatten(0, 1), states, rtol=0, atol=1e-12)
+            inputs = torch.cat(list(stream.inputs(layer, consumer))).flatten(0, 1)
+            assert torch.allclose(inputs, rows, rtol=0, atol=1e-12)
             assert torch.allclose(stream.gram(layer, consumer), rows.T @ rows, rtol=1e-9)
         stream.advance(layer)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from pruneflow.pruning import domain_disagreement
 from pruneflow.pruning.domain_disagreement import disagreement
 from pruneflow.pruning.scores import Scores
 
@@ -51,12 +52,13 @@ def test_a_unit_that_only_one_domain_needs_is_counted_and_named():
     assert alone["prose"] == alone["maths"] == {"units": 0, "share": 0, "examples": []}
 
 
-def test_examples_are_the_widest_gaps_and_no_more_than_asked_for():
+def test_examples_are_the_widest_gaps(monkeypatch):
+    monkeypatch.setattr(domain_disagreement, "EXAMPLES", 1)
     # In each layer code's best unit is the others' lowest; the wider layer has the wider gap.
     narrow = [[1, 2, 3, 4], [2, 9, 1, 3]]
     wide = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 2, 3, 4, 5, 6, 7, 8]]
     scores = _scores(["prose", "code"], narrow, wide)
-    code = disagreement(scores, examples=1)["kinds"]["heads"]["only_one_domain"]["code"]
+    code = disagreement(scores)["kinds"]["heads"]["only_one_domain"]["code"]
     assert code["units"] == 2
     assert code["examples"] == [[1, 0]]
 

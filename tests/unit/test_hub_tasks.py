@@ -162,25 +162,12 @@ def test_the_stage_writes_a_drawn_sample_that_lm_eval_runs_again(build, manager)
     assert build(0)["digest"] == manifest["digest"] != build(1)["digest"]
 
 
-<<<<<<< HEAD
 def test_calibration_text_that_holds_a_frozen_question_is_recognised(build):
     build()
     sequences = question_ngrams(Path("data/questions"))
     row = int(load_questions(Path("data/questions"))["arc_easy"][0]["id"].rsplit("-", 1)[1])
     pasted = f"Somebody asked which of these is the number {row} in the long list of numbers, why."
-    assert shared_ngram(pasted, sequences) is not None
-=======
-def test_calibration_text_that_holds_a_frozen_question_is_recognised(hub, manager, monkeypatch):
-    (hub / "lm_eval").mkdir()
-    (hub / "lm_eval/sources.yaml").write_text("{}\n")
-    write_json(hub / "sources.lock", {"files": {}})
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
-    tasks = {"arc_easy": None, "gsm8k": None}
-    build_questions(tasks, 0, hub / "lm_eval", hub / "sources.lock", Path("benchmarks"))
-    sequences = question_ngrams(Path("benchmarks"))
-    pasted = "Somebody asked which of these is the number 4 in the long list of numbers, and why."
     assert find_overlap(hash_words(pasted), sequences) is not None
->>>>>>> trim-data
     # Short, and without the words that the prompt puts around it.
     shared = find_overlap(hash_words("So, what are 15 and 16? Add. 31, that is."), sequences)
     assert shared is not None and shared.question == "gsm8k-000005"

@@ -27,11 +27,10 @@ from pruneflow.measure.drift import compare_models
 from pruneflow.models.structure import layers_of
 from pruneflow.pruning.statistics import collect
 from pruneflow.pruning.unit_recorder import ACTIVATIONS, MASKS, WEIGHT_GRADIENTS
-from pruneflow.recovery.trainer import Trainer
 from pruneflow.settings.pipeline import ComputeSettings
 from tests.conftest import FAMILIES
 from tests.pretend_devices import PretendDevices, pretend_gpus
-from tests.unit.recovery_example import cut, same_bytes, settings
+from tests.unit.recovery_example import Stop, cut, same_bytes, settings, stop_at
 
 TWO = ["cuda:0", "cuda:1"]
 ALL = (ACTIVATIONS, MASKS, WEIGHT_GRADIENTS)
@@ -141,18 +140,10 @@ def test_a_spread_student_recovers_and_goes_on_from_a_checkpoint(
         return recover(student, teacher, *text, asked, checkpoint_dir=tmp_path / directory).model
 
     expected = trained(lambda model: model, "whole").state_dict()
-    step = Trainer.step
-
-    def die(trainer, batch):
-        if trainer.progress.step == 4:
-            raise ZeroDivisionError
-        step(trainer, batch)
-
     with PretendDevices():
-        monkeypatch.setattr(Trainer, "step", die)
-        with pytest.raises(ZeroDivisionError):
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            stop_at(patch, 4)
             trained(spread, "spread")
-        monkeypatch.setattr(Trainer, "step", step)
         made = trained(spread, "spread").state_dict()
     for name, tensor in expected.items():
         assert torch.allclose(tensor, made[name], rtol=1e-9, atol=1e-12), name

@@ -1,8 +1,6 @@
 """Progress is a bar on a terminal, and plain lines with the time left in a log."""
 
 import re
-import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -10,19 +8,13 @@ from pruneflow import progress
 from pruneflow.progress import track
 
 
-def slow(items: int, seconds: float) -> Iterator[int]:
-    for item in range(items):
-        time.sleep(seconds)
-        yield item
-
-
 def test_a_log_gets_plain_lines_with_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "LOG_SECONDS", 0.05)
-    assert list(track(slow(10, 0.03), "score r1", total=10)) == list(range(10))
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    assert list(track(iter(range(10)), "score r1", total=10)) == list(range(10))
     lines = [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if line.strip()]
-    assert 3 <= len(lines) <= 11
+    assert len(lines) >= 11  # one per item, and the end
     for line in lines:
         assert re.fullmatch(
             r"score r1: \d+/10 \(\d+%\), \d\d:\d\d elapsed, (\d\d:\d\d|\?) remaining", line

@@ -79,16 +79,21 @@ def test_a_model_with_nan_is_refused_by_the_name_of_the_tensor(tiny_model, tiny_
         _prune(model, tiny_tokens)
 
 
-def test_text_of_another_tokenizer_is_refused(tiny_model, tiny_tokens):
-    with pytest.raises(InputError, match="token 97, and the model knows 97"):
-        _prune(tiny_model(), {"prose": tiny_tokens["prose"] + 97 - tiny_tokens["prose"].max()})
-    with pytest.raises(InputError, match="no calibration text"):
-        _prune(tiny_model(), {})
-
-
-def test_a_goal_that_is_no_smaller_is_refused(tiny_model, tiny_tokens):
-    with pytest.raises(InputError, match="ask for less"):
-        _prune(tiny_model(), tiny_tokens, ratio=None, parameters=10**9)
+@pytest.mark.parametrize(
+    ("tokens", "changes", "words"),
+    [
+        ({"a": torch.full((2, 9), 97)}, {}, "token 97, but the vocabulary has 97"),
+        ({"a": torch.ones(2, 129).long()}, {}, r"129 tokens.*128 \(max_position_embeddings\)"),
+        ({"a": torch.ones(2, 1).long()}, {}, r"two tokens or more \(shape \[2, 1\]\)"),
+        ({}, {}, "no calibration text"),
+        ({"a": torch.ones(2, 9).long()}, {"ratio": None, "parameters": 10**9}, "ask for less"),
+    ],
+)
+def test_text_or_a_target_that_does_not_fit_the_model_is_refused(
+    tiny_model, tokens, changes, words
+):
+    with pytest.raises(InputError, match=words):
+        _prune(tiny_model(), tokens, **changes)
 
 
 def test_the_closed_loop_raises_the_weight_of_the_domain_that_lost_most():
@@ -170,12 +175,6 @@ def test_feedback_without_held_out_text_is_refused(tiny_model, tiny_tokens, held
     held_back.blocks["validation"].pop("code")
     with pytest.raises(InputError, match="domain code has none"):
         _prune(tiny_model(vocab_size=400), held_back, domain_feedback=1.0)
-
-
-def test_sequences_longer_than_the_model_knows_are_refused(tiny_model):
-    long = {"prose": torch.ones((2, 129), dtype=torch.long)}
-    with pytest.raises(InputError, match=r"129 tokens, .* up to 128 \(max_position_embeddings\)"):
-        _prune(tiny_model(), long)
 
 
 def test_the_front_door_loads_prunes_saves_and_measures(

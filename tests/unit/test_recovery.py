@@ -18,37 +18,35 @@ from pruneflow.recovery.distillation import recover
 from pruneflow.recovery.distillation_loss import divergence
 from pruneflow.recovery.trainer import Trainer
 from tests.conftest import ROOT
-from tests.unit.recovery_example import cut, recover_files, same_bytes, settings
+from tests.unit.recovery_example import (
+    Stop,
+    cut,
+    random_blocks,
+    recover_files,
+    same_bytes,
+    settings,
+    stop_at,
+)
 
 
 @pytest.fixture
 def blocks():
-    generator = torch.Generator().manual_seed(3)
-    sizes = {"prose": 6, "code": 3}
-    return {n: torch.randint(0, 97, (k, 16), generator=generator) for n, k in sizes.items()}
+    return random_blocks()
 
 
 @pytest.fixture
-def held_out(blocks):
-    """Text that a toy can get better at: some of what it learns from."""
-    return {name: rows[:2] for name, rows in blocks.items()}
-
-
-@pytest.fixture
-def train(tiny_model, blocks, held_out):
+def train(tiny_model, blocks):
     """Recover a cut tiny model; every call starts from the same one."""
 
     def run(student=None, tokens=None, validation=None, teacher=None, **changes):
-        arguments = {
-            name: changes.pop(name)
-            for name in ("checkpoint_dir", "batch_tokens", "weights")
-            if name in changes
-        }
+        names = changes.keys() & {"checkpoint_dir", "batch_tokens", "weights"}
+        arguments = {name: changes.pop(name) for name in names}
         return recover(
             student or cut(tiny_model().float()),
             teacher or tiny_model().float(),
             tokens or blocks,
-            validation or held_out,
+            # Text that a toy can get better at: some of what it learns from.
+            validation or {name: rows[:2] for name, rows in blocks.items()},
             settings(**changes),
             label="r1",
             **arguments,
@@ -187,21 +185,6 @@ def test_no_budget_gives_the_student_back_untouched(train, tiny_model):
 # Checkpoints
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_after(monkeypatch, step):
-    real = Trainer.step
-
-    def limited(self, batch):
-        if self.progress.step == step:
-            raise Stop
-        real(self, batch)
-
-    monkeypatch.setattr(Trainer, "step", limited)
-
-
 def count_steps(monkeypatch):
     done = []
     real = Trainer.step
@@ -215,7 +198,7 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_bytes(train, tmp_path, monke
     assert whole.best_step == 12
     place = {"checkpoint_dir": tmp_path / "checkpoint", "checkpoint_every": 3}
     with monkeypatch.context() as patch:
-        stop_after(patch, step)
+        stop_at(patch, step)
         with pytest.raises(Stop):
             train(**place)
     assert place["checkpoint_dir"].exists() == (step >= 3)
@@ -355,7 +338,7 @@ def test_models_and_blocks_that_do_not_fit_are_refused(train, tiny_model, blocks
         ({"validation": {"prose": blocks["prose"][:, :1]}}, "prose has no held-out blocks"),
         ({"weights": {"law": 1.0}}, "names law"),
         ({"weights": {"code": 0.0}}, "weight of code is 0"),
-        ({"token_budget": 63}, "below one step's 64 tokens"),
+        ({"token_budget": 63}, "less than one step's 64 tokens"),
     ):
         with pytest.raises(InputError, match=message):
             train(**wrong)

@@ -8,9 +8,10 @@ from pruneflow.models.structure import layers_of
 from pruneflow.models.surgery import cut_neurons
 from pruneflow.recovery.checkpoint import WEIGHTS
 from pruneflow.recovery.distillation import recover
-from pruneflow.recovery.lora import adapters, block_linears
+from pruneflow.recovery.trainee import adapters, block_linears
 from pruneflow.recovery.trainer import Trainer
 from pruneflow.settings.recovery import RecoverySettings
+from tests.unit.recovery_example import Stop, stop_at
 
 
 @pytest.fixture
@@ -110,17 +111,9 @@ def test_a_stopped_run_ends_in_the_same_bytes(pruned, tiny_tokens, tmp_path, mon
     lean_run = {"gradient_checkpointing": True}
     lean = train(pruned(), tiny_tokens, **lean_run)
     place = {"checkpoint_dir": tmp_path / "c", "checkpoint_every": 3, **lean_run}
-    real = Trainer.step
-
-    def limited(self, batch):
-        if self.progress.step == 5:
-            raise KeyboardInterrupt
-        real(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", limited)
-        with pytest.raises(KeyboardInterrupt):
-            train(pruned(), tiny_tokens, **place)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_at(patch, 5)
+        train(pruned(), tiny_tokens, **place)
     assert (tmp_path / "c" / WEIGHTS).exists()
     resumed = train(pruned(), tiny_tokens, **place)
     assert resumed.history == lean.history

@@ -10,14 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from pruneflow.recovery.distillation_loss import divergence, loss_and_gradient
 from pruneflow.recovery.training_order import batches, learning_rate, sequence_order
 from pruneflow.settings.recovery import RecoverySettings
-from tests.unit.recovery_example import settings
-
-
-@pytest.fixture
-def blocks():
-    generator = torch.Generator().manual_seed(3)
-    sizes = {"prose": 6, "code": 3}
-    return {n: torch.randint(0, 97, (k, 16), generator=generator) for n, k in sizes.items()}
+from tests.unit.recovery_example import random_blocks, settings
 
 
 def logits(seed, rows=3, length=5, vocabulary=11):
@@ -82,7 +75,8 @@ def test_every_batch_mixes_domains_by_weight_or_by_size(weights, mix):
     assert all(sorted(rows[start : start + 10]) == list(range(10)) for start in range(0, 60, 10))
 
 
-def test_the_order_is_a_function_of_seed_and_step(blocks):
+def test_the_order_is_a_function_of_seed_and_step():
+    blocks = random_blocks()
     wanted = settings(batch_sequences=5)
     whole = list(islice(batches(blocks, None, wanted), 8))
     later = list(islice(batches(blocks, None, wanted), 5, 8))

@@ -193,7 +193,7 @@ def test_unit_sums_add_up_every_weight_that_goes_with_a_unit(tiny_model, kind):
             attention.o_proj.weight[:, 8:16],
         ]
     assert float(sums[unit]) == pytest.approx(sum(float(part.abs().sum()) for part in parts))
-    weights = layer.neuron_weights if kind == "neurons" else layer.group_weights
+    weights = layer.unit_weights(kind)
     assert sum(part.numel() for part in parts) == weights
 
 
@@ -208,9 +208,9 @@ def _options():
 def test_every_method_reaches_the_ratio_and_still_runs(tiny_model, tiny_tokens, name, options):
     model, ratio = tiny_model(), 0.4
     before, parameters = block_weights(model), sum(p.numel() for p in model.parameters())
-    step = max(layer.group_weights for layer in layers_of(model))
+    step = max(layer.unit_weights("kv_groups") for layer in layers_of(model))
     if name not in ("flap", "llm_pruner"):
-        step = 3 * layers_of(model)[0].neuron_weights
+        step = 3 * layers_of(model)[0].unit_weights("neurons")
     achieved = methods.REIMPLEMENTED[name](model, tiny_tokens, ratio, batch_tokens=40, **options)
     assert achieved == pytest.approx(1 - block_weights(model) / before)
     assert ratio <= achieved < ratio + step / before

@@ -10,7 +10,7 @@ from pruneflow.models.structure import block_weights, dense_reference, layers_of
 from pruneflow.pruning.rounds import prune_round
 from pruneflow.pruning.scores import SCORES
 from pruneflow.settings.pruning import PruningSettings, Target
-from tests.conftest import FAMILIES, sequence_losses
+from tests.conftest import FAMILIES, consumer_inputs, sequence_losses
 
 # A toy's neurons are few and its KV groups coarse.
 TOY = {"neuron_multiple": 4, "min_neuron_share": 0.1}
@@ -71,14 +71,6 @@ def test_the_same_round_twice_gives_the_same_bytes(tiny_model, tiny_tokens):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_seed_decides_which_labels_are_drawn(tiny_model, tiny_tokens):
-    one, two = (
-        _prune(tiny_model(), tiny_tokens, seed=seed).scores["mask_fisher"].units["neurons"][0]
-        for seed in (0, 1)
-    )
-    assert not torch.equal(one, two)
-
-
 def test_rounds_continue_from_one_another_towards_a_cumulative_ratio(tiny_model, tiny_tokens):
     model = tiny_model()
     dense = dense_reference(model)
@@ -102,32 +94,18 @@ def test_each_consumer_is_the_optimum_for_what_it_really_gets(
     tokens = torch.cat(list(tiny_tokens.values()))
     index = 1
     layer, old = layers_of(kept.model)[index], layers_of(dense)[index]
-    seen: dict[str, torch.Tensor] = {}
-
-    def catch(name, position=0):
-        def hook(_module, args, output):
-            seen[name] = args[0].flatten(0, -2) if position == 0 else output.flatten(0, -2)
-
-        return hook
 
     def states(model, layers):
         """What enters the block, what attention adds, what the consumer gets and gives."""
         block = layers[index]
-        handles = [
-            block.module.register_forward_pre_hook(
-                lambda _m, args, kw: seen.update(
-                    state=(args[0] if args else kw["hidden_states"]).flatten(0, -2)
-                ),
-                with_kwargs=True,
-            ),
-            block.attention_consumer.register_forward_hook(catch("attention", 1)),
-            block.mlp_consumer.register_forward_hook(catch("inputs")),
-            block.mlp_consumer.register_forward_hook(catch("output", 1)),
-        ]
-        model(input_ids=tokens)
-        for handle in handles:
-            handle.remove()
-        return dict(seen)
+        attention, mlp = block.attention_consumer, block.mlp_consumer
+        inputs = consumer_inputs(model, tokens, mlp)
+        return {
+            "state": consumer_inputs(model, tokens, block.module),
+            "attention": attention(consumer_inputs(model, tokens, attention)),
+            "inputs": inputs,
+            "output": mlp(inputs),
+        }
 
     unpruned = states(dense, layers_of(dense))
     pruned = states(kept.model, layers_of(kept.model))

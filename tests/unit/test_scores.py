@@ -15,7 +15,7 @@ from pruneflow.pruning.scores import (
     removal_errors,
 )
 from pruneflow.pruning.unit_recorder import KINDS
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, consumer_inputs
 
 
 def _inputs(model, tokens, batch_tokens=48):
@@ -26,22 +26,13 @@ def _score(model, tokens, name, batch_tokens=48):
     return compute_scores([name], _inputs(model, tokens, batch_tokens))[name]
 
 
-def _consumer_inputs(model, tokens, consumer):
-    """``[tokens, m]``."""
-    seen = []
-    handle = consumer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    model(input_ids=tokens)
-    handle.remove()
-    return seen[0].flatten(0, -2)
-
-
 @pytest.fixture
 def layer_one(tiny_model, tiny_tokens):
     """A model, its layer 1, and inputs and weights ``[d_out, m]`` of both consumers on "code"."""
     model = tiny_model()
     layer = layers_of(model)[1]
     consumers = {"neurons": layer.mlp_consumer, "columns": layer.attention_consumer}
-    x = {k: _consumer_inputs(model, tiny_tokens["code"], c) for k, c in consumers.items()}
+    x = {k: consumer_inputs(model, tiny_tokens["code"], c) for k, c in consumers.items()}
     return model, layer, x, {k: c.weight for k, c in consumers.items()}
 
 
@@ -141,19 +132,15 @@ def test_flap_orders_all_units_by_its_z_scores(tiny_model, tiny_tokens):
             ("neurons", layer.mlp_consumer),
             ("columns", layer.attention_consumer),
         ):
-            x = _consumer_inputs(model, tiny_tokens["code"], consumer)
+            x = consumer_inputs(model, tiny_tokens["code"], consumer)
             metric = x.var(0, correction=0) * consumer.weight.square().sum(0)
             metric = metric**2 if kind == "columns" else metric
             z[kind] = (metric - metric.mean()) / metric.std()
         z["heads"] = z["columns"].view(6, 4).mean(1)
         z["kv_groups"] = z["columns"].view(3, 8).mean(1)
-        weights = {
-            "neurons": layer.neuron_weights,
-            "heads": layer.head_weights,
-            "kv_groups": layer.group_weights,
-        }
         for kind in KINDS:
-            per_weight = scores[kind][index][1] / weights[kind] * layer.neuron_weights
+            size = layer.unit_weights(kind) / layer.unit_weights("neurons")
+            per_weight = scores[kind][index][1] / size
             moved.append(per_weight - z[kind])
     offsets = torch.cat(moved)
     assert float(offsets.std()) < 1e-9

@@ -11,7 +11,7 @@ from pruneflow.models.structure import layers_of
 from pruneflow.pruning.statistics import collect
 from pruneflow.pruning.token_losses import GRADIENTS
 from pruneflow.pruning.unit_recorder import ACTIVATIONS, KINDS, MASKS, WEIGHT_GRADIENTS
-from tests.conftest import FAMILIES, sequence_losses
+from tests.conftest import FAMILIES, consumer_inputs, sequence_losses
 
 ALL = (ACTIVATIONS, MASKS, WEIGHT_GRADIENTS)
 
@@ -55,9 +55,8 @@ def test_masks_give_the_derivative_of_each_sequences_loss_by_a_mask(
                     x[..., channels] *= 1 + step
                     return (x,)
 
-                handle = consumer.register_forward_pre_hook(mask)
-                losses.append(sequence_losses(model, tokens))
-                handle.remove()
+                with consumer.register_forward_pre_hook(mask):
+                    losses.append(sequence_losses(model, tokens))
             derivatives = (losses[0] - losses[1]) / 4e-3  # [sequences]
             squared = statistics.means("z_squared")[kind][1][row, unit]
             absolute = statistics.means("z_absolute")[kind][1][row, unit]
@@ -96,13 +95,7 @@ def test_activation_sums_are_those_of_the_consumers_inputs(tiny_model, tiny_toke
     statistics = _collect(model, tiny_tokens)
     layer = layers_of(model)[2]
     for kind, consumer in (("neurons", layer.mlp_consumer), ("columns", layer.attention_consumer)):
-        seen = []
-        handle = consumer.register_forward_pre_hook(
-            lambda _m, args, seen=seen: seen.append(args[0])
-        )
-        model(input_ids=tiny_tokens["code"])
-        handle.remove()
-        x = seen[0].flatten(0, -2)
+        x = consumer_inputs(model, tiny_tokens["code"], consumer)
         assert torch.allclose(statistics.sums["x", kind, 2][1], x.sum(0))
         assert torch.allclose(statistics.sums["x_squared", kind, 2][1], x.square().sum(0))
     assert statistics.tokens.tolist() == [96, 96]
@@ -117,19 +110,6 @@ def test_statistics_do_not_depend_on_the_batch_size(tiny_model, tiny_tokens, gra
         for tokens in (16, 64)  # batches of 1, and of 4 and 2
     )
     _assert_close(one, many)
-
-
-def test_statistics_of_parts_add_up_to_those_of_the_whole(tiny_model, tiny_tokens):
-    model = tiny_model()
-    first, second = (
-        _collect(model, {name: tokens[part] for name, tokens in tiny_tokens.items()})
-        for part in (slice(0, 2), slice(2, 6))
-    )
-    whole = _collect(model, tiny_tokens)
-    _assert_close(first + second, whole)
-    assert (first + second).losses == pytest.approx(whole.losses)
-    with pytest.raises(ValueError, match="same domains"):
-        first + _collect(model, {"prose": tiny_tokens["prose"]})
 
 
 def test_sampled_labels_have_the_expectation_of_the_true_fisher(tiny_model, tiny_tokens):
@@ -199,11 +179,10 @@ def test_the_pass_leaves_no_gradients_no_hooks_and_no_graph(tiny_model, tiny_tok
         return register(tensor, hook)
 
     monkeypatch.setattr(torch.Tensor, "register_hook", spy)
-    handle = model.register_forward_hook(
+    with model.register_forward_hook(
         lambda _module, _args, output: graphs.append(weakref.ref(output.logits))
-    )
-    _collect(model, tiny_tokens, 16)
-    handle.remove()
+    ):
+        _collect(model, tiny_tokens, 16)
     gc.collect()
     assert len(graphs) == 12 * (1 + 3 * (2 + 7))  # logits; consumers and linears of 3 layers
     assert all(graph() is None for graph in graphs)

@@ -18,12 +18,11 @@ from pruneflow.workspace import (
     run_lock,
     stage_lock,
 )
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.conftest import ROOT
 
 HOLD = """
 import time
-from pruneflow.workspace import run_lock, stage_lock
+from pruneflow.workspace import _only_stage, run_lock, stage_lock
 with {lock}:
     print("held", flush=True)
     time.sleep(60)
@@ -41,7 +40,7 @@ def holder(request: pytest.FixtureRequest):
     """A process that holds a lock, e.g. ``run_lock()``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(lock=request.param)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -98,29 +97,18 @@ def test_a_stage_alone_holds_the_workspace_against_runs() -> None:
         run_lock().__enter__()
 
 
+@pytest.mark.parametrize("holder", ["_only_stage('r1', 0)"], indirect=True)
 def test_a_stage_waits_for_one_left_behind_then_gives_up(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    holder: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    orphan = "__import__('pruneflow.workspace').workspace._only_stage('r1', 0)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(lock=orphan)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    try:
-        busy = pytest.raises(WorkspaceBusyError, match=f"another stage .*pid {process.pid}")
-        with busy, stage_lock("r2", wait=0.5):
-            pass
-        assert capsys.readouterr().err.count("for a stage that an earlier run left running") == 1
-        process.kill()
-        process.wait()
-        with stage_lock("r2", wait=5):
-            pass
-    finally:
-        process.kill()
-        process.communicate()
+    busy = pytest.raises(WorkspaceBusyError, match=f"another stage .*pid {holder.pid}")
+    with busy, stage_lock("r2", wait=0.5):
+        pass
+    assert capsys.readouterr().err.count("for a stage that an earlier run left running") == 1
+    holder.kill()
+    holder.wait()
+    with stage_lock("r2", wait=5):
+        pass
 
 
 def test_what_a_stage_dies_of_is_recorded_and_forgotten_when_the_next_starts() -> None:
