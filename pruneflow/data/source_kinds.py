@@ -196,6 +196,18 @@ def _shortened(patterns: list[str]) -> str:
     return patterns[0] + (f" (+{len(patterns) - 1})" if len(patterns) > 1 else "")
 
 
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    ArithmeticError,  # a date after the year 9999
+    LookupError,  # an unknown time zone
+    DatasetsError,
+    HTTPError,
+)
+"""What `datasets` raises for a dataset that cannot be read."""
+
 Reader = Callable[[Any, Reading], Records]
 KINDS: dict[str, tuple[type[Source], Reader]] = {}
 
@@ -281,7 +293,7 @@ def hub(source: HubSource, reading: Reading) -> Records:
             for number, row in enumerate(islice(iter(rows), source.rows), start=1)
         )
         yield from fill(places, source, reading.max_record_bytes)
-    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError, HTTPError) as error:
+    except UNREADABLE as error:
         detail = " ".join(str(error).split())[:200]
         if source.is_local:
             fix = (
