@@ -10,6 +10,7 @@ match their sha256 in `data/sources.lock`: an upgrade cannot change the text unn
 """
 
 import inspect
+import os
 import sysconfig
 import tokenize
 from abc import ABC, abstractmethod
@@ -261,6 +262,7 @@ def _code(path: Path, name: str, max_bytes: int) -> TextRecord | Unreadable:
 @source_kind
 def files(source: FilesSource, reading: Reading) -> Records:
     """The user's files: one record each, or one per record or separated part."""
+    _check_links(reading.root)
     for path in expand(reading.root, source.files, str(reading.root / TEXT_FOLDER)):
         name = path.relative_to(reading.root).as_posix()
         # The folder's own README and DVC's files are not text.
@@ -310,8 +312,21 @@ def hub(source: HubSource, reading: Reading) -> Records:
         raise InputError(f"{source.dataset} cannot be read ({detail}): {fix}") from None
 
 
+def _check_links(root: Path) -> None:
+    """Refuse links to folders in data/text: DVC does not see changes behind them."""
+    for folder, names, _ in os.walk(root / TEXT_FOLDER):
+        linked = next((name for name in sorted(names) if Path(folder, name).is_symlink()), None)
+        if linked is not None:
+            place = Path(folder, linked).relative_to(root).as_posix()
+            raise InputError(
+                f"{place} is a link to a folder, and DVC does not see changes behind it: put the "
+                "folder itself there, or mount it (`mount --bind`)"
+            )
+
+
 def _log_local_copy(folder: Path, reading: Reading) -> None:
     """Log the sha256 of every file of a local copy."""
+    _check_links(reading.root)
     paths = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     if not paths:
         raise InputError(f"{folder} has no files: put a copy of the dataset there")
