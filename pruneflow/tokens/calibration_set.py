@@ -24,7 +24,7 @@ from pruneflow.settings.base import check
 from pruneflow.settings.calibration import CalibrationSettings, DocumentSettings
 from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.mixture import Mixture
-from pruneflow.tokens.packing import PackedBlocks, Packer, tokens_of
+from pruneflow.tokens.packing import AddBos, PackedBlocks, Packer, beginning_of, tokens_of
 from pruneflow.tokens.sampling import BlockRequest, block_requests, sample_blocks
 
 BLOCKS = "blocks.safetensors"
@@ -112,6 +112,7 @@ class CalibrationSet:
         weights: Mapping[str, float] | None = None,
         reserve: float = 2.0,
         validation_share: float = 0.2,
+        add_bos_token: AddBos = "auto",
         seed: int = 0,
     ) -> Self:
         """Build a set in memory from documents by domain.
@@ -127,6 +128,8 @@ class CalibrationSet:
                 rounded up to a multiple of the number of domains.
             reserve: sequences stored per domain, as a multiple of those used without feedback.
             validation_share: share of documents and of sequences for validation.
+            add_bos_token: whether every sequence begins with the beginning-of-text token; ``auto``
+                for what the tokenizer itself puts before a text.
             seed: for sampling sequences.
 
         Raises:
@@ -134,6 +137,7 @@ class CalibrationSet:
         """
         _check_tokenizer(tokenizer)
         mixture = _mixture_of(list(texts), sequences, sequence_length, weights, reserve)
+        beginning = beginning_of(tokenizer, add_bos_token)
         blocks: dict[str, dict[str, torch.Tensor]] = {"calibration": {}, "validation": {}}
         for domain, documents in texts.items():
             unique = sorted(
@@ -146,7 +150,9 @@ class CalibrationSet:
                 ("validation", unique[:held_out], max(1, round(validation_share * count)), None),
             ):
                 key = f"{split}/{domain}:{seed}"
-                packer = Packer(sequence_length, tokenizer.eos_token_id, most or least, key)
+                packer = Packer(
+                    sequence_length, beginning, tokenizer.eos_token_id, most or least, key
+                )
                 packer.add(tokens_of([text for _, text in of_split], tokenizer))
                 packed = packer.sampled()
                 if packed.available < least:
@@ -156,7 +162,12 @@ class CalibrationSet:
                         "needed: give it more text, or lower sequences or sequence_length"
                     )
                 blocks[split][domain] = torch.from_numpy(packed.blocks).long()
-        facts = {"seed": seed, "sequence_length": sequence_length, "mixture": mixture.facts}
+        facts = {
+            "seed": seed,
+            "sequence_length": sequence_length,
+            "beginning": beginning,
+            "mixture": mixture.facts,
+        }
         named = {
             f"{split}/{domain}": rows for split in blocks for domain, rows in blocks[split].items()
         }
@@ -193,7 +204,8 @@ def build_blocks(
         longest: maximum sequence length of the model (max_position_embeddings).
 
     Returns:
-        The manifests of the two folders. `mixture` is the requested and the actual mixture of the
+        The manifests of the two folders. `beginning` are the token ids at the beginning of every
+        block; `mixture` is the requested and the actual mixture of the
         calibration split; `domains` counts by domain and split; for calibration, the sequences of
         a round without feedback, and all stored ones (`held`).
 
@@ -209,8 +221,9 @@ def build_blocks(
         for request in requests:
             request.check_length(longest)
     documents = verify_manifest(documents_dir)["digest"]
-    packed = sample_blocks(requests, documents_dir, tokenizer, settings.seed)
-    facts = {"tokenizer": tokenizer_digest, "documents": documents}
+    beginning = beginning_of(tokenizer, settings.add_bos_token)
+    packed = sample_blocks(requests, documents_dir, tokenizer, beginning, settings.seed)
+    facts = {"tokenizer": tokenizer_digest, "documents": documents, "beginning": beginning}
     set_facts = {
         "seed": settings.seed,
         "sequence_length": settings.sequence_length,

@@ -1,9 +1,10 @@
 """Packing of documents into token blocks, and sampling of the blocks.
 
 The documents of a domain and split are concatenated with the end-of-text token between them, and
-cut into blocks of equal length without padding; the remainder is dropped. Blocks are sampled from
-the complete stream, so one long document cannot fill the set, in a single pass that stores only
-the sampled blocks.
+cut into blocks of equal length without padding; the remainder is dropped. Every block begins as the
+tokenizer begins a text, because many models need their beginning-of-text token. Blocks are sampled
+from the complete stream, so one long document cannot fill the set, in a single pass that stores
+only the sampled blocks.
 """
 
 import heapq
@@ -11,9 +12,13 @@ import random
 from array import array
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy
+
+from pruneflow.errors import InputError
+
+AddBos = bool | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,18 @@ class Packer:
 
     Args:
         length: tokens in a block.
+        beginning: token ids at the beginning of every block.
         separator: the token id between two documents.
         most: maximum number of blocks.
         key: seed of the random numbers.
     """
 
-    def __init__(self, length: int, separator: int, most: int, key: str) -> None:
+    def __init__(
+        self, length: int, beginning: list[int], separator: int, most: int, key: str
+    ) -> None:
         """Start with an empty stream."""
-        self._length, self._separator, self._most = length, separator, most
+        self._beginning, self._separator, self._most = beginning, separator, most
+        self._length = length - len(beginning)  # of the text in a block
         self._random = random.Random(key)
         self._kept: list[tuple[float, int, numpy.ndarray]] = []
         self._starts = array("q")  # where in the stream each document starts
@@ -78,9 +87,11 @@ class Packer:
     def sampled(self) -> PackedBlocks:
         """The blocks sampled so far."""
         kept = sorted(self._kept, key=lambda item: item[:2], reverse=True)
-        blocks = numpy.empty((len(kept), self._length), dtype=numpy.int32)
+        before = len(self._beginning)
+        blocks = numpy.empty((len(kept), before + self._length), dtype=numpy.int32)
+        blocks[:, :before] = self._beginning
         for row, (_, _, block) in enumerate(kept):
-            blocks[row] = block
+            blocks[row, before:] = block
         first = numpy.array([-index * self._length for _, index, _ in kept], dtype=numpy.int64)
         starts = numpy.asarray(self._starts, dtype=numpy.int64)
         # A separator belongs to the document before it.
@@ -90,11 +101,41 @@ class Packer:
         return PackedBlocks(blocks, documents, self._blocks)
 
 
-def tokens_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """The token ids of each text, without special tokens."""
+def beginning_of(tokenizer: Any, add_bos: AddBos = "auto") -> list[int]:
+    """The token ids before a text.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        add_bos: whether to add the beginning-of-text token; ``auto`` for what the tokenizer itself
+            puts before a text.
+
+    Raises:
+        InputError: the token is to be added and the tokenizer has none.
+    """
+    if add_bos != "auto":
+        if add_bos and tokenizer.bos_token_id is None:
+            raise InputError(
+                "calibration.add_bos_token is true, but the model's tokenizer has no bos_token: "
+                "set it to auto"
+            )
+        return [tokenizer.bos_token_id] if add_bos else []
+    (text,) = tokens_of(["1"], tokenizer)
+    (whole,) = tokens_of(["1"], tokenizer, add_special_tokens=True)
+    return whole[: whole.index(text[0])]
+
+
+def tokens_of(
+    texts: list[str], tokenizer: Any, add_special_tokens: bool = False
+) -> list[list[int]]:
+    """The token ids of each text, by default without special tokens."""
     if not texts:
         return []
     # verbose=False: no warning for documents longer than the model's context, which are cut later.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        return_attention_mask=False,
+        verbose=False,
+    )
     ids: list[list[int]] = encoded["input_ids"]
     return ids

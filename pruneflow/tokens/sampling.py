@@ -108,7 +108,11 @@ def block_requests(
 
 
 def sample_blocks(
-    requests: list[BlockRequest], documents_dir: Path, tokenizer: Any, seed: int
+    requests: list[BlockRequest],
+    documents_dir: Path,
+    tokenizer: Any,
+    beginning: list[int],
+    seed: int,
 ) -> dict[BlockRequest, PackedBlocks]:
     """Read the table once, and pack each document's tokens for all requests that use it.
 
@@ -116,6 +120,7 @@ def sample_blocks(
         requests: number and length of the blocks of each split and domain.
         documents_dir: folder of the table of documents.
         tokenizer: a transformers tokenizer with an end-of-text token.
+        beginning: token ids at the beginning of every block.
         seed: for sampling; the split test does not depend on it.
 
     Raises:
@@ -124,6 +129,7 @@ def sample_blocks(
     packers = {
         request: Packer(
             request.length,
+            beginning,
             tokenizer.eos_token_id,
             request.most,
             # Test blocks are the same for every seed.
