@@ -19,6 +19,7 @@ from flows.gc_cli import app as housekeeping_app
 from flows.inspection_cli import app as inspection_app
 from flows.registry_cli import app as registry_app
 from pruneflow.errors import PruneflowError, report
+from pruneflow.process_environment import complete_environment
 
 if TYPE_CHECKING:
     from flows.outcome import Outcome
@@ -43,6 +44,7 @@ app.add_typer(data_app, name="data")
 def main() -> None:
     """Run the command line; errors a user can act on are one line on stderr."""
     signal.signal(signal.SIGTERM, _interrupt)
+    complete_environment()
     try:
         app()
     except PruneflowError as error:
