@@ -32,8 +32,8 @@ from tasks.registry.registered_model import (
     DECISION_RUN,
     PRODUCTION,
 )
-from tasks.tracking.location import has_store
-from tasks.tracking.store import FOLDER_SCHEMES, connect, store_errors
+from tasks.tracking.location import FOLDER_SCHEMES, has_store
+from tasks.tracking.store import connect, store_errors
 
 SERVED_MODEL = Path("mlflow/served_model.py")
 DECISION_ARTIFACT = "reports/decision.json"

@@ -13,6 +13,7 @@ from pruneflow.errors import InputError
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import promotion, versions
 from tasks.tracking.store import connect, experiment
+from tests.pipeline.garbage import collect
 from tests.pipeline.toy import Workspace
 
 SETTINGS = RegistrySettings()
@@ -196,3 +197,68 @@ def test_a_file_that_is_no_database_is_one_line(workspace: Workspace) -> None:
     Path("mlflow/mlflow.db").write_text("not a database, whatever its name says")
     with pytest.raises(InputError, match="file is not a database"):
         connect(SETTINGS)
+
+
+NAME = "feature #1: [a] {b} & c+d;e@f~!$(g)"
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_artifacts_follow_a_workspace(
+    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A copy must not write to the files of the original, nor delete them."""
+    for content in "ab":
+        store.register(content)
+        promotion.promote(SETTINGS)
+    original = workspace.folder
+    folder = original.with_name(NAME)
+    if how == "moved":
+        original.rename(folder)
+    else:
+        shutil.copytree(original, folder)
+    monkeypatch.chdir(folder)
+    elsewhere = Registry()
+    for number in "12":
+        with versions.checkpoint(SETTINGS, number) as directory:
+            assert directory.is_relative_to(folder)
+    elsewhere.register("c")
+    promotion.promote(SETTINGS)
+    Workspace(folder, folder / "prefect").set(
+        registry={"name": SETTINGS.name, "experiment": SETTINGS.experiment}
+    )
+    collect()  # version 1
+    assert elsewhere.aliases() == {"candidate": "3", "production": "3", "previous": "2"}
+    with pytest.raises(InputError, match="has no version 1"):
+        versions.find_version(SETTINGS, "1")
+    if how == "moved":
+        assert not original.exists()
+        return
+    monkeypatch.chdir(original)
+    again = Registry()
+    assert again.aliases() == {"candidate": "2", "production": "2", "previous": "1"}
+    for number in "12":
+        with versions.checkpoint(SETTINGS, number) as directory:
+            assert directory.is_relative_to(original)
+
+
+def test_a_store_without_its_artifacts_is_refused(
+    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.register("a")
+    folder = workspace.folder.with_name("copy")
+    shutil.copytree(workspace.folder, folder)
+    shutil.rmtree(folder / SETTINGS.artifact_location)
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"has no mlflow/artifacts: copy that folder too"):
+        connect(SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a'b", "feature%2Flogin"])
+def test_a_folder_that_mlflow_cannot_open_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(InputError, match=r"whose path has [?'%] .*: rename that folder"):
+        connect(SETTINGS)
+    assert not list(tmp_path.rglob("*.db"))

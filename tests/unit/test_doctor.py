@@ -56,6 +56,23 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return choose
 
 
+def test_a_check_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Iterator[checks.Result]:
+        raise KeyError("getpwuid(): uid not found: 54321")
+        yield
+
+    def succeed() -> Iterator[checks.Result]:
+        yield OK, "well"
+
+    monkeypatch.setattr(checks, "CHECKS", {"first": fail, "second": succeed})
+    assert list(diagnose()) == [
+        CheckResult(
+            "first", PROBLEM, "this check failed (KeyError: 'getpwuid(): uid not found: 54321')"
+        ),
+        CheckResult("second", OK, "well"),
+    ]
+
+
 def found(name: str) -> list[tuple[str, str]]:
     return list(CHECKS[name]())
 
