@@ -44,7 +44,8 @@ app.add_typer(data_app, name="data")
 def main() -> None:
     """Run the command line; errors a user can act on are one line on stderr."""
     signal.signal(signal.SIGTERM, _interrupt)
-    complete_environment()
+    for name, why in complete_environment().items():
+        print(f"{name} is ignored: {why}", file=sys.stderr)
     try:
         app()
     except PruneflowError as error:

@@ -36,6 +36,7 @@ def connect(settings: RegistrySettings) -> MlflowClient:
     Raises:
         InputError: the store cannot be opened.
     """
+    os.environ.pop("MLFLOW_RUN_ID", None)  # start_run would continue that run
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

@@ -199,6 +199,18 @@ def test_a_file_that_is_no_database_is_one_line(workspace: Workspace) -> None:
         connect(SETTINGS)
 
 
+def test_results_never_go_into_a_run_that_the_environment_names(
+    store: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    with mlflow.start_run(experiment_id=store.experiment) as foreign:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", foreign.info.run_id)
+    version = Registry().register("a")
+    assert versions.find_version(SETTINGS, version)["run_id"] != foreign.info.run_id
+
+
 NAME = "feature #1: [a] {b} & c+d;e@f~!$(g)"
 
 

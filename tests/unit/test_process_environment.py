@@ -9,6 +9,8 @@ import threading
 
 import pytest
 
+from pruneflow.process_environment import complete_environment
+
 COMPLETE = "from pruneflow.process_environment import complete_environment as c; c()\n"
 
 
@@ -65,3 +67,24 @@ def test_a_user_without_an_entry_in_passwd_has_a_name():
 def test_characters_that_the_terminal_cannot_show_are_escaped():
     done = python("print('\u00d7 1.2 \u2212')", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stdout) == (0, b"\xd7 1.2 \\u2212\n")
+
+
+def test_variables_that_lead_results_elsewhere_are_removed_and_named(monkeypatch):
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow itself sets it
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "GIT_DIR", "PREFECT_API_URL", "no_proxy"):
+        monkeypatch.setenv(name, "http://elsewhere")
+    removed = complete_environment()
+    assert removed == {
+        "MLFLOW_RUN_ID": "results are always a new run",
+        "MLFLOW_TRACKING_URI": "registry.tracking_uri names the store",
+        "GIT_DIR": "the workspace's own repository is used",
+    }
+    assert not removed.keys() & os.environ.keys()
+    assert os.environ["PREFECT_API_URL"] == "http://elsewhere"
+
+
+def test_the_command_line_says_what_it_ignores():
+    command = [sys.executable, "-m", "flows.cli", "--help"]
+    environment = {**os.environ, "MLFLOW_RUN_ID": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "MLFLOW_RUN_ID is ignored: results are always a new run\n" in done.stderr
