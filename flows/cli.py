@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +19,7 @@ from flows.inspection_cli import app as inspection_app
 from flows.registry_cli import app as registry_app
 from pruneflow.errors import PruneflowError, report
 from pruneflow.process_environment import complete_environment
+from pruneflow.workspace import check_workspace, check_writable, run_lock
 
 if TYPE_CHECKING:
     from flows.outcome import Outcome
@@ -43,7 +43,8 @@ app.add_typer(data_app, name="data")
 
 def main() -> None:
     """Run the command line; errors a user can act on are one line on stderr."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGTERM ends a run as Ctrl-C does, so that no stage is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name, why in complete_environment().items():
         print(f"{name} is ignored: {why}", file=sys.stderr)
     try:
@@ -66,7 +67,7 @@ def configure(
     ],
 ) -> None:
     """Write configs/pipeline.yaml from a profile and the defaults."""
-    _enter_workspace()
+    check_workspace()
     from pruneflow import plan as planning
 
     kept = planning.configure(profile)
@@ -83,20 +84,20 @@ def configure(
     )
 )
 def plan(
-    rounds: Annotated[int, typer.Option(help="In how many rounds.")],
+    rounds: Annotated[int, typer.Option(help="Number of rounds.")],
     ratio: Annotated[
         float | None, typer.Option(help="Share of the block weights to remove, between 0 and 1.")
     ] = None,
     parameters: Annotated[
-        int | None, typer.Option(help="Or: parameters to be left, embeddings included.")
+        int | None, typer.Option(help="Or: number of parameters to keep, embeddings included.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option("--bytes", help="Or: bytes of weights to be left.")
+        int | None, typer.Option("--bytes", help="Or: bytes of weights to keep.")
     ] = None,
     schedule: Annotated[
         str,
         typer.Option(
-            help="linear (equal steps) or geometric (equal shares of what is left).",
+            help="linear (equal steps) or geometric (equal shares of the rest).",
             autocompletion=one_of(schedules),
         ),
     ] = "linear",
@@ -106,7 +107,7 @@ def plan(
 
     Give the goal as one of --ratio, --parameters and --bytes.
     """
-    _enter_workspace()
+    check_workspace()
     from pruneflow import plan as planning
     from pruneflow.settings.base import check
     from pruneflow.settings.pruning import Target
@@ -130,14 +131,14 @@ def run(as_json: AsJson = False) -> None:
     Exit code: 0 accepted, or refused by gates that are not enforced; 1 refused by the gates, or
     failed; 2 bad input; 130 interrupted.
     """
-    _enter_workspace()
+    check_workspace()
     from flows.last_run import standing_outcome
     from pruneflow.judge.gates import load_gates
     from pruneflow.paths import GATES_FILE
-    from pruneflow.workspace import run_lock
+    from pruneflow.settings.pipeline import load_settings
 
     with run_lock() as environment:
-        settings = _settings()
+        settings = load_settings()
         standing = standing_outcome(settings, load_gates(GATES_FILE))
         if standing is None:
             preflight()
@@ -156,19 +157,18 @@ def run(as_json: AsJson = False) -> None:
 
 @app.command(epilog=examples("pruneflow sweep", "pruneflow sweep --workers 1 --json"))
 def sweep(
-    workers: Annotated[int, typer.Option(help="Recipes at work at the same time.", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="Number of recipes to run in parallel.", min=1)] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Run the recipes of configs/sweep.yaml, and compare them.
 
-    Stages that recipes share with each other or with the last run are run once; a second sweep runs
-    only outdated stages. Progress goes to stderr.
+    Stages that recipes share with each other or with the last run are executed once; a second sweep
+    runs only outdated stages. Progress goes to stderr.
 
     Exit code: 0 if at least one recipe finished, 1 if none did, 2 bad input, 130 interrupted.
     """
-    _enter_workspace()
+    check_workspace()
     from pruneflow.sweep_recipes import load_recipes
-    from pruneflow.workspace import run_lock
 
     with run_lock() as environment:
         settings = preflight()
@@ -195,7 +195,7 @@ def stage(
 
     dvc.yaml runs its stages with the same code; dvc.lock is not updated.
     """
-    _enter_workspace()
+    check_workspace()
     from pruneflow.stages import run_stage_by_name
 
     raise typer.Exit(run_stage_by_name(name))
@@ -212,11 +212,11 @@ def preflight() -> "PipelineSettings":
     from pruneflow.judge.gates import load_gates
     from pruneflow.models.source import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
-    from pruneflow.workspace import check_writable
+    from pruneflow.settings.pipeline import load_settings
     from tasks.tracking.location import has_store
     from tasks.tracking.store import connect
 
-    settings = _settings()
+    settings = load_settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
     check_writable(Path("data"))
     load_gates(GATES_FILE)
@@ -247,32 +247,27 @@ def _print_outcome(outcome: "Outcome", settings: "PipelineSettings") -> None:
     from pruneflow.paths import MODEL, PAGE
     from pruneflow.report.result_table import result_table
 
-    name = settings.registry.name
+    version = f"version {outcome.version} of {settings.registry.name} is"
+    promote = f"{_program('pruneflow')} promote"
     Console().print(result_table(outcome.summary))
     print(f"report      {PAGE}")
     print(f"model       {MODEL}")
     print(f"MLflow      {_mlflow_page(settings.registry)}")
     if outcome.version is None:
         print("refused     nothing is registered, production stays as it is")
-    elif outcome.in_production and not outcome.new:
-        print(f"nothing new version {outcome.version} of {name} is in production already")
-    elif outcome.accepted and not outcome.new:
+    elif not outcome.accepted:
         print(
-            f"nothing new version {outcome.version} of {name} is a candidate already: "
-            f"{_program('pruneflow')} promote"
+            f"unenforced  {version} the candidate although gates refused it: "
+            "`run_mode: enabled` in configs/gates.yaml enforces them"
         )
-    elif outcome.in_production:
-        print(f"accepted    version {outcome.version} of {name} is in production")
-    elif outcome.accepted:
-        print(
-            f"accepted    version {outcome.version} of {name} is the candidate: "
-            f"{_program('pruneflow')} promote"
-        )
+    elif outcome.new:
+        place = "in production" if outcome.in_production else f"the candidate: {promote}"
+        print(f"accepted    {version} {place}")
     else:
-        print(
-            f"unenforced  version {outcome.version} of {name} is the candidate although gates "
-            "refused it: `run_mode: enabled` in configs/gates.yaml enforces them"
-        )
+        place = "in production already"
+        if not outcome.in_production:
+            place = f"a candidate already: {promote}"
+        print(f"nothing new {version} {place}")
     for reason in outcome.reasons:
         print(f"  {reason}")
     if outcome.not_pushed:
@@ -302,23 +297,6 @@ def _program(name: str) -> str:
     """How to call a program of this environment from here, whether or not it is on the path."""
     program = Path(sys.executable).parent / name
     return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
-
-
-def _enter_workspace() -> None:
-    from pruneflow.workspace import check_workspace
-
-    check_workspace()
-
-
-def _settings() -> "PipelineSettings":
-    from pruneflow.settings.pipeline import load_settings
-
-    return load_settings()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> Any:
-    """Let SIGTERM end a run as Ctrl-C does, so that no stage is left behind."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

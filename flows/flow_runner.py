@@ -73,9 +73,9 @@ def _result(flow: "Flow[..., State]", **parameters: Any) -> Any:
 
 
 def _quieten() -> None:
-    """Show on the terminal only our tasks' and flows' logs, and other loggers' warnings.
+    """Show only the logs of our tasks and flows, and warnings of other loggers, on the terminal.
 
-    Prefect's own lines about states stay on the run's page; a crash is still shown whole.
+    Prefect's own messages about states appear only on the run's page; a crash is shown in full.
     """
     import logging
 

@@ -1,10 +1,11 @@
-"""The whole pipeline as a Prefect flow: DVC's stages in order, then gates, tracking, registry.
+"""The complete pipeline as a Prefect flow: DVC's stages in order, then gates, tracking, registry.
 
-`dvc.yaml` is the only description of the stages: the flow walks its graph. What follows the stages
-has side effects outside the workspace's data, and so is no DVC stage.
+The flow walks the graph of `dvc.yaml`, the only description of the stages. The later steps have
+side effects outside the workspace's data, so they are not DVC stages.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -21,7 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.outcome import REFUSED, Outcome
-from flows.run_notification import HOOKS, notify_run
+from flows.run_notification import HOOKS, notify
 from pruneflow.artifacts import read_json, sha256_file, sha256_json
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.judge.gates import Decision, GatesSettings, decide, load_gates, refuse
@@ -73,8 +74,8 @@ def pipeline() -> State:
     try:
         check_workspace()
         settings, gates = load_settings(), load_gates(GATES_FILE)
-        with run_lock() as environment, only_run(notify_run):
-            # Whether the store can be used shows now, not after hours of pruning.
+        with run_lock() as environment, only_run(notify):
+            # Fails now if the store cannot be used, not after hours of pruning.
             _step("registry", lambda: promotion.undo_killed_move(settings.registry))
             _run_stages(environment, gates)
             outcome = _conclude(settings, gates)
@@ -93,7 +94,7 @@ def pipeline() -> State:
     return Completed(name="Accepted", data=outcome)
 
 
-def served_model_needs() -> list[str]:
+def served_model_requirements() -> list[str]:
     """Return the pip requirements of the served model: what is installed here."""
     names = ("mlflow", "torch", "transformers", "safetensors")
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
@@ -125,7 +126,7 @@ def _run_stages(environment: dict[str, str], gates: GatesSettings) -> None:
         position = f"[{place}/{len(names)}]"
         state = run_stage(name, position, environment, return_state=True)
         if not state.is_completed():
-            # An older decision must not stand as if it were about this run.
+            # An older decision must not be taken for one about this run.
             write_record(DECISION, refuse(name, str(state.message), gates))
         _result(state)
         update_progress_artifact(progress, 100 * place / len(names))
@@ -140,20 +141,23 @@ def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
     run_id = _step(
         "tracking", lambda: log_run(settings, summary, decision, {**lineage.tags(), **_versions()})
     )
-    accepted, reasons = decision.accepted, decision.reasons
-    _publish(summary, accepted, reasons)
+    _publish(summary, decision)
+    outcome = Outcome(decision.accepted, decision.reasons, summary, run_id)
     if not decision.may_register:
         logger.info("refused by the gates: nothing is registered, production stays as it is")
-        return Outcome(accepted, reasons, summary, run_id)
+        return outcome
     name = settings.registry.name
     registered = _step(
         "registration",
-        lambda: versions.register(settings.registry, MODEL, run_id, lineage, served_model_needs()),
+        lambda: versions.register(
+            settings.registry, MODEL, run_id, lineage, served_model_requirements()
+        ),
     )
     number = registered.version
     logger.info(f"version {number} of {name} is the candidate")
-    if not accepted:
-        return Outcome(accepted, reasons, summary, run_id, number)
+    outcome = replace(outcome, version=number)
+    if not outcome.accepted:
+        return outcome
     in_production, moved = registered.in_production, False
     if settings.registry.promotion == "auto":
         move = _step("promotion", lambda: promotion.promote_accepted(settings.registry, number))
@@ -167,16 +171,8 @@ def _conclude(settings: PipelineSettings, gates: GatesSettings) -> Outcome:
     problem = _step("push", lambda: push(logger.info)) if settings.registry.push else None
     if problem:
         logger.warning(f"not pushed to DVC's remote: {problem}")
-    return Outcome(
-        accepted,
-        reasons,
-        summary,
-        run_id,
-        number,
-        in_production,
-        registered.new or moved,
-        problem,
-    )
+    new = registered.new or moved
+    return replace(outcome, in_production=in_production, new=new, not_pushed=problem)
 
 
 def _decide(summary: Summary, settings: PipelineSettings, gates: GatesSettings) -> Decision:
@@ -218,7 +214,7 @@ def _versions() -> dict[str, str]:
     return {f"version.{name}": version(name) for name in names}
 
 
-def _publish(summary: Summary, accepted: bool, reasons: list[str]) -> None:
+def _publish(summary: Summary, decision: Decision) -> None:
     """Show the result on the run's page in Prefect."""
     from pruneflow.report.comparison_table import comparison
 
@@ -226,7 +222,8 @@ def _publish(summary: Summary, accepted: bool, reasons: list[str]) -> None:
     for section, rows in comparison(summary).items():
         lines.append(f"| **{section}** | | | |")
         lines += [f"| {' | '.join(row)} |" for row in rows]
-    verdict = ["accepted" if accepted else "refused", *(f"- {reason}" for reason in reasons)]
+    verdict = "accepted" if decision.accepted else "refused"
+    reasons = [f"- {reason}" for reason in decision.reasons]
     create_link_artifact(
         key="report",
         link=PAGE.absolute().as_uri(),
@@ -235,7 +232,7 @@ def _publish(summary: Summary, accepted: bool, reasons: list[str]) -> None:
     )
     create_markdown_artifact(
         key="result",
-        markdown="\n".join([*lines, "", *verdict, "", f"Report: `{PAGE}`"]),
+        markdown="\n".join([*lines, "", verdict, *reasons, "", f"Report: `{PAGE}`"]),
         description="Dense and pruned",
     )
 

@@ -17,7 +17,7 @@ app = typer.Typer(rich_markup_mode=None)
 ApprovedBy = Annotated[
     str | None, typer.Option("--approved-by", help="Who approves; kept in the model's history.")
 ]
-Because = Annotated[str | None, typer.Option("--because", help="Why; kept in the history too.")]
+Because = Annotated[str | None, typer.Option("--because", help="Why; kept in the model's history.")]
 
 
 @app.command(epilog=examples("pruneflow status", "pruneflow status --json"))
@@ -68,7 +68,7 @@ def promote(
     version: Annotated[
         str | None,
         typer.Argument(
-            help="Which version; the candidate when left out.", autocompletion=one_of(versions)
+            help="Version number; the candidate by default.", autocompletion=one_of(versions)
         ),
     ] = None,
     approved_by: ApprovedBy = None,
@@ -77,9 +77,9 @@ def promote(
 ) -> None:
     """Put a version into production, the candidate by default.
 
-    The one in use is kept as `previous`. The version must have been accepted by its own gates, and
-    it must load and write, before the alias moves and after; else the alias is moved back. Safe to
-    repeat.
+    The current one is kept as `previous`. The gates must have accepted the version, and it must
+    load and generate text before and after the alias moves; otherwise the alias is moved back. Safe
+    to repeat.
     """
     settings = _settings()
     from tasks.registry import promotion
@@ -135,8 +135,8 @@ def serve(
 ) -> None:
     """Serve the version in production over HTTP.
 
-    MLflow's own server does it, until it is ended. What is promoted meanwhile is served after a
-    restart. GET /ping says whether it is up; POST /invocations takes
+    Runs MLflow's model server until it is stopped; a version promoted meanwhile is served after a
+    restart. GET /ping tells whether it is up; POST /invocations takes
     {"inputs": ["a prompt"], "params": {"max_new_tokens": 32}}.
     """
     settings = _settings()

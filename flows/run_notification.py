@@ -1,7 +1,7 @@
 """Notify the webhook of the settings when a flow run ends.
 
-A state hook of the flow, not an automation: an automation needs a server that outlives the run, and
-`pruneflow run` may start one for itself. A hook never changes how the run ended: its errors are
+This is a state hook of the flow, not an automation: an automation needs a server that outlives the
+run, and `pruneflow run` may start its own. A hook never changes how the run ended: its errors are
 warnings in the run's log.
 """
 
@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefect.client.schemas.objects import Flow as FlowRecord
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
@@ -21,19 +22,14 @@ from tasks.prefect.webhook import send, webhook_url
 from tasks.registry import versions
 
 
-def notify(flow: Flow[Any, Any], flow_run: FlowRun, state: State) -> None:
-    """Send a notification about a finished run, as a state hook of its flow."""
-    notify_run(flow.name, flow_run, state)
-
-
-def notify_run(flow: str, flow_run: FlowRun, state: State) -> None:
+def notify(flow: Flow[Any, Any] | FlowRecord, flow_run: FlowRun, state: State) -> None:
     """Send a notification about a finished run, if the settings ask for one."""
     settings = load_notify_settings()
     event, url = _event(state), webhook_url(settings)
     watched = settings.runs == "all" or flow_run.deployment_id is not None
     if url is None or not watched or event not in settings.events:
         return
-    error = send(url, _message(flow, flow_run, state, event))
+    error = send(url, _message(flow.name, flow_run, state, event))
     if error is not None:
         flow_run_logger(flow_run).warning(f"no notification was sent: {error}")
 
@@ -64,7 +60,7 @@ def _message(flow: str, flow_run: FlowRun, state: State, event: str) -> dict[str
 
 
 def _in_production() -> str | None:
-    """The version in production; None where settings or store cannot be read, too."""
+    """Return the version in production; None also if settings or store cannot be read."""
     try:
         version = versions.status(load_settings().registry)[versions.PRODUCTION]
     except PruneflowError:

@@ -13,7 +13,7 @@ from prefect.states import Completed
 from prefect.task_runners import TaskRunner
 from prefect_dask import DaskTaskRunner
 
-from flows.run_notification import HOOKS, notify_run
+from flows.run_notification import HOOKS, notify
 from pruneflow.artifacts import write_json
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.judge.pareto import Row, figures_of, pareto_table
@@ -48,7 +48,7 @@ def sweep(workers: int = 2) -> State:
         check_workspace()
         settings = load_settings()
         recipes = load_recipes(settings)
-        with run_lock(), only_run(notify_run):
+        with run_lock(), only_run(notify):
             rows = _sweep(settings, recipes, workers)
     except PruneflowError as error:
         return failed(error)
@@ -64,12 +64,13 @@ def _sweep(
 ) -> list[Row]:
     folders = [SWEEP / name for name in recipes]
     clear_recipes(folders)
-    workspaces = {each.name: each for each in prepare(recipes)}
+    prepared = prepare(recipes)
+    workspaces = {each.name: each for each in prepared}
     try:
-        for name, stages in to_share(workspaces.values()).items():
+        for name, stages in to_share(prepared).items():
             # A failure is reported by every recipe that needs these stages.
             _run_alone(workspaces[name], "shared stages", stages)
-        errors = _run_in_parallel(list(workspaces.values()), workers)
+        errors = _run_in_parallel(prepared, workers)
         for name, workspace in workspaces.items():
             # One at a time: the recipes' speeds are compared.
             if name not in errors and (error := _run_alone(workspace, "speed and report", [])):

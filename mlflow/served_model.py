@@ -1,7 +1,7 @@
 """What `mlflow models serve` runs: a list of prompts in, a list of continuations out.
 
-MLflow stores this file beside the model ("models from code") and runs it in environments where
-pruneflow is not installed, so it knows only transformers.
+MLflow stores this file next to the model ("models from code") and runs it in environments where
+pruneflow is not installed, so it uses only transformers.
 """
 
 import json
@@ -19,8 +19,8 @@ class PrunedModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load weights and tokenizer: safetensors only.
 
-        No code of the model directory is run, but for layout per_layer: its config.json names a
-        model file, which pruneflow wrote and its digest covers.
+        No code of the model directory is run, except with layout per_layer: its config.json names
+        a model file that pruneflow wrote and that the model's digest covers.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -53,6 +53,14 @@ def read_record(kind: type[RecordT], path: Path) -> RecordT:
     return parse_record(kind, read_json(path), str(path))
 
 
+def find_record(kind: type[RecordT], path: Path) -> RecordT | None:
+    """Read a record; None where it is missing or does not fit the schema."""
+    try:
+        return read_record(kind, path)
+    except DamagedArtifactError:
+        return None
+
+
 def parse_record(kind: type[RecordT], values: Any, where: str) -> RecordT:
     """Check the values of a record.
 

@@ -12,7 +12,7 @@ import dvc  # noqa: F401
 import pytest
 from hypothesis import settings
 
-# The same examples in every run: what a random one finds belongs in a test of its own.
+# The same examples in every run: a failure found at random belongs in its own test.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -198,7 +198,7 @@ def tiny_model_directory(
 
 @pytest.fixture
 def real_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder of its own, with the real graph and configs and no data yet."""
+    """A project folder with the real graph and configs, and no data yet."""
     from dvc.repo import Repo
 
     folder = tmp_path / "workspace"
@@ -217,3 +217,17 @@ def real_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / ".dvc/config").write_text("[core]\n    analytics = false\n    no_scm = true\n")
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """We are in a project folder that is configured, with nothing run yet."""
+    from pruneflow.plan import configure
+
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "data").mkdir()
+    for name in ("dvc.yaml", "prefect.yaml", "data/sources.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    configure("demo")
+    return tmp_path

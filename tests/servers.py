@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -79,6 +80,31 @@ def serving(
             yield
         finally:
             _end(process, end)
+
+
+@contextmanager
+def served(environment: dict[str, str]) -> Iterator[str]:
+    """The server of the current directory's production; yields its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "flows.cli", "serve", "--port", str(port)]
+    ping = f"{address}/ping"
+    with serving(command, lambda: answers(ping), Path("served.log"), env=environment):
+        yield address
+
+
+def ask(address: str, body: Any) -> tuple[int, Any]:
+    """POST a body to /invocations; returns the status and the answer."""
+    request = urllib.request.Request(
+        f"{address}/invocations",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def _wait(process: "subprocess.Popen[bytes]", ready: Callable[[], bool], log: Path) -> None:

@@ -1,7 +1,7 @@
 """Check whether this machine and this workspace can run the pipeline.
 
 A check yields its findings; an error that it raises is a problem. To add a check, write it and
-register it in CHECKS.
+register it in CHECKS. Checks import what they need, so that a missing package is reported.
 """
 
 import os
@@ -14,6 +14,9 @@ from typing import Literal
 from pruneflow.errors import InputError, PruneflowError, WorkspaceBusyError
 from pruneflow.paths import DOMAINS_FILE, GATES_FILE, LM_EVAL, SOURCES_LOCK, SWEEP_FILE
 from pruneflow.settings.pipeline import PIPELINE_FILE, load_settings
+from pruneflow.workspace import check_writable, run_lock
+from tasks.doctor.installed_versions import check_python, compare_packages
+from tasks.tracking.git_state import git_state
 
 Status = Literal["ok", "warning", "problem"]
 OK: Status = "ok"
@@ -61,14 +64,10 @@ def diagnose() -> Iterator[CheckResult]:
 
 
 def _python() -> Iterator[Result]:
-    from tasks.doctor.installed_versions import check_python
-
     yield OK, check_python()
 
 
 def _packages() -> Iterator[Result]:
-    from tasks.doctor.installed_versions import compare_packages
-
     found = compare_packages()
     for wrong in found.wrong:
         yield PROBLEM, f"{wrong}: run `make setup`"
@@ -78,8 +77,6 @@ def _packages() -> Iterator[Result]:
 
 
 def _folder() -> Iterator[Result]:
-    from pruneflow.workspace import check_writable, run_lock
-
     check_writable(Path("data"))
     try:
         with run_lock():
@@ -295,8 +292,6 @@ def _disk() -> Iterator[Result]:
 
 
 def _git() -> Iterator[Result]:
-    from tasks.tracking.git_state import git_state
-
     commit, changed = git_state()
     if commit == "unknown":
         yield (

@@ -1,9 +1,7 @@
 """Sharing of data and models: `dvc push` to the workspace's remote."""
 
-import importlib.util
 import os
 import secrets
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,13 @@ from botocore.exceptions import BotoCoreError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from tasks.dvc.repro import failure_line, run_child
+from tasks.dvc.repro import DVC, failure_line, run_child
 from tasks.dvc.status import record_push
 
 
 def push(log: Callable[[str], Any]) -> str | None:
     """Push the outputs in dvc.lock to DVC's default remote; returns why it failed, or None."""
-    code, output = run_child([sys.executable, "-m", "dvc", "push", "--quiet"], log, {})
+    code, output = run_child([*DVC, "push", "--quiet"], log, {})
     if code != 0:
         return failure_line(code, output)
     record_push()
@@ -30,9 +28,6 @@ def probe_remote() -> tuple[str | None, str]:
 
     For a folder, permissions are checked; on any other remote an empty file is created and deleted.
     """
-    errors: tuple[type[Exception], ...] = (DvcException, OSError)
-    if importlib.util.find_spec("botocore"):
-        errors = (*errors, BotoCoreError)
     place = "none"
     try:
         with Repo() as repo:
@@ -46,7 +41,7 @@ def probe_remote() -> tuple[str | None, str]:
                 file = store.fs.join(place, f".pruneflow-{secrets.token_hex(8)}")
                 store.fs.pipe_file(file, b"")
                 store.fs.remove(file)
-    except errors as error:
+    except (DvcException, OSError, BotoCoreError) as error:
         line = " ".join(str(error).split())
         return f"DVC's remote cannot be used ({line}): correct it with `dvc remote`", place
     return None, place

@@ -29,7 +29,7 @@ SMALL = 16_000_000
 def repair_dvc_files(folder: Path = Path()) -> list[str]:
     """Repair `dvc.lock` and `.dvc/tmp/rwlock` if a kill truncated them.
 
-    `rwlock`, the list of readers and writers, is deleted: its processes are gone. `dvc.lock` is
+    `rwlock`, the list of readers and writers, is deleted: its processes have ended. `dvc.lock` is
     restored from the copy that the last stage made when it started; a file with git's conflict
     markers is left alone. DVC's own locks are held, so that no live process is writing.
 

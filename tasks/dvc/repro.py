@@ -1,8 +1,7 @@
 """Run one DVC stage as a child process, from a Prefect task.
 
-`dvc repro -s NAME` skips a stage that is up to date. It runs in its own session, so that ending the
-flow also ends DVC, the stage and the stage's children. DVC removes the outs of a stage before
-running it; if the stage fails, they are restored from DVC's cache.
+DVC runs in its own session, so that ending the flow also ends the stage and its children. It
+removes the outs of a stage before running it; if the stage fails, they are restored from its cache.
 """
 
 import codecs
@@ -18,7 +17,6 @@ import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +65,6 @@ _TRANSIENT = (
 )
 
 
-@dataclass(frozen=True)
-class StageOutcome:
-    """How a stage ended."""
-
-    name: str
-    unchanged: bool
-    seconds: float
-
-
 class StageError(PruneflowError):
     """A stage that failed for a reason other than bad input."""
 
@@ -111,7 +100,7 @@ def failed(error: PruneflowError, name: str | None = None) -> State:
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, **RETRIED)
-def run_stage(name: str, position: str = "", environment: dict[str, str] | None = None) -> State:
+def run_stage(name: str, position: str, environment: dict[str, str]) -> State:
     """Run the DVC stage `name` unless it is up to date.
 
     Args:
@@ -120,35 +109,37 @@ def run_stage(name: str, position: str = "", environment: dict[str, str] | None 
         environment: added to the child's environment, e.g. the token of the run.
 
     Returns:
-        A Completed state holding a `StageOutcome`; or a Failed state whose message is one line for
-        the user, named ``BadInput`` if retrying cannot help.
+        A Completed state holding whether the stage was executed; or a Failed state whose message is
+        one line for the user, named ``BadInput`` if retrying cannot help.
     """
     logger = get_run_logger()
-    label = f"{position} {name}".strip()
+    label = f"{position} {name}"
     logger.info(label)
+    started = time.monotonic()
     try:
-        outcome = reproduce(name, logger.info, environment or {})
+        executed = reproduce(name, logger.info, environment)
     except PruneflowError as error:
         return failed(error)
-    done = "nothing to do" if outcome.unchanged else f"done in {outcome.seconds:.0f} s"
+    done = f"done in {time.monotonic() - started:.0f} s" if executed else "nothing to do"
     logger.info(f"{label}: {done}")
-    return Completed(message=done, data=outcome)
+    return Completed(message=done, data=executed)
 
 
-def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str]) -> StageOutcome:
+def reproduce(name: str, log: Callable[[str], Any], environment: dict[str, str]) -> bool:
     """Run `dvc repro -s NAME` and wait for it; if it fails, the earlier outs are restored.
+
+    Returns:
+        Whether the stage was executed; False if it was up to date.
 
     Raises:
         InputError: the stage rejected its input.
         TransientStageError: the stage failed for a transient reason.
         StageError: the stage failed for any other reason.
     """
-    started = time.monotonic()
     clear_error()
     code, output = run_child([*DVC, "repro", "-s", name], log, environment)
     if code == 0:
-        unchanged = any("didn't change, skipping" in line for line in output)
-        return StageOutcome(name, unchanged, time.monotonic() - started)
+        return not any("didn't change, skipping" in line for line in output)
     # Outs that were never produced are not in the cache: DVC's error about them is ignored.
     run_child([*DVC, "checkout", "--quiet", "--force", name], lambda line: None, {})
     recorded = read_error()
@@ -216,8 +207,9 @@ def run_child(
         lines.append(line)
         return folder is not None or (bool(line.strip()) and not line.startswith(_CHATTER + _ERROR))
 
-    with _stderr(hear) if folder is None else nullcontext(subprocess.STDOUT) as stderr:
-        child = subprocess.Popen(
+    with (
+        _stderr(hear) if folder is None else nullcontext(subprocess.STDOUT) as stderr,
+        subprocess.Popen(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -227,7 +219,8 @@ def run_child(
             env=stage_environment(environment),
             text=True,  # also turns a bar's carriage returns into ends of lines
             errors="replace",
-        )
+        ) as child,
+    ):
         try:
             if started is not None:
                 started(child.pid)
@@ -238,7 +231,7 @@ def run_child(
                     log(line.rstrip())
             code = child.wait()
         except BaseException:  # Ctrl-C, a cancelled flow, a time limit
-            _end_group(child)
+            end_session(child.pid, child.poll)
             raise
     return code, lines
 
@@ -250,16 +243,13 @@ def _clear_line() -> None:
         sys.stderr.flush()
 
 
-def _end_group(child: subprocess.Popen[str]) -> None:
-    """End every process of the child's session: SIGTERM, then SIGKILL."""
-    end_session(child.pid, child.poll)
-    child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
-
-
 def end_session(session: int, reap: Callable[[], Any] = lambda: None) -> None:
-    """End every process of a session that `run_child` started; `reap` waits for ended children."""
+    """End every process of a session that `run_child` started: SIGTERM, then SIGKILL.
+
+    Args:
+        session: its id.
+        reap: waits for an ended child of this process, which would otherwise stay as a zombie.
+    """
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(session, sign)

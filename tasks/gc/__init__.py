@@ -1,1 +1,1 @@
-"""Garbage collection: what nothing needs any more."""
+"""Garbage collection: find and remove what is no longer needed."""

@@ -1,8 +1,8 @@
-"""Entries of DVC's cache that neither the workspace, a recipe of a sweep nor a commit needs.
+"""Entries of DVC's cache that no workspace, sweep recipe or commit needs.
 
-DVC itself determines what is needed, by the function behind `dvc gc` (`Repo.used_objs`). The
-command is not used: it opens every commit, at 0.2 s each, where only those that changed a dvc.lock
-matter; it asks the remote or the user about data that is not here; and it does not report sizes.
+DVC itself determines what is needed, with the function behind `dvc gc` (`Repo.used_objs`). The
+command itself opens every commit, at 0.2 s each, although only those that changed a dvc.lock
+matter, asks the remote or the user about missing data, and does not report sizes.
 """
 
 import logging
@@ -26,7 +26,7 @@ _NO_REMOTE = {"core": {"remote": ""}}
 
 
 class CacheUncertainError(Exception):
-    """Why it cannot be determined which entries are needed, so that all must stay."""
+    """The needed entries cannot be determined, so all must stay."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def repository() -> Iterator[Repo]:
     Raises:
         InputError: DVC cannot read the workspace, or another of its commands is running.
     """
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of every output not made yet
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns about every missing output
     try:
         with Repo(config=_NO_REMOTE) as repo, repo.lock:
             yield repo
@@ -55,10 +55,11 @@ def known_paths(repo: Repo) -> tuple[set[Path], set[Path]]:
 
 
 def unused_entries(repo: Repo) -> list[Removable]:
-    """Find the entries that neither dvc.lock, here, of a sweep's recipe, or of any commit, names.
+    """Find the entries that no dvc.lock of the workspace, a sweep's recipe or a commit names.
 
     Raises:
-        CacheUncertainError: it cannot be determined what is needed, or others may need it.
+        CacheUncertainError: the needed entries cannot be determined, or other projects may need
+            some.
     """
     cache = repo.cache.local
     if not Path(cache.path).is_relative_to(repo.root_dir):
@@ -67,20 +68,20 @@ def unused_entries(repo: Repo) -> list[Removable]:
             "`dvc gc --projects` takes them into account"
         )
     if not DVC_LOCK.is_file():
-        raise CacheUncertainError(f"there is no {DVC_LOCK} to say what DVC's cache is needed for")
+        raise CacheUncertainError(f"there is no {DVC_LOCK} to tell which cache entries are needed")
     needed = _needed(repo, _commits_with_locks(repo))
     for recipe in sorted(SWEEP.glob("*/.dvc")):
         with Repo(str(recipe.parent), config=_NO_REMOTE) as workspace:
             needed |= _needed(workspace, [])
-    # A folder's list goes before its files: without them it would name what is not there.
+    # Remove a folder's list before its files, so that it never names missing files.
     unused = sorted(set(cache.all()) - needed, key=lambda oid: (not oid.endswith(".dir"), oid))
     return [Removable.of_path("cache entry", Path(cache.oid_to_path(oid))) for oid in unused]
 
 
 def _needed(repo: Repo, commits: Sequence[str]) -> set[str]:
-    """The hashes that the locks of a workspace and of commits name, files in folders included.
+    """Return the hashes that the dvc.lock of a workspace and of commits name, files in folders too.
 
-    A commit's list of files may be missing, as in a clone; then its files are missing as well.
+    The list of a commit's files may be missing, as in a clone; then its files are missing as well.
     """
     try:
         for out in repo.index.outs:
@@ -89,17 +90,18 @@ def _needed(repo: Repo, commits: Sequence[str]) -> set[str]:
                     f"DVC's cache has no list of the files in {out}: run `dvc commit "
                     f"{out.stage.addressing}` or `dvc fetch` in {repo.root_dir}"
                 )
-        # By force: do not ask the user about a list that is missing.
+        # force: do not ask the user about a missing list.
         used = repo.used_objs(revs=list(commits), force=True)
     except (DvcException, TreeError, ObjectFormatError) as error:
         raise CacheUncertainError(
-            f"what DVC's cache is needed for cannot be determined ({repo.root_dir}: {_line(error)})"
+            f"the needed entries of DVC's cache cannot be determined ({repo.root_dir}: "
+            f"{_line(error)})"
         ) from None
     return {str(found.value) for group in used.values() for found in group}
 
 
 def _commits_with_locks(repo: Repo) -> list[str]:
-    """The commits of every branch, tag and worktree that changed a dvc.lock or *.dvc file."""
+    """Return the commits of any branch, tag or worktree that changed a dvc.lock or *.dvc file."""
     if not isinstance(repo.scm, Git):
         return []
     try:

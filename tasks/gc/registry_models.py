@@ -1,11 +1,11 @@
 """Unreferenced items of MLflow's store: versions, logged models, files of deleted runs.
 
-Rows of runs stay, and so do the reports of every run that is not deleted: they are small and
-document a model. A logged model is removed in an order that survives a kill: the version that names
-it, its files, its row. A logged model without a version is found again.
+Runs stay in the database, and the reports of every run that is not deleted stay as well: they are
+small and document a model. A logged model is removed in this order: the version that names it, its
+files, its row. If gc is killed in between, the next one finds a logged model without a version.
 
-`mlflow gc` is not used for deleted runs: it needs the database behind a server, does not spare the
-runs that registered versions refer to, and does not report sizes.
+`mlflow gc` is not used for deleted runs: it needs the database behind a server, also deletes runs
+that registered versions refer to, and does not report sizes.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,18 +18,17 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.gc.removable import Kind, Removable
-from tasks.registry import promotion
-from tasks.registry.versions import DECISION_RUN
+from tasks.registry.promotion import history
+from tasks.registry.registered_model import rolled_back_in
+from tasks.registry.versions import DECISION_RUN, aliases_of
 from tasks.tracking.location import has_store
 from tasks.tracking.store import connect, store_errors
 
 
 def unreferenced(settings: RegistrySettings, keep_versions: int = 0) -> list[Removable]:
-    """Find what no alias needs in the experiment and registered model of the settings.
+    """Find unreferenced items in the experiment and the registered model of the settings.
 
-    Args:
-        settings: the registry.
-        keep_versions: number of versions without an alias to keep, the newest.
+    `keep_versions` of the newest versions without an alias stay.
     """
     if not has_store(settings):
         return []
@@ -66,23 +65,21 @@ class _Store:
         yield from self._deleted_runs(experiment.experiment_id, runs)
 
     def _without_alias(self) -> list[ModelVersion]:
-        """The versions that nothing refers to, newest first.
+        """Return the versions that nothing refers to, the newest first.
 
-        A version that was rolled back stays: without it, a run that makes the same model again
+        A version that was rolled back stays; otherwise a run that produces the same model again
         would promote it.
         """
         ours = [version for version in self._versions if version.name == self._settings.name]
-        if not ours:
-            return []
-        aliases = self._client.get_registered_model(self._settings.name).aliases.values()
-        kept = {str(number) for number in aliases}
+        kept = set(aliases_of(self._client, self._settings.name).values())
+        moves = history(self._settings)
         sources = {version.source for version in self._versions}  # of copies
         return [
             version
             for version in sorted(ours, key=lambda each: int(each.version), reverse=True)
             if str(version.version) not in kept
             and f"models:/{version.name}/{version.version}" not in sources
-            and not promotion.was_rolled_back(self._settings, str(version.version))
+            and not rolled_back_in(moves, str(version.version))
         ]
 
     def _version(self, version: ModelVersion, staying: set[str | None]) -> Removable:
@@ -99,14 +96,14 @@ class _Store:
         return self._removable("version", f"{name} version {number}", size, remove)
 
     def _logged_models(self, experiment: str, named: set[str | None]) -> Iterator[Removable]:
-        """Models that no version names: their run was killed, or the version was deleted."""
+        """Yield models that no version names: the run was killed, or the version was deleted."""
         for model in mlflow.search_logged_models([experiment], output_format="list"):
             if model.model_id not in named and self._is_ours(model.source_run_id):
                 size, remove = self._model_files(model.model_id)
                 yield self._removable("logged model", model.model_id, size, remove)
 
     def _is_ours(self, run_id: str | None) -> bool:
-        """Whether the pipeline logged it; others may use the experiment as well."""
+        """Whether a run of the pipeline logged it; others may use the experiment too."""
         return bool(run_id) and "decision" in self._client.get_run(str(run_id)).data.tags
 
     def _model_files(self, model: str) -> tuple[int, Callable[[], None]]:
@@ -119,7 +116,7 @@ class _Store:
         return _stored(place), remove
 
     def _deleted_runs(self, experiment: str, needed: set[str]) -> Iterator[Removable]:
-        """Files of runs that were deleted in MLflow, which keeps the files."""
+        """Yield the files of deleted runs, which MLflow keeps."""
         deleted = ViewType.DELETED_ONLY
         for run in mlflow.search_runs([experiment], run_view_type=deleted, output_format="list"):
             place = run.info.artifact_uri
@@ -129,15 +126,11 @@ class _Store:
                 yield self._removable("deleted run", run.info.run_id, size, remove)
 
     def _removable(self, kind: Kind, name: str, size: int, remove: Callable[[], None]) -> Removable:
-        def remove_from_store() -> None:
-            with store_errors(self._settings):
-                remove()
-
-        return Removable(kind, name, size, remove_from_store)
+        return Removable(kind, name, size, store_errors(self._settings)(remove))
 
 
 def _logged_model(version: ModelVersion) -> str | None:
-    """The id of the logged model that a version was made from; None where it names none."""
+    """Return the id of the logged model that a version was made from, or None."""
     prefix = "models:/m-"
     if version.model_id:
         return str(version.model_id)
@@ -146,7 +139,7 @@ def _logged_model(version: ModelVersion) -> str | None:
 
 
 def _stored(place: str) -> int:
-    """Bytes of all files below an artifact location, local or remote."""
+    """Return the size of all files below a local or remote artifact location, in bytes."""
     repository, size = get_artifact_repository(place), 0
     folders: list[str | None] = [None]
     while folders:

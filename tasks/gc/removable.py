@@ -1,4 +1,4 @@
-"""Things that `pruneflow gc` can remove, with their sizes."""
+"""Items that `pruneflow gc` can remove, with their sizes."""
 
 import shutil
 from collections.abc import Callable
@@ -11,13 +11,13 @@ Kind = Literal["version", "logged model", "deleted run", "round", "leftover", "c
 
 @dataclass(frozen=True)
 class Removable:
-    """Something that is not needed; equal to another if it is the same thing in the same state.
+    """An item that is no longer needed; equal to another one of the same kind, name and size.
 
     Attributes:
         kind: what it is.
         name: identifies it within its kind.
-        size: bytes.
-        remove: removes it; if it is killed, the next gc finds and removes the rest.
+        size: in bytes.
+        remove: removes it; if it is killed, the next gc removes the rest.
     """
 
     kind: Kind
@@ -27,12 +27,12 @@ class Removable:
 
     @classmethod
     def of_path(cls, kind: Kind, path: Path) -> Self:
-        """A file or folder of the workspace."""
+        """Return a file or folder of the workspace."""
         return cls(kind, path.as_posix(), size_of(path), lambda: remove_path(path))
 
     @classmethod
     def of_folder(cls, kind: Kind, path: Path) -> Self:
-        """A folder that others look for: it is renamed first, so that a kill leaves no half."""
+        """Return a folder that is renamed first, so that a kill leaves no incomplete folder."""
 
         def remove() -> None:
             old = path.with_name(f".{path.name}.old")
@@ -43,7 +43,7 @@ class Removable:
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder; links are not followed."""
+    """Return the size of a file or of all files below a folder, in bytes; follows no links."""
     if path.is_dir() and not path.is_symlink():
         return sum(size_of(each) for each in path.iterdir())
     return path.lstat().st_size

@@ -1,7 +1,7 @@
-"""Find what no alias, lock or run needs any more, and remove it.
+"""Find and remove what no alias, dvc.lock or run needs any more.
 
-It holds the workspace and the registry, so that no run and no promotion happens at the same time.
-Everything it removes is independent of what stays; if it is killed, the next gc finds the rest.
+The workspace and the registry are locked meanwhile, so that no run and no promotion interferes.
+Nothing that stays depends on what is removed; if gc is killed, the next one removes the rest.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ from tasks.registry import promotion
 
 @dataclass(frozen=True)
 class Survey:
-    """What can be removed, in this order, and notes on what was skipped."""
+    """What can be removed, in order of removal, and notes on what was skipped."""
 
     found: list[Removable]
     notes: list[str]
@@ -38,11 +38,9 @@ class Survey:
 
 @contextmanager
 def survey(settings: PipelineSettings, keep_versions: int = 0) -> Iterator[Survey]:
-    """Hold workspace and registry and survey them; removing is safe until the block ends.
+    """Lock the workspace and the registry and survey them; until the block ends, removing is safe.
 
-    Args:
-        settings: the pipeline's.
-        keep_versions: number of versions without an alias to keep, the newest.
+    `keep_versions` of the newest versions without an alias stay.
 
     Raises:
         WorkspaceBusyError: a run or a stage is running.
@@ -62,28 +60,28 @@ def survey(settings: PipelineSettings, keep_versions: int = 0) -> Iterator[Surve
             try:
                 found += unused_entries(repo)
             except CacheUncertainError as error:
-                notes.append(f"{error}: nothing of it is removed")
+                notes.append(f"{error}: nothing is removed from it")
             yield Survey(found, notes)
 
 
-def remove(things: Iterable[Removable]) -> None:
-    """Remove what a survey found, while it holds.
+def remove(items: Iterable[Removable]) -> None:
+    """Remove what a survey found, inside its block.
 
     Raises:
-        InputError: something cannot be removed; everything before it is.
+        InputError: an item cannot be removed; those before it are.
     """
-    for thing in things:
+    for item in items:
         try:
-            thing.remove()
+            item.remove()
         except OSError as error:
             raise InputError(
-                f"{thing.name} cannot be removed ({error.strerror}): make it writable, and run "
+                f"{item.name} cannot be removed ({error.strerror}): make it writable, and run "
                 "`pruneflow gc` again"
             ) from None
 
 
 def _rounds(known: set[Path]) -> Iterator[Removable]:
-    """Folders of a longer plan: no stage writes or reads them, nor anything in or above them."""
+    """Yield folders of an earlier, longer plan: no stage reads or writes in them."""
     for folder in sorted(CHECKPOINTS.glob("[!.]*")):
         place = folder.absolute()
         if folder.is_symlink() or not folder.is_dir():
@@ -93,7 +91,7 @@ def _rounds(known: set[Path]) -> Iterator[Removable]:
 
 
 def _leftovers(outs: set[Path]) -> Iterator[Removable]:
-    """Temporary files of killed processes."""
+    """Yield temporary files of killed processes."""
     here = Path.cwd()
     written = {out.relative_to(here) for out in outs if out.is_relative_to(here)}
     written |= {DECISION, IN_PRODUCTION, PIPELINE_FILE, SOURCES_LOCK}
@@ -107,13 +105,13 @@ def _leftovers(outs: set[Path]) -> Iterator[Removable]:
 
 
 def _recoveries(settings: PipelineSettings) -> Iterator[Removable]:
-    """Recovery checkpoints that a run of the current settings, rounds and text does not resume."""
+    """Yield recovery checkpoints that a run with the current settings and data does not resume."""
     if RECOVERY_DONE.exists():
         yield Removable.of_path("leftover", RECOVERY_DONE)
     try:
         current = recovery_checkpoint(settings)
     except DamagedArtifactError:
-        return  # a round is missing: which of these its recovery resumes is not known yet
+        return  # a round is missing: which checkpoint its recovery resumes is not known yet
     needed = {current} if current is not None else set()
     places = set(RECOVERY.iterdir()) if RECOVERY.is_dir() else set()
     if current is not None and current not in places:

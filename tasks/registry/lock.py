@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from httpx import TransportError
 from prefect.client.orchestration import get_client
@@ -22,15 +22,15 @@ LEASE_SECONDS = 60.0  # Prefect's minimum
 
 @contextmanager
 def registry_held(settings: RegistrySettings) -> Iterator[None]:
-    """Hold the registry: no other process registers versions or moves aliases meanwhile.
+    """Lock the registry, so that no other process registers versions or moves aliases.
 
     All users of an SQLite store share a lock file next to it. Workspaces that share a Prefect
     server (PREFECT_API_URL) also share its global concurrency limit `pruneflow-registry`, created
-    on first use. Its lease expires soon after the holder is killed.
+    on first use. Its lease expires soon after its holder is killed.
 
     Raises:
-        WorkspaceBusyError: it stays held for longer than WAIT_SECONDS.
-        InputError: no Prefect server answers at PREFECT_API_URL, or it refuses.
+        WorkspaceBusyError: another process holds the lock for longer than WAIT_SECONDS.
+        InputError: no Prefect server answers at PREFECT_API_URL, or it refuses the request.
     """
     url = get_current_settings().api.url
     with registry_lock(store_file(settings), WAIT_SECONDS), ExitStack() as stack:
@@ -43,7 +43,7 @@ def check_server() -> None:
     """Check that the Prefect server at PREFECT_API_URL, if set, is up and accepts our login.
 
     Raises:
-        InputError: it is not, or does not.
+        InputError: it is not up, or refuses.
     """
     url = get_current_settings().api.url
     if url is not None:
@@ -59,7 +59,9 @@ def _take_turn(url: str, stack: ExitStack) -> None:
     )
     try:
         with _server_errors(url):
-            _make_limit()
+            with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+                # It exists already if another workspace created it at the same time.
+                client.upsert_global_concurrency_limit_by_name(REGISTRY_LIMIT, limit=1)
             stack.enter_context(turn)
     except TimeoutError:
         raise WorkspaceBusyError(
@@ -82,11 +84,3 @@ def _server_errors(url: str) -> Iterator[None]:
             f"no Prefect server answers at PREFECT_API_URL ({url}, {type(error).__name__}): start "
             "it with `make services`, or unset PREFECT_API_URL"
         ) from None
-
-
-def _make_limit() -> None:
-    try:
-        with get_client(sync_client=True) as client:
-            client.upsert_global_concurrency_limit_by_name(REGISTRY_LIMIT, limit=1)
-    except ObjectAlreadyExists:
-        pass  # another workspace created it first

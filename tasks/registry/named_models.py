@@ -1,27 +1,27 @@
-"""Collect what `pruneflow compare` shows of a registered version or a model of the workspace.
+"""Collect what `pruneflow compare` shows about a registered version or a model of the workspace.
 
-For a version it comes from its MLflow run; for a round, the dense and the delivered model from
-their records, and from the reports about the same digest.
+Data about a version come from its MLflow run; data about a round, the dense or the delivered model
+come from its record and from the reports with the same digest.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pruneflow.errors import DamagedArtifactError, InputError
+from pruneflow.errors import InputError
 from pruneflow.judge.model_comparison import SIZES, Side
 from pruneflow.judge.summary import Summary
 from pruneflow.measure.evaluation_record import EvaluatedModel, Evaluation
 from pruneflow.measure.latency_record import Speed
 from pruneflow.models.digests import weight_file_bytes
-from pruneflow.models.round_record import RECORD, RoundRecord, Validation, read_round_record
+from pruneflow.models.round_record import RECORD, RoundRecord, read_round_record
 from pruneflow.paths import BASELINE, CHECKPOINTS, EVALUATION, MODEL, SUMMARY
-from pruneflow.records import RecordT, read_record
+from pruneflow.records import DomainLoss, find_record
 from pruneflow.report.dvc_plots import HEALTH
 from pruneflow.settings.pipeline import DENSE, PipelineSettings
 from tasks.registry import versions
 from tasks.registry.production import EVALUATION_ARTIFACT
-from tasks.tracking.runs import flatten
+from tasks.tracking.runs import parameters
 
 SUMMARY_ARTIFACT = "reports/summary.json"
 DELIVERED = "model"
@@ -31,8 +31,8 @@ def find_side(name: str, settings: PipelineSettings) -> Side:
     """Return one side of a comparison.
 
     Args:
-        name: a version's number or alias, a round, ``dense`` or ``model``, the delivered one.
-        settings: the pipeline's.
+        name: a version's number or alias, a round, ``dense``, or ``model`` (the delivered model).
+        settings: of the pipeline.
 
     Raises:
         InputError: there is no such version or model, or it was skipped.
@@ -52,28 +52,27 @@ def find_side(name: str, settings: PipelineSettings) -> Side:
 
 def _version(name: str, settings: PipelineSettings) -> Side:
     version = versions.find_version(settings.registry, name)
-    tags = {key: str(value) for key, value in version.tags.items()}
-    digest = tags.get("model_digest", "")
-    evaluation = versions.read_record_of(Evaluation, version, EVALUATION_ARTIFACT)
+    digest = version.get("model_digest", "")
+    evaluation = versions.find_record(Evaluation, version, EVALUATION_ARTIFACT)
     if evaluation and evaluation.model.digest != digest:
         evaluation = None
-    summary = versions.read_record_of(Summary, version, SUMMARY_ARTIFACT)
+    summary = versions.find_record(Summary, version, SUMMARY_ARTIFACT)
     record = None
     if summary:
         place = f"rounds/{summary.model.delivered}/{RECORD}"
-        record = versions.read_record_of(RoundRecord, version, place)
+        record = versions.find_record(RoundRecord, version, place)
     checks = _as_round(record, digest)
     digests = {
         "model": digest,
-        "dense model": tags.get("dense_digest"),
-        "calibration set": tags.get("data_digest"),
-        "all settings": tags.get("recipe_digest"),
-        "gates": tags.get("gates_digest"),
-        "code": tags.get("git_commit"),
+        "dense model": version.get("dense_digest"),
+        "calibration set": version.get("data_digest"),
+        "all settings": version.get("recipe_digest"),
+        "gates": version.get("gates_digest"),
+        "code": version.get("git_commit"),
     }
     return Side(
         name=name,
-        title=f"version {version.version}",
+        title=f"version {version['version']}",
         sizes=_sizes(evaluation.model) if evaluation else {},
         evaluation=evaluation,
         speed=_speed(summary, digest),
@@ -91,7 +90,7 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
             f"round {name} was skipped, because an earlier round ended the schedule: compare "
             f"{record.delivered} instead"
         )
-    digest, summary = str(record.digest), _report(Summary, SUMMARY)
+    digest, summary = str(record.digest), find_record(Summary, SUMMARY)
     complete = (
         summary is not None
         and summary.digests.pruned == digest
@@ -103,7 +102,7 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
         "calibration set": record.calibration_set,
         "all settings": settings.digest() if complete else None,
     }
-    evaluations = (_report(Evaluation, path) for path in (BASELINE, EVALUATION))
+    evaluations = (find_record(Evaluation, path) for path in (BASELINE, EVALUATION))
     checks = _as_dense(record, settings) if name == DENSE else _as_round(record, digest)
     titles = {DENSE: "dense model", DELIVERED: "delivered model"}
     return Side(
@@ -116,7 +115,11 @@ def _directory(name: str, directory: Path, settings: PipelineSettings) -> Side:
         speed=_speed(summary, digest),
         validation=checks.validation,
         health=checks.health,
-        settings=_settings(settings) if complete else _recorded(record),
+        settings=(
+            {key: str(value) for key, value in parameters(settings).items()}
+            if complete
+            else _recorded(record)
+        ),
         digests={key: value for key, value in digests.items() if value},
     )
 
@@ -132,32 +135,29 @@ _UNCHECKED = _RoundChecks({}, {})
 
 
 def _as_round(record: RoundRecord | None, digest: str) -> _RoundChecks:
-    """Return the checks of a round's model; a recovered model has none of its own."""
+    """Return the checks of a round's model; none were made of a recovered model."""
     if record is None or record.digest != digest or record.recovered_from or not record.health:
         return _UNCHECKED
     health = {key: getattr(record.health, key) for key in HEALTH}
-    return _RoundChecks(health, _perplexities(record.validation, "pruned"))
+    losses = record.validation.pruned if record.validation else {}
+    return _RoundChecks(health, _perplexities(losses))
 
 
 def _as_dense(record: RoundRecord, settings: PipelineSettings) -> _RoundChecks:
-    """Return the dense model's side of the checks of the first round."""
-    first = _report(RoundRecord, CHECKPOINTS / next(iter(settings.rounds)) / RECORD)
+    """Return the dense model's values in the checks of the first round."""
+    first = find_record(RoundRecord, CHECKPOINTS / next(iter(settings.rounds)) / RECORD)
     if first is None or first.dense.digest != record.digest:
         return _UNCHECKED
-    return _RoundChecks(HEALTH, _perplexities(first.validation, "dense"))
+    losses = first.validation.dense if first.validation else {}
+    return _RoundChecks(HEALTH, _perplexities(losses))
 
 
-def _perplexities(
-    validation: Validation | None, model: Literal["dense", "pruned"]
-) -> dict[str, float]:
-    if validation is None:
-        return {}
-    losses = validation.dense if model == "dense" else validation.pruned
+def _perplexities(losses: Mapping[str, DomainLoss]) -> dict[str, float]:
     return {domain: loss["perplexity"] for domain, loss in losses.items()}
 
 
 def _speed(summary: Summary | None, digest: str) -> Speed | None:
-    """Return the speed of whichever model of a summary has this digest."""
+    """Return the speed of the model in a summary that has this digest."""
     if summary and summary.digests.dense == digest:
         return summary.latency.dense
     return summary.latency.pruned if summary and summary.digests.pruned == digest else None
@@ -168,24 +168,7 @@ def _sizes(record: RoundRecord | EvaluatedModel) -> dict[str, int]:
     return {key: size for key, size in sizes.items() if size is not None}
 
 
-def _settings(settings: PipelineSettings) -> dict[str, str]:
-    flat = flatten(settings.model_dump(mode="json", exclude={"notify"}))
-    return {key: str(value) for key, value in flat.items()}
-
-
 def _recorded(record: RoundRecord) -> dict[str, str]:
-    """Return the settings that a round's record keeps."""
-    kept = {
-        "pruning.layout": record.layout,
-        "pruning.score": record.score,
-        "pruning.refit": record.refit,
-    }
-    return {name: value for name, value in kept.items() if value is not None}
-
-
-def _report(kind: type[RecordT], path: Path) -> RecordT | None:
-    """Read a report; None where it is missing or has another schema."""
-    try:
-        return read_record(kind, path)
-    except DamagedArtifactError:
-        return None
+    """Return the settings in a round's record."""
+    kept = record.model_dump(include={"layout", "score", "refit"}, exclude_none=True)
+    return {f"pruning.{name}": value for name, value in kept.items()}

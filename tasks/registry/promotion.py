@@ -1,14 +1,14 @@
-"""Moves of the alias ``production``: promotion, rollback, restoring; each tested and recorded.
+"""Move the alias ``production``: promotion, rollback and restore, each tested and recorded.
 
-A move takes two alias writes and two smoke tests. It is noted in a tag of the registered model
-before the first write, together with the previous aliases, and becomes an entry of the model's
-history when it is done. A note that is found later belongs to a move that was killed before its
-model passed the second smoke test; that move is undone. Moves are made one at a time (`lock.py`).
+A move takes two alias writes and two smoke tests. Before the first write, the move and the current
+aliases are saved in a tag of the registered model; when the move is done, it becomes an entry of
+the model's history. A tag that is found later belongs to a move that was killed before its model
+passed the second smoke test; that move is undone. Only one move is made at a time (`lock.py`).
 """
 
 import getpass
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from pruneflow.artifacts import sha256_json
 from pruneflow.errors import DamagedArtifactError, InputError
@@ -60,7 +58,7 @@ GATES = Approval("pruneflow run", "accepted by the gates")
 
 @dataclass(frozen=True)
 class Move:
-    """The effect of a promotion, rollback or restoring on the aliases."""
+    """What a promotion, rollback or restore did to the aliases."""
 
     version: str
     former: str | None
@@ -77,22 +75,19 @@ class Move:
 def promote(
     settings: RegistrySettings, version: str | None = None, approval: Approval = NOBODY
 ) -> Move:
-    """Put a version into production; the one in use becomes ``previous``. Safe to repeat.
+    """Put a version into production, by default the candidate. Safe to repeat.
 
-    Args:
-        settings: the registry and the registered model's name.
-        version: which one; the candidate when None.
-        approval: who approves it, and why.
+    The current version becomes ``previous``.
 
     Raises:
-        InputError: ``registry.promotion`` is manual and approval is missing, there is no such
-            version, its gates did not accept it or compared it with another version than the one
-            in production, its files are not those that were registered, its code was not
-            committed, or it fails the smoke test.
+        InputError: there is no such version, ``registry.promotion`` is manual and approval is
+            missing, the gates did not accept the version or compared it with a version that is no
+            longer in production, its code was not committed, its files changed after registration,
+            or it fails the smoke test.
     """
     with _moving(settings) as moves:
         chosen = moves.version(version)
-        number = str(chosen.version)  # the store hands out numbers, aliases take text
+        number = chosen["version"]
         if moves.production == number:
             return moves.none()
         if settings.promotion == "manual" and not approval.by:
@@ -101,7 +96,7 @@ def promote(
                 f"`pruneflow promote {number} --approved-by NAME`"
             )
         check_accepted(chosen, moves.production)
-        if chosen.tags.get("git_dirty") == "true":
+        if chosen.get("git_dirty") == "true":
             raise InputError(
                 f"version {number} was made by code that is not committed: commit it, "
                 "then `pruneflow run` and promote again"
@@ -110,10 +105,10 @@ def promote(
 
 
 def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
-    """Put the version that a run has just made into production, even if its code is not committed.
+    """Put the version that a run just registered into production, even if code is not committed.
 
     Returns:
-        None when the version was rolled back before: then only a user promotes it again.
+        None if the version was rolled back before: only a user can promote it again.
 
     Raises:
         InputError: as `promote`.
@@ -128,10 +123,10 @@ def promote_accepted(settings: RegistrySettings, version: str) -> Move | None:
 
 
 def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
-    """Swap ``production`` and ``previous``; a second rollback therefore undoes the first.
+    """Swap ``production`` and ``previous``; a second rollback undoes the first.
 
     Raises:
-        InputError: nothing was in production before, or it is damaged or fails the smoke test.
+        InputError: there is no previous version, or it is damaged or fails the smoke test.
     """
     with _moving(settings) as moves:
         if moves.production is None or moves.previous is None:
@@ -142,40 +137,35 @@ def rollback(settings: RegistrySettings, approval: Approval = NOBODY) -> Move:
 
 
 def restore(settings: RegistrySettings, version: str, approval: Approval = NOBODY) -> Move:
-    """Put a version back into production that was there before, however long ago.
+    """Put any version that was in production before back into production.
 
-    It was accepted then, so its gates are not checked again.
+    The gates accepted it then, so their decision is not checked again.
 
     Raises:
-        InputError: there is no such version, it never was in production, or it is damaged or fails
+        InputError: there is no such version, it was never in production, or it is damaged or fails
             the smoke test.
     """
     with _moving(settings) as moves:
-        number = str(moves.version(version).version)
+        number = moves.version(version)["version"]
         if moves.production == number:
             return moves.none()
         if all(entry["version"] != number for entry in moves.history()):
             raise InputError(
-                f"version {number} of {settings.name} never was in production: "
+                f"version {number} of {settings.name} was never in production: "
                 f"`pruneflow promote {number}` puts it there"
             )
         return moves.make("restore", number, approval)
 
 
-def was_rolled_back(settings: RegistrySettings, version: str) -> bool:
-    """Whether this version was rolled back: then only a user promotes it again."""
-    return rolled_back_in(history(settings), version)
-
-
 def history(settings: RegistrySettings) -> list[dict[str, Any]]:
-    """Return every move that was made, oldest first.
+    """Return every move, oldest first.
 
     Returns:
-        For each its ``kind``, ``version``, the ``former`` version, ``by``, ``why`` and ``at``.
+        The ``kind``, ``version``, ``former`` version, ``by``, ``why`` and ``at`` of each move.
     """
     client = connect(settings)
     with store_errors(settings):
-        return history_of(_tags(client, settings.name))
+        return history_of(versions.registered_model(client, settings.name).tags)
 
 
 def undo_killed_move(settings: RegistrySettings) -> None:
@@ -184,15 +174,15 @@ def undo_killed_move(settings: RegistrySettings) -> None:
         return
     client = connect(settings)
     with store_errors(settings):
-        if PENDING not in _tags(client, settings.name):
-            return
-    with _moving(settings):
-        pass
+        pending = PENDING in versions.registered_model(client, settings.name).tags
+    if pending:
+        with held(settings):
+            pass
 
 
 @contextmanager
 def held(settings: RegistrySettings) -> Iterator[None]:
-    """Hold the registry, with no move half done."""
+    """Lock the registry, after undoing a killed move."""
     with registry_held(settings):
         if has_store(settings):
             client = connect(settings)
@@ -201,16 +191,16 @@ def held(settings: RegistrySettings) -> Iterator[None]:
         yield
 
 
-def check_accepted(version: ModelVersion, in_production: str | None) -> None:
-    """Check the decision that the version's run logged against the digest in the version's tag.
+def check_accepted(version: versions.Version, in_production: str | None) -> None:
+    """Check the decision that the version's run logged.
 
     Raises:
-        InputError: there is none, it is a refusal, it is about another model, or it compared the
-            model with another version than the one that is in production.
+        InputError: there is no decision, it is a refusal, it is not the one that the version was
+            registered with, or it compared the model with a version that is not in production.
     """
-    number = version.version
+    number = version["version"]
     try:
-        stored = versions.read_artifact_of(version, DECISION_ARTIFACT)
+        stored = versions.read_artifact(version, DECISION_ARTIFACT)
         decision = parse_record(Decision, stored, DECISION_ARTIFACT)
     except DamagedArtifactError:
         raise InputError(
@@ -220,12 +210,12 @@ def check_accepted(version: ModelVersion, in_production: str | None) -> None:
     if not decision.accepted:
         raise InputError(f"version {number} was refused by the gates: see its {DECISION_ARTIFACT}")
     if (sha256_json(stored), decision.model) != (
-        version.tags.get("decision_digest"),
-        version.tags.get("model_digest"),
+        version.get("decision_digest"),
+        version.get("model_digest"),
     ):
         raise InputError(
-            f"version {number} carries another decision than the one it was registered "
-            "with: only versions that `pruneflow run` accepted can be promoted"
+            f"the decision of version {number} is not the one it was registered with: only "
+            "versions that `pruneflow run` accepted can be promoted"
         )
     if any(gate.against == PRODUCTION for gate in decision.gates):
         compared = decision.production.version if decision.production else None
@@ -241,19 +231,19 @@ def _named(version: str | None) -> str:
 
 
 class _Moves:
-    """The aliases of one registered model, held for one move."""
+    """The aliases of a registered model, locked for one move."""
 
     def __init__(self, client: MlflowClient, settings: RegistrySettings) -> None:
         self._client, self._settings, self._name = client, settings, settings.name
         self._undo_what_was_killed()
-        self.production = versions.version_of_alias(client, self._name, PRODUCTION)
-        self.previous = versions.version_of_alias(client, self._name, PREVIOUS)
+        aliases = versions.aliases_of(client, self._name)
+        self.production, self.previous = aliases.get(PRODUCTION), aliases.get(PREVIOUS)
 
-    def version(self, number: str | None) -> ModelVersion:
+    def version(self, number: str | None) -> versions.Version:
         return versions.chosen_version(self._client, self._name, number)
 
     def history(self) -> list[dict[str, Any]]:
-        return history_of(_tags(self._client, self._name))
+        return history_of(self._tags())
 
     def none(self) -> Move:
         """The requested version is in production already."""
@@ -261,16 +251,9 @@ class _Moves:
         return Move(self.production, self.previous, changed=False)
 
     def make(self, kind: Kind, number: str, approval: Approval) -> Move:
-        """Smoke-test a version, move production to it, and back if the second test fails."""
-        chosen = self.version(number)
-        versions.check_files(self._client, self._name, chosen)
-        with smoke_tests(mlflow.get_tracking_uri()) as test:
-            return self._make(kind, number, approval, test)
-
-    def _make(
-        self, kind: Kind, number: str, approval: Approval, test: Callable[[str], object]
-    ) -> Move:
-        _smoke(test, f"models:/{self._name}/{number}", "nothing was changed")
+        """Test a version, move production to it, test again, and move back if that fails."""
+        with versions.checkpoint(self._settings, number):
+            pass  # verifies its files
         entry = {
             "kind": kind,
             "version": number,
@@ -280,44 +263,58 @@ class _Moves:
         }
         undo = {PRODUCTION: self.production, PREVIOUS: self.previous}
         note = json.dumps({"entry": entry, "undo": undo}, sort_keys=True)
-        self._client.set_registered_model_tag(self._name, PENDING, note)
-        aliases = {PRODUCTION: number}
-        if self.production is not None:
-            aliases[PREVIOUS] = self.production
-        for alias, target in aliases.items():
-            self._client.set_registered_model_alias(self._name, alias, target)
-        try:
-            _smoke(test, f"models:/{self._name}@{PRODUCTION}", "the aliases were moved back")
-        except BaseException:  # Ctrl-C as well: it has not passed
-            self._undo_what_was_killed()
-            raise
-        if _tags(self._client, self._name).get(PENDING) != note:
+        with smoke_tests(mlflow.get_tracking_uri()) as test:
+            with _state_in_error("nothing was changed"):
+                test(f"models:/{self._name}/{number}")
+            self._set_tag(PENDING, note)
+            self._set_alias(PRODUCTION, number)
+            if self.production is not None:
+                self._set_alias(PREVIOUS, self.production)
+            try:
+                with _state_in_error("the aliases were moved back"):
+                    test(f"models:/{self._name}@{PRODUCTION}")
+            except BaseException:  # Ctrl-C as well: it has not passed
+                self._undo_what_was_killed()
+                raise
+        tags = self._tags()
+        if tags.get(PENDING) != note:
             raise InputError(
                 f"another workspace undid this move of {self._name}: workspaces that share an "
                 "MLflow server need the same PREFECT_API_URL to take turns (mlflow/README.md)"
             )
-        place = f"{HISTORY}{len(self.history()) + 1:06d}"
-        self._client.set_registered_model_tag(self._name, place, json.dumps(entry, sort_keys=True))
+        self._set_tag(
+            f"{HISTORY}{len(history_of(tags)) + 1:06d}", json.dumps(entry, sort_keys=True)
+        )
         self._client.delete_registered_model_tag(self._name, PENDING)
         return Move(number, self.production, changed=True)
 
     def _undo_what_was_killed(self) -> None:
-        tags = _tags(self._client, self._name)
+        tags = self._tags()
         if PENDING not in tags:
             return
         note = json.loads(tags[PENDING])
-        done = note["entry"] in history_of(tags)  # killed between its last two writes
-        for alias, version in () if done else note["undo"].items():
-            if version is not None:
-                self._client.set_registered_model_alias(self._name, alias, version)
-            elif versions.version_of_alias(self._client, self._name, alias) is not None:
-                self._client.delete_registered_model_alias(self._name, alias)
+        if note["entry"] not in history_of(tags):  # otherwise it was killed at the last write
+            for alias, version in note["undo"].items():
+                if version is not None:
+                    self._set_alias(alias, version)
+                elif alias in versions.aliases_of(self._client, self._name):
+                    self._client.delete_registered_model_alias(self._name, alias)
         self._client.delete_registered_model_tag(self._name, PENDING)
 
+    def _tags(self) -> dict[str, str]:
+        return versions.registered_model(self._client, self._name).tags
 
-def _smoke(test: Callable[[str], object], uri: str, state: str) -> None:
+    def _set_tag(self, key: str, value: str) -> None:
+        self._client.set_registered_model_tag(self._name, key, value)
+
+    def _set_alias(self, alias: str, version: str) -> None:
+        self._client.set_registered_model_alias(self._name, alias, version)
+
+
+@contextmanager
+def _state_in_error(state: str) -> Iterator[None]:
     try:
-        test(uri)
+        yield
     except SmokeError as error:
         raise SmokeError(f"{error}: {state}") from None
 
@@ -327,12 +324,3 @@ def _moving(settings: RegistrySettings) -> Iterator[_Moves]:
     client = connect(settings)
     with registry_held(settings), store_errors(settings):
         yield _Moves(client, settings)
-
-
-def _tags(client: MlflowClient, name: str) -> dict[str, str]:
-    try:
-        return dict(client.get_registered_model(name).tags)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise

@@ -1,7 +1,6 @@
-"""Reads a registered model from MLflow's SQLite store; importing MLflow takes seconds.
+"""Read a registered model from MLflow's SQLite store without MLflow, whose import takes seconds.
 
-Read-only; `versions.py` and `promotion.py` write through MLflow and share the names of aliases and
-tags defined here.
+`versions.py` and `promotion.py`, which write through MLflow, share the names of aliases and tags.
 """
 
 import json
@@ -38,7 +37,7 @@ class RegisteredModel:
     Attributes:
         tags: tags of the model, including its history and a pending move.
         aliases: version number of each alias.
-        versions: ``version``, ``run_id`` and the tags of each version, by number, the newest first.
+        versions: ``version``, ``run_id`` and tags of each version by number, the newest first.
     """
 
     tags: dict[str, str]
@@ -54,7 +53,7 @@ def read_registered_model(settings: RegistrySettings) -> RegisteredModel | None:
     """Read a model from a SQLite store; an unregistered model is empty.
 
     Returns:
-        None if the store is not a SQLite file or has no tables of this MLflow version.
+        None if the store is not an SQLite file or its tables are of another MLflow version.
     """
     name = settings.name
     model = _ask(settings, "SELECT key, value FROM registered_model_tags WHERE name = ?", name)
@@ -73,18 +72,18 @@ def read_registered_model(settings: RegistrySettings) -> RegisteredModel | None:
 
 
 def find_run(settings: RegistrySettings, key: str, value: str) -> str | None:
-    """Return the newest finished run of the experiment with this tag, or None."""
+    """Return the id of the newest finished run of the experiment with this tag, or None."""
     found = _ask(settings, _RUN, settings.experiment, key, value)
     return str(found[0][0]) if found else None
 
 
 def history_of(tags: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the moves recorded in the tags of a model, the oldest first."""
+    """Return the moves recorded in a model's tags, the oldest first."""
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(HISTORY)]
 
 
 def rolled_back_in(moves: Iterable[Mapping[str, Any]], version: str) -> bool:
-    """Whether this version was rolled back: then only a user promotes it again."""
+    """Whether this version was rolled back: then only a user can promote it again."""
     for entry in reversed(list(moves)):
         if entry["version"] == version:
             return False

@@ -1,4 +1,4 @@
-"""Serve the version in production with MLflow's server."""
+"""Serve the production version with MLflow's model server."""
 
 import os
 import sys
@@ -11,9 +11,9 @@ from tasks.registry import promotion, versions
 
 
 def serve(settings: RegistrySettings, port: int) -> None:
-    """Replace this process by MLflow's server of the version in production, on 127.0.0.1.
+    """Replace this process by MLflow's server of the production version, on 127.0.0.1.
 
-    The alias is resolved when the server starts; a later promotion takes effect after a restart.
+    The alias is resolved at start; a later promotion takes effect after a restart.
 
     Raises:
         InputError: nothing is in production, or its files are damaged.

@@ -1,9 +1,8 @@
-"""Load a registered model as a server would, and let it generate, in a separate process.
+"""Load a registered model as a server would, and generate text with it, in a separate process.
 
-``python -m tasks.registry.smoke_test STORE`` reads one model URI a line and prints the generated
-texts as JSON. The process is separate because a broken model may crash it, and because a model that
-loads inside this project may not load alone. Both tests of a promotion share one process, since
-imports take longer than loading.
+``python -m tasks.registry.smoke_test STORE`` reads one model URI per line and prints the generated
+texts as JSON. The process is separate because a broken model may crash it. Both tests of a
+promotion share one process, since imports take longer than loading.
 """
 
 import json
@@ -21,7 +20,7 @@ import mlflow
 from pruneflow.errors import InputError
 
 PROMPTS = ["The capital of France is", "One, two, three,"]
-TIMEOUT = 1800  # seconds; loading a large model from a slow disk takes minutes
+TIMEOUT = 1800  # seconds; a large model takes minutes to load from a slow disk
 
 
 class SmokeError(InputError):
@@ -30,16 +29,15 @@ class SmokeError(InputError):
 
 @contextmanager
 def smoke_tests(store: str) -> Iterator[Callable[[str], list[str]]]:
-    """Yield a test: load a model through MLflow, continue two prompts, return the continuations.
+    """Yield a test that loads a model through MLflow and returns its continuations of two prompts.
 
-    The test takes ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``, and raises SmokeError when
-    the model cannot be loaded, has weights that are not finite (the served model checks them on
-    load), or generates nothing.
+    The test takes ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``. It raises SmokeError if the
+    model cannot be loaded, its outputs are not finite (checked on load), or it generates nothing.
 
     Args:
-        store: MLflow's store, absolute.
+        store: URI of MLflow's store, absolute.
     """
-    # MLflow leaves downloads from a server in the temporary folder.
+    # MLflow does not delete what it downloads from a server to the temporary folder.
     with tempfile.TemporaryDirectory(prefix="pruneflow-smoke-") as scratch:
         log = Path(scratch, "errors")
         with (
@@ -69,7 +67,7 @@ def _ask(process: subprocess.Popen[str], uri: str, log: Path) -> list[str]:
         answer = process.stdout.readline()
     except BrokenPipeError:
         answer = ""
-        with suppress(BrokenPipeError):  # or closing it later would hide the reason
+        with suppress(BrokenPipeError):  # closing it later would hide the reason
             process.stdin.close()
     finally:
         waiting = late.is_alive()
@@ -87,7 +85,7 @@ def _ask(process: subprocess.Popen[str], uri: str, log: Path) -> list[str]:
 
 
 def _reasons(errors: str) -> Iterator[str]:
-    """The lines of a log that may name the reason, best first."""
+    """Yield the lines of a log that may name the reason, best first."""
     lines = [line.strip() for line in errors.splitlines() if line and not line.startswith(" ")]
     yield from (line for line in reversed(lines) if ": " in line)
     yield from reversed(lines)
@@ -96,7 +94,7 @@ def _reasons(errors: str) -> Iterator[str]:
 def _main(store: str) -> None:
     mlflow.set_tracking_uri(store)
     mlflow.set_registry_uri(store)
-    # Output of libraries must not be taken for an answer.
+    # What libraries print must not be taken for an answer.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         model = mlflow.pyfunc.load_model(line.strip())

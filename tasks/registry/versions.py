@@ -1,7 +1,7 @@
-"""The model registry: versions of one registered model, their lineage and their files.
+"""The model registry: versions of a registered model, their lineage and their files.
 
-Three aliases: ``candidate`` is the newest accepted version, ``production`` is in use, ``previous``
-was in use before. `tasks/registry/promotion.py` moves the last two.
+It has three aliases: ``candidate``, the newest accepted version, ``production``, the version in
+use, and ``previous``, the one before it. `tasks/registry/promotion.py` moves the last two.
 """
 
 import json
@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -26,24 +26,22 @@ from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.records import Record, RecordT, parse_record
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry.lock import registry_held
-from tasks.registry.registered_model import (
-    ALIASES,
-    CANDIDATE,
-    DECISION_RUN,
-    PRODUCTION,
-)
+from tasks.registry.registered_model import ALIASES, CANDIDATE, DECISION_RUN, PRODUCTION
 from tasks.tracking.location import FOLDER_SCHEMES, has_store
 from tasks.tracking.store import connect, store_errors
 
 SERVED_MODEL = Path("mlflow/served_model.py")
 DECISION_ARTIFACT = "reports/decision.json"
 
+# A version's number as ``version``, its ``run_id``, and its tags.
+Version = dict[str, str]
+
 _FILES = "files_digest"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes
 
 
 class Lineage(Record):
-    """What a version was made from; kept as its tags."""
+    """What a version was made from, stored in its tags."""
 
     schema_version: Literal[1] = Field(1, description="Version of this schema.")
     model_digest: str = Field(description="Digest of weights, configuration and tokenizer.")
@@ -62,7 +60,7 @@ class Lineage(Record):
 
 
 class Registered(NamedTuple):
-    """A version, whether this registration made it, and whether it is in production."""
+    """A version, whether this registration created it, and whether it is in production."""
 
     version: str
     new: bool
@@ -70,53 +68,53 @@ class Registered(NamedTuple):
 
 
 def register(
-    settings: RegistrySettings, checkpoint: Path, run_id: str, lineage: Lineage, needs: list[str]
+    settings: RegistrySettings,
+    checkpoint: Path,
+    run_id: str,
+    lineage: Lineage,
+    requirements: list[str],
 ) -> Registered:
-    """Make an accepted model a version with alias ``candidate``.
+    """Register an accepted model as a version with the alias ``candidate``.
 
-    A model whose digest is registered already keeps its version. A new one names as its ``parent``
-    the version that was in production when it was made.
-
-    Args:
-        settings: the registry and the registered model's name.
-        checkpoint: the model directory.
-        run_id: the MLflow run that carries the gates' decision.
-        lineage: of the model.
-        needs: pip requirements of the served model.
+    A model whose digest is registered already keeps its version. The tag ``parent`` of a new
+    version names the version that was in production at the time. The gates' decision is logged in
+    the MLflow run `run_id`; `requirements` are pip requirements of the served model.
     """
     client = connect(settings)
     with registry_held(settings), store_errors(settings):
+        production = aliases_of(client, settings.name).get(PRODUCTION)
         known = _by_digest(client, settings.name, lineage.model_digest)
-        found = known or _new_version(client, settings, checkpoint, run_id, lineage, needs)
+        if known is None:
+            tags = {**lineage.tags(), "parent": production or "none"}
+            found = _new_version(client, settings.name, checkpoint, run_id, tags, requirements)
+        else:
+            found = known
         # A known model that is accepted again refers to its newest decision and code.
         for key, value in {**lineage.tags(), DECISION_RUN: run_id}.items():
             client.set_model_version_tag(settings.name, found, key, value)
         client.set_registered_model_alias(settings.name, CANDIDATE, found)
-        in_production = version_of_alias(client, settings.name, PRODUCTION) == found
-        return Registered(found, known is None, in_production)
+        return Registered(found, known is None, production == found)
 
 
-def status(settings: RegistrySettings) -> dict[str, dict[str, str] | None]:
-    """Return, for each alias, its version and the version's tags; None if unset."""
-    empty: dict[str, dict[str, str] | None] = dict.fromkeys(ALIASES)
+def status(settings: RegistrySettings) -> dict[str, Version | None]:
+    """Return the version of each alias; None if unset."""
+    found: dict[str, Version | None] = dict.fromkeys(ALIASES)
     if not has_store(settings):
-        return empty
+        return found
     client = connect(settings)
     with store_errors(settings):
-        versions = {alias: version_of_alias(client, settings.name, alias) for alias in empty}
-        for alias, number in versions.items():
-            if number is not None:
-                found = client.get_model_version(settings.name, number)
-                tags = {key: str(value) for key, value in sorted(found.tags.items())}
-                empty[alias] = {"version": number, "run_id": str(found.run_id), **tags}
-    return empty
+        aliases = aliases_of(client, settings.name)
+        for alias in ALIASES:
+            if alias in aliases:
+                found[alias] = chosen_version(client, settings.name, aliases[alias])
+    return found
 
 
 @contextmanager
 def checkpoint(settings: RegistrySettings, version: str) -> Iterator[Path]:
-    """Yield the directory of a version's model, verified against the digest it was stored with.
+    """Yield the directory of a version's model, verified against the digest in its tags.
 
-    A copy that had to be downloaded is deleted afterwards.
+    A downloaded copy is deleted afterwards.
 
     Raises:
         InputError: there is no such version, or its files are damaged.
@@ -129,56 +127,52 @@ def checkpoint(settings: RegistrySettings, version: str) -> Iterator[Path]:
         yield directory
 
 
-def read_artifact(settings: RegistrySettings, version: Mapping[str, str], path: str) -> Any:
+def read_artifact(version: Version, path: str) -> Any:
     """Read a JSON file of the run that a version's gates were decided in.
 
     Args:
-        settings: the registry.
-        version: from `status`.
+        version: from `status` or `find_version`, which connect to its store.
         path: below the run's artifacts, e.g. ``reports/evaluation.json``.
 
     Raises:
         DamagedArtifactError: there is no such file, or it is not JSON.
     """
-    connect(settings)
-    return _artifact(version.get(DECISION_RUN, version["run_id"]), path)
-
-
-def read_artifact_of(version: ModelVersion, path: str) -> Any:
-    """Read a JSON file of the run that a version's gates were decided in, as `read_artifact`."""
-    return _artifact(str(version.tags.get(DECISION_RUN, version.run_id)), path)
-
-
-def read_record_of(kind: type[RecordT], version: ModelVersion, path: str) -> RecordT | None:
-    """Read a record of that run; None where it is missing or has another schema."""
+    run_id = _decision_run(version)
     try:
-        return parse_record(kind, read_artifact_of(version, path), path)
+        return json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"))
+    except (MlflowException, OSError, ValueError):
+        raise DamagedArtifactError(f"MLflow run {run_id} has no readable {path}") from None
+
+
+def find_record(kind: type[RecordT], version: Version, path: str) -> RecordT | None:
+    """Read a record of that run; None if it is missing or does not fit the schema."""
+    try:
+        return parse_record(kind, read_artifact(version, path), path)
     except DamagedArtifactError:
         return None
 
 
-def find_version(settings: RegistrySettings, name: str) -> ModelVersion:
-    """Return the version of a number or an alias.
+def find_version(settings: RegistrySettings, name: str) -> Version:
+    """Return the version with a number or an alias.
 
     Raises:
-        InputError: there is no such version, or nothing has that alias.
+        InputError: there is no such version, or the alias is unset.
     """
     if not has_store(settings):
         raise InputError(f"{settings.name} has no version yet: `pruneflow run` makes one")
     client = connect(settings)
     with store_errors(settings):
-        number = version_of_alias(client, settings.name, name) if name in ALIASES else name
+        number = aliases_of(client, settings.name).get(name) if name in ALIASES else name
         if number is None:
             raise InputError(f"{settings.name} has no {name} version: see `pruneflow status`")
         return chosen_version(client, settings.name, number)
 
 
-def parameters_of(settings: RegistrySettings, version: ModelVersion) -> dict[str, str]:
+def parameters_of(settings: RegistrySettings, version: Version) -> dict[str, str]:
     """Return the settings that a version's gates were decided with, as MLflow keeps them."""
     client = connect(settings)
     with store_errors(settings):
-        run = client.get_run(str(version.tags.get(DECISION_RUN, version.run_id)))
-        return {str(key): str(value) for key, value in run.data.params.items()}
+        return dict(client.get_run(_decision_run(version)).data.params)
 
 
 def files_digest(directory: Path) -> str:
@@ -194,11 +188,11 @@ def files_digest(directory: Path) -> str:
 
 def _new_version(
     client: MlflowClient,
-    settings: RegistrySettings,
+    name: str,
     checkpoint: Path,
     run_id: str,
-    lineage: Lineage,
-    needs: list[str],
+    tags: Mapping[str, str],
+    requirements: list[str],
 ) -> str:
     # MLflow advises type hints and an input example; mlflow/served_model.py explains why there are
     # none. The warnings are recorded, because MLflow overrides filters.
@@ -207,18 +201,20 @@ def _new_version(
             name="model",
             python_model=str(SERVED_MODEL),
             artifacts={"checkpoint": str(checkpoint)},
-            pip_requirements=needs,
+            pip_requirements=requirements,
             signature=_signature(),
         )
     try:
-        client.create_registered_model(settings.name)
+        client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    parent = version_of_alias(client, settings.name, PRODUCTION) or "none"
-    tags = {**lineage.tags(), _FILES: files_digest(checkpoint), "parent": parent}
     made = client.create_model_version(
-        settings.name, source=logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
+        name,
+        source=logged.model_uri,
+        run_id=run_id,
+        tags={**tags, _FILES: files_digest(checkpoint)},
+        model_id=logged.model_id,
     )
     return str(made.version)
 
@@ -234,70 +230,66 @@ def _by_digest(client: MlflowClient, name: str, digest: str) -> str | None:
     return max((str(each.version) for each in found), key=int, default=None)
 
 
-def version_of_alias(client: MlflowClient, name: str, alias: str) -> str | None:
-    """Return the version behind an alias; None when alias or model do not exist."""
+def registered_model(client: MlflowClient, name: str) -> RegisteredModel:
+    """Return the registered model; before its first version, one without tags and aliases."""
     try:
-        return str(client.get_model_version_by_alias(name, alias).version)
+        return client.get_registered_model(name)
     except MlflowException as error:
-        if error.error_code in _MISSING:
-            return None
-        raise
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return RegisteredModel(name)
 
 
-def chosen_version(client: MlflowClient, name: str, version: str | None) -> ModelVersion:
+def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
+    """Return the version number of each alias of the registered model."""
+    aliases = registered_model(client, name).aliases
+    return {alias: str(number) for alias, number in aliases.items()}
+
+
+def chosen_version(client: MlflowClient, name: str, number: str | None) -> Version:
     """Return a version; the candidate when None.
 
     Raises:
         InputError: there is no such version.
     """
-    number = version or version_of_alias(client, name, CANDIDATE)
+    number = number or aliases_of(client, name).get(CANDIDATE)
     if number is None:
         raise InputError(f"{name} has no candidate: `pruneflow run` makes one")
     try:
-        return client.get_model_version(name, number)
+        found = client.get_model_version(name, number)
     except MlflowException as error:
         if error.error_code not in _MISSING:
             raise
         raise InputError(f"{name} has no version {number}: see `pruneflow status`") from None
+    tags = {key: str(value) for key, value in sorted(found.tags.items())}
+    return {"version": str(found.version), "run_id": str(found.run_id), **tags}
 
 
-def _artifact(run_id: str, path: str) -> Any:
-    try:
-        return json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{path}"))
-    except (MlflowException, OSError, ValueError):
-        raise DamagedArtifactError(f"MLflow run {run_id} has no readable {path}") from None
+def _decision_run(version: Version) -> str:
+    return version.get(DECISION_RUN, version["run_id"])
 
 
-def check_files(client: MlflowClient, name: str, version: ModelVersion) -> None:
-    """Compare the stored model with the digest taken when it was registered.
+def _verified_files(client: MlflowClient, name: str, version: Version, scratch: str) -> Path:
+    """Return the verified directory of the stored model; downloads go to `scratch`.
 
-    Raises:
-        InputError: they differ.
+    By default, MLflow would leave each download in the temporary folder.
     """
-    with tempfile.TemporaryDirectory(prefix="pruneflow-model-") as scratch:
-        _verified_files(client, name, version, scratch)
-
-
-def _verified_files(client: MlflowClient, name: str, version: ModelVersion, scratch: str) -> Path:
-    """Return the verified directory of the stored model, in `scratch` if it has to be downloaded.
-
-    By default MLflow would leave a copy in the temporary folder each time.
-    """
-    place = client.get_model_version_download_uri(name, version.version)
+    number = version["version"]
+    place = client.get_model_version_download_uri(name, number)
     try:
         stored = Path(
             mlflow.artifacts.download_artifacts(
-                artifact_uri=f"models:/{name}/{version.version}",
+                artifact_uri=f"models:/{name}/{number}",
                 dst_path=None if urlparse(place).scheme in FOLDER_SCHEMES else scratch,
             )
         )
         model = mlflow.models.Model.load(str(stored))
         directory = stored / model.flavors["python_function"]["artifacts"]["checkpoint"]["path"]
-        if files_digest(directory) == version.tags.get(_FILES):
+        if files_digest(directory) == version.get(_FILES):
             return directory
-    except (mlflow.MlflowException, OSError, KeyError):
+    except (MlflowException, OSError, KeyError):
         pass
     raise InputError(
-        f"version {version.version} of {name} is damaged (its files are not those that were "
+        f"version {number} of {name} is damaged (its files are not those that were "
         "registered): delete that version in MLflow and `pruneflow run` again"
     )

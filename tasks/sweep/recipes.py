@@ -1,8 +1,7 @@
-"""Run the stages of one recipe of a sweep: `dvc repro` as a child, in the recipe's workspace."""
+"""Run the stages of a recipe: `dvc repro` as a child process in the recipe's workspace."""
 
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,12 +16,13 @@ from pruneflow.environment import STAGE
 from pruneflow.errors import InputError, PruneflowError
 from pruneflow.workspace import STATE, clear_error, read_error
 from tasks.dvc.repair import repair_dvc_files
-from tasks.dvc.repro import StageError, end_session, failed, failure_line, run_child
+from tasks.dvc.repro import DVC, StageError, end_session, failed, failure_line, run_child
 
-LOG = Path("repro.log")  # in the recipe's workspace: the output of DVC and the stages
+# Files in the recipe's workspace.
+LOG = Path("repro.log")  # output of DVC and the stages
+_SESSION = STATE / "session"  # session id of the last child
+_STOP = STATE / "stop"  # while it exists, no child is started
 
-_SESSION = STATE / "session"  # of the child that was started last
-_STOP = STATE / "stop"  # present: start no child
 _RUNNING = re.compile(r"Running stage '(.+)':")
 
 
@@ -34,13 +34,13 @@ class RecipeStopped(StageError):
 def run_recipe(
     name: str, folder: Path, part: str, targets: list[str], environment: dict[str, str]
 ) -> State:
-    """Run stages of a recipe and those before them, where anything they depend on has changed.
+    """Run outdated stages of a recipe, and outdated stages that they depend on.
 
     Args:
-        name: of the recipe.
+        name: the recipe's name.
         folder: its workspace.
-        part: a name for these stages, shown to the user.
-        targets: the stages, as DVC addresses them; all stages when empty.
+        part: what these stages are called in the log.
+        targets: the stages as DVC addresses them; all stages when empty.
         environment: added to the child's environment.
 
     Returns:
@@ -68,14 +68,15 @@ def _reproduce(
     environment: dict[str, str],
     announce: Callable[[str], Any],
 ) -> int:
-    """Run `dvc repro TARGETS` in a recipe's workspace; returns how many stages were executed.
+    """Run `dvc repro TARGETS` in a recipe's workspace; returns the number of executed stages.
 
     Raises:
         InputError: a stage reported bad input.
         RecipeStopped: the sweep was interrupted.
-        StageError: a stage failed in another way.
+        StageError: a stage failed for any other reason.
     """
     clear_error(folder)
+    (folder / STATE).mkdir(exist_ok=True)
     executed = 0
     with (folder / LOG).open("a", encoding="utf-8") as log:
 
@@ -87,19 +88,15 @@ def _reproduce(
                 announce(running[1])
 
         def on_start(session: int) -> None:
-            (folder / STATE).mkdir(exist_ok=True)
             (folder / _SESSION).write_text(str(session))
-            # In this order: either we see the stop file, or `stop_recipes` sees the session.
-            if (folder / _STOP).exists():
-                raise RecipeStopped("the sweep was interrupted")
+            # In this order, either we see the stop file, or `stop_recipes` sees the session.
+            _check_not_stopped(folder)
 
-        command = [sys.executable, "-m", "dvc", "repro", *targets]
-        code, output = run_child(command, on_line, environment, folder, on_start)
+        code, output = run_child([*DVC, "repro", *targets], on_line, environment, folder, on_start)
     (folder / _SESSION).unlink()
     if code == 0:
         return executed
-    if (folder / _STOP).exists():
-        raise RecipeStopped("the sweep was interrupted")
+    _check_not_stopped(folder)
     recorded = read_error(folder)
     if recorded is None:
         raise StageError(f"{failure_line(code, output)} (see {folder / LOG})")
@@ -107,8 +104,13 @@ def _reproduce(
     raise kind(recorded.message)
 
 
+def _check_not_stopped(folder: Path) -> None:
+    if (folder / _STOP).exists():
+        raise RecipeStopped("the sweep was interrupted")
+
+
 def clear_recipes(folders: Iterable[Path]) -> None:
-    """Prepare workspaces for a run: end the processes that a killed sweep left running there."""
+    """Prepare workspaces for a sweep: end processes that a killed sweep left running in them."""
     for folder in folders:
         (folder / _STOP).unlink(missing_ok=True)
         _end(folder)
@@ -116,7 +118,7 @@ def clear_recipes(folders: Iterable[Path]) -> None:
 
 
 def stop_recipes(folders: Sequence[Path]) -> None:
-    """End what is running in the workspaces, and keep tasks that still wait from starting."""
+    """End the children in the workspaces, and keep waiting tasks from starting new ones."""
     for folder in folders:
         (folder / STATE).mkdir(exist_ok=True)
         (folder / _STOP).touch()
@@ -125,10 +127,10 @@ def stop_recipes(folders: Sequence[Path]) -> None:
 
 
 def _end(folder: Path) -> None:
-    """End the session that was started last in a workspace, if it is still running."""
+    """End the last child of a workspace, if it is still running."""
     try:
         session = int((folder / _SESSION).read_text())
-        # After a kill the id may belong to another process.
+        # After a kill, another process may have got its id.
         ours = Path(f"/proc/{session}/cwd").samefile(folder)
     except (OSError, ValueError):
         return
@@ -137,9 +139,9 @@ def _end(folder: Path) -> None:
 
 
 def shared_environment(others: int) -> dict[str, str]:
-    """Return the environment of a stage that shares the machine with `others`.
+    """Return environment variables for stages that share the machine with `others` recipes.
 
-    Threads that wait for others of their process sleep instead of spinning. Their number stays the
-    same: sums in another order would give another model.
+    Waiting OpenMP threads sleep instead of spinning. The number of threads stays the same, because
+    a different order of summation would give a different model.
     """
     return {} if not others or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}

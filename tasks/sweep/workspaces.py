@@ -1,12 +1,12 @@
 """A workspace for each recipe of a sweep: `.pruneflow/sweep/NAME`.
 
-It has its own configs/pipeline.yaml, dvc.lock, outputs and locks. Everything else is a link into
-the project folder, and DVC's cache is the project's: the run cache checks out what a recipe has in
-common with the last run, another recipe or an earlier sweep.
+It has its own configs/pipeline.yaml, dvc.lock, outputs and locks. Everything else links to the
+project folder. All workspaces use the project's DVC cache: results that a recipe shares with the
+last run, another recipe or an earlier sweep come from DVC's run cache.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pruneflow.paths import DVC_LOCK, SWEEP
 from pruneflow.settings.pipeline import PIPELINE_FILE, PipelineSettings, write_settings
 
 TIMED = "latency"
-"""The stage that needs the machine for itself; it and what follows it are run one by one."""
+"""The stage that measures speed: it and the stages that depend on it run one recipe at a time."""
 
 _CONFIG = """[core]
     analytics = false
@@ -36,13 +36,13 @@ _CONFIG = """[core]
 
 @dataclass(frozen=True)
 class RecipeWorkspace:
-    """Where a recipe is run.
+    """The workspace of a recipe.
 
     Attributes:
-        name: of the recipe.
+        name: the recipe's name.
         folder: its workspace.
-        untimed: the stages that may run next to other recipes, in their order, each with a
-            fingerprint: equal fingerprints give equal outs.
+        untimed: fingerprints of the stages that may run in parallel with other recipes, by stage,
+            in topological order. Stages with the same fingerprint have the same outs.
     """
 
     name: str
@@ -51,10 +51,11 @@ class RecipeWorkspace:
 
 
 def prepare(recipes: Mapping[str, PipelineSettings]) -> list[RecipeWorkspace]:
-    """Create or update the workspaces of recipes; their outputs stay.
+    """Create or update the workspaces of recipes; existing outputs are kept.
 
     Raises:
-        InputError: dvc.yaml cannot be used, or the model is at a relative path outside.
+        InputError: dvc.yaml cannot be used, or model.source is a relative path that leaves the
+            project folder.
     """
     try:
         with Repo() as project:
@@ -67,9 +68,8 @@ def prepare(recipes: Mapping[str, PipelineSettings]) -> list[RecipeWorkspace]:
         raise InputError(f"dvc.yaml cannot be used: {' '.join(str(error).split())}") from None
 
 
-def to_share(workspaces: Iterable[RecipeWorkspace]) -> dict[str, list[str]]:
-    """Return by recipe the stages that it runs before all others start, who have them as well."""
-    workspaces = list(workspaces)
+def to_share(workspaces: Sequence[RecipeWorkspace]) -> dict[str, list[str]]:
+    """Return the stages that several recipes share, by the recipe that runs them for all."""
     times = Counter(fingerprint for each in workspaces for fingerprint in each.untimed.values())
     shared = {fingerprint for fingerprint, count in times.items() if count > 1}
     chosen: dict[str, list[str]] = {}
@@ -87,7 +87,7 @@ def _prepare(name: str, settings: PipelineSettings, config: str) -> RecipeWorksp
     write_settings(settings, folder / PIPELINE_FILE)
     _link(Path("dvc.yaml"), folder)
     if DVC_LOCK.is_file() and not (folder / DVC_LOCK).exists():
-        # `dvc pull` brings what it names, but no run cache.
+        # `dvc pull` fetches the outputs that it names, but no run cache.
         _write(folder / DVC_LOCK, DVC_LOCK.read_text(encoding="utf-8"))
     with Repo(str(folder)) as repo:
         _link_inputs(repo, folder, settings.model.source)
@@ -100,7 +100,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _link_inputs(repo: Repo, folder: Path, model: str) -> None:
-    """Link what the stages read and none of them writes, and the code that they run."""
+    """Link what the stages read and do not write, and the code that they run."""
     root = Path(repo.root_dir)
     written = {_relative(out.fs_path, root) for out in repo.index.outs}
     read = {_relative(dep.fs_path, root) for dep in repo.index.deps} - {PIPELINE_FILE}
@@ -108,11 +108,11 @@ def _link_inputs(repo: Repo, folder: Path, model: str) -> None:
     if source.exists() and not source.is_absolute():
         if ".." in source.parts:
             raise InputError(
-                f"model.source is {model}, and recipes run in folders of their own: write it as "
-                "an absolute path"
+                f"model.source is {model}, but each recipe runs in its own folder: use an "
+                "absolute path"
             )
         read.add(source)
-    # In these the recipe has files of its own; all others are linked entirely.
+    # Folders in which a recipe has its own files; all others are linked as a whole.
     own = {path.parts[0] for path in (*written, PIPELINE_FILE, DVC_LOCK)}
     top = {Path(path.name) for path in Path().iterdir() if path.name not in own}
     links = {path for path in top if path.name == ".dvcignore" or path.name[0] != "."}
@@ -126,7 +126,7 @@ def _link_inputs(repo: Repo, folder: Path, model: str) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for entry in place.iterdir():
             if entry.is_symlink() and entry.relative_to(folder) not in links | written:
-                entry.unlink()  # the project no longer has it, or no stage reads it
+                entry.unlink()  # no longer in the project, or no longer read
     for path in links:
         _link(path, folder)
 
@@ -138,7 +138,7 @@ def _link(path: Path, folder: Path) -> None:
     try:
         link.symlink_to(target)
     except FileExistsError:
-        raise InputError(f"{link} is in the way of a link to {path}: delete {folder}") from None
+        raise InputError(f"{link} exists and is not a link to {path}: delete {folder}") from None
 
 
 def _relative(path: str, root: Path) -> Path:
@@ -146,7 +146,7 @@ def _relative(path: str, root: Path) -> Path:
 
 
 def _untimed(repo: Repo) -> dict[str, str]:
-    """Return a fingerprint of each stage that does not depend on the timed one."""
+    """Return a fingerprint of the inputs of each stage that does not depend on the timed one."""
     graph = repo.index.graph  # its edges point from a stage to its dependencies
     untimed: dict[str, str] = {}
     for stage in reversed(list(networkx.topological_sort(graph))):

@@ -1,5 +1,6 @@
 """Log a run or a sweep to MLflow: settings, metrics, reports and records."""
 
+import re
 import shutil
 import socket
 import tempfile
@@ -24,7 +25,6 @@ from pruneflow.settings.pipeline import NotifySettings, PipelineSettings, Regist
 from tasks.prefect.webhook import without_secrets
 from tasks.tracking.store import connect, experiment, store_errors
 
-_BATCH = 100  # MLflow's limit of parameters in one call
 _DIGEST_CHARACTERS = 36  # MLflow's limit of a dataset's digest
 _WORKSPACE = "workspace"  # tag of a run: host and folder
 _SWEEP_LINES = "sweep/table.json"
@@ -36,30 +36,20 @@ def log_run(
     decision: Decision,
     tags: Mapping[str, str],
 ) -> str:
-    """Write one MLflow run about a finished pipeline; returns its id.
+    """Log a finished pipeline as an MLflow run; returns its id.
 
-    Args:
-        settings: logged as parameters, ``section.key``.
-        summary: every number becomes a metric.
-        decision: refused runs are tagged with the reasons.
-        tags: digests and versions that the result was made from.
+    Settings become parameters, named ``section.key``, and every number of the summary a metric.
+    Refused runs are tagged with the reasons.
     """
     client = connect(settings.registry)
-    parameters = flatten(settings.model_dump(mode="json", exclude={"notify"}))
-    metrics = numbers(_values(summary))
     with (
         store_errors(settings.registry),
         _run(client, settings.registry, _run_name(settings)) as run,
     ):
-        for batch in _batches(parameters):
-            mlflow.log_params(batch)
-        for batch in _batches(metrics):
-            mlflow.log_metrics(batch)
+        mlflow.log_params(parameters(settings))
+        mlflow.log_metrics(_metrics(_values(summary)))
         for step, record in enumerate(_steps(settings, summary)):
-            for batch in _batches(
-                {f"round/{key}": value for key, value in numbers(record).items()}
-            ):
-                mlflow.log_metrics(batch, step=step)
+            mlflow.log_metrics(_metrics({"round": record}), step=step)
         mlflow.set_tags({**tags, **_decision_tags(decision)})
         _log_calibration_set()
         _log_files(settings)
@@ -72,14 +62,7 @@ def log_sweep(
     recipes: Mapping[str, PipelineSettings],
     summaries: Mapping[str, Summary],
 ) -> str:
-    """Write one MLflow run about a sweep, with a nested run for each recipe; returns its id.
-
-    Args:
-        settings: of the store.
-        rows: of the sweep's table.
-        recipes: the settings of each recipe.
-        summaries: of the recipes that finished.
-    """
+    """Log a sweep as an MLflow run with a nested run for each recipe; returns its id."""
     client = connect(settings)
     lines = sweep_rows(rows)
     with store_errors(settings), _run(client, settings, "sweep") as parent:
@@ -94,38 +77,42 @@ def log_sweep(
                 experiment_id=parent.info.experiment_id, run_name=name, nested=True, tags=_here()
             )
             try:
-                for batch in _batches(
-                    flatten(recipes[name].model_dump(mode="json", exclude={"notify"}))
-                ):
-                    mlflow.log_params(batch)
+                mlflow.log_params(parameters(recipes[name]))
                 if name in summaries:
-                    for batch in _batches(numbers(_values(summaries[name]))):
-                        mlflow.log_metrics(batch)
+                    mlflow.log_metrics(_metrics(_values(summaries[name])))
                 mlflow.set_tags(_recipe_tags(row))
             finally:
                 mlflow.end_run("FAILED" if row["error"] else "FINISHED")
         return str(parent.info.run_id)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def parameters(settings: PipelineSettings) -> dict[str, Any]:
+    """Return the parameters of a run: the settings that its result depends on, by dotted name."""
+    return _flatten(settings.model_dump(mode="json", exclude={"notify"}))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested mappings into one with dotted keys; lists and scalars stay as they are."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{name}."))
+            flat.update(_flatten(value, f"{name}."))
         else:
             flat[name] = value
     return flat
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return every number of nested mappings as a metric, named ``perplexity/law/pruned``."""
-    found: dict[str, float] = {}
-    for key, value in flatten(values).items():
-        if isinstance(value, (int, float)):
-            found[_metric_name(key)] = float(value)
-    return found
+def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number of nested mappings as a metric, named ``perplexity/law/pruned``.
+
+    MLflow groups metrics by slashes. Characters that it does not allow become underscores.
+    """
+    return {
+        re.sub(r"[^\w\-. /]", "_", key).replace(".", "/"): float(value)
+        for key, value in _flatten(values).items()
+        if isinstance(value, (int, float))
+    }
 
 
 def _values(record: Record) -> dict[str, Any]:
@@ -134,7 +121,7 @@ def _values(record: Record) -> dict[str, Any]:
 
 
 def _run(client: MlflowClient, settings: RegistrySettings, name: str) -> ActiveRun:
-    """Start a run; another one of this workspace that is still RUNNING was killed."""
+    """Start a run, and mark runs of this workspace that are still RUNNING as KILLED."""
     place = experiment(client, settings)
     for other in client.search_runs([place], "attributes.status = 'RUNNING'"):
         if other.data.tags.get(_WORKSPACE) == _here()[_WORKSPACE]:
@@ -147,14 +134,14 @@ def _here() -> dict[str, str]:
 
 
 def _steps(settings: PipelineSettings, summary: Summary) -> Iterator[dict[str, Any]]:
-    """Yield the measures of each step: the dense model is step 0, then come the rounds."""
+    """Yield the metrics of each step: step 0 is the dense model, the others are the rounds."""
     rounds = [read_round_record(CHECKPOINTS / name) for name in settings.rounds]
     size, first = summary.parameters, rounds[0].validation
     yield {
         "achieved_ratio": 0.0,
         "parameters": size.dense,
         "block_weights": size.block_weights.dense,
-        # The dense model's losses, under the name that the rounds' own losses have.
+        # The dense model's losses, under the same name as the rounds' losses.
         "validation": {"pruned": first.dense if first else {}},
     }
     yield from map(_values, rounds)
@@ -212,23 +199,9 @@ def _log_configs(settings: NotifySettings) -> None:
     """Log configs/ with the webhook's URL masked, which is a secret."""
     with tempfile.TemporaryDirectory(prefix="pruneflow-configs-") as place:
         copy = Path(shutil.copytree("configs", Path(place) / "configs"))
-        for path in copy.rglob("*"):
-            if settings.webhook is not None and path.is_file():
-                secret, masked = (
-                    settings.webhook.encode(),
-                    without_secrets(settings.webhook).encode(),
-                )
+        if settings.webhook is not None:
+            secret = settings.webhook.encode()
+            masked = without_secrets(settings.webhook).encode()
+            for path in filter(Path.is_file, copy.rglob("*")):
                 path.write_bytes(path.read_bytes().replace(secret, masked))
         mlflow.log_artifacts(str(copy), "configs")
-
-
-def _metric_name(key: str) -> str:
-    """Replace what MLflow does not allow, and dots by slashes, which its page groups by."""
-    allowed = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
-    return allowed.replace(".", "/")
-
-
-def _batches(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    items = list(values.items())
-    for start in range(0, len(items), _BATCH):
-        yield dict(items[start : start + _BATCH])

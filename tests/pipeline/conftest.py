@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from prefect.settings import get_current_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from pruneflow.plan import plan_rounds
-from pruneflow.settings.pipeline import parse_settings, write_settings
+from pruneflow.settings.pipeline import RegistrySettings, parse_settings, write_settings
 from pruneflow.settings.pruning import Target
 from tasks.dvc.repro import stage_order
+from tasks.registry import promotion
+from tasks.tracking.store import connect
 from tests.pipeline.commands import make
+from tests.pipeline.registry import Registry
 from tests.pipeline.tiny import RECOVERY, SMALL, STAGES
 from tests.pipeline.toy import Workspace, toy_workspace
 from tests.servers import Webhook, listening
@@ -26,7 +30,7 @@ from tests.servers import Webhook, listening
 def server() -> Iterator[str]:
     """A Prefect server for flows that run in this process; yields its PREFECT_API_URL.
 
-    One for all: what Prefect keeps of a concurrency limit in a process is of its first server.
+    All tests share it: a process caches a concurrency limit of the first server it talks to.
     """
     with prefect_test_harness(server_startup_timeout=120):
         yield str(get_current_settings().api.url)
@@ -34,7 +38,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 def on_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands use the server of this session, which spares each the start of its own."""
+    """Let commands use the server of this session instead of starting one each."""
     monkeypatch.setenv("PREFECT_API_URL", server)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
 
@@ -44,6 +48,22 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     toy = toy_workspace(tmp_path / "workspace", tmp_path / "prefect")
     monkeypatch.chdir(toy.folder)
     return toy
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take seconds to make."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(RegistrySettings(tracking_uri=f"sqlite:///{file}"))
+    return file
+
+
+@pytest.fixture
+def store(workspace: Workspace, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry whose models all pass the smoke test; test_promotion.py has others."""
+    shutil.copy(empty_store, "mlflow/mlflow.db")
+    monkeypatch.setattr(promotion, "smoke_tests", lambda store: nullcontext(lambda uri: ["a text"]))
+    return Registry()
 
 
 @pytest.fixture

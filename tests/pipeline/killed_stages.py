@@ -1,7 +1,7 @@
 """Kill stages at every swap of what they write: `python killed_stages.py STAGE...`.
 
 Prints, as JSON, how often each stage was killed before it completed. Stages run in forks of this
-process, for the imports take longer than a tiny stage.
+process, because imports take longer than a tiny stage.
 """
 
 import importlib

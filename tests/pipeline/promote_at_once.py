@@ -1,6 +1,6 @@
 """Promote versions all at once: `python promote_at_once.py VERSION=WORKSPACE...`.
 
-Each promotion is a fork of this process, for the imports take longer than a promotion.
+Each promotion runs in a fork of this process, because imports take longer than a promotion.
 """
 
 import multiprocessing

@@ -12,10 +12,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.tracking.store import connect
 from tests.pipeline.commands import pruneflow_here
-from tests.pipeline.test_registry import Registry, empty_store
+from tests.pipeline.registry import Registry
 from tests.pipeline.toy import Workspace
-
-__all__ = ["empty_store"]
 
 pytestmark = pytest.mark.slow
 
@@ -86,13 +84,3 @@ def test_names_versions_and_aliases_that_cannot_be(workspace: Workspace, refused
     refused("rollback", words=["has no previous version"])
     refused("serve", words=["has no version in production"])
     assert not client.search_registered_models() and not workspace.executed()
-
-
-def test_a_promotion_without_approval(workspace: Workspace, refused: Refused) -> None:
-    store = Registry(RegistrySettings(name="toy-pruned"))
-    store.register("a")
-    workspace.set(registry={"promotion": "manual"})
-    for reason in ([], ["--because", "it is small"]):  # a reason is nobody's name
-        refused("promote", *reason, words=["needs approval", "--approved-by NAME"])
-    assert store.aliases() == {"candidate": "1"}
-    assert pruneflow_here("promote", "--approved-by", "ada") == 0

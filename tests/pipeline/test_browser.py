@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     assert chromium, "Chromium is missing: run `make chromium`"
     with sync_playwright() as playwright:
-        # Without a sandbox, for tests may run as root; the page is our own.
+        # Without a sandbox, because tests may run as root; the page is our own.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()

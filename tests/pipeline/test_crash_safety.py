@@ -18,7 +18,7 @@ import yaml
 from pruneflow.artifacts import sha256_file
 from pruneflow.workspace import STATE
 from tasks.dvc.repair import repair_dvc_files
-from tests.pipeline.commands import environment, executed, repro, run
+from tests.pipeline.commands import environment, executed, leftovers, outs, repro, run
 from tests.pipeline.tiny import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -47,24 +47,8 @@ with get_client(sync_client=True) as client:
 """
 
 
-def outs() -> dict[str, str]:
-    """The digest that DVC has of every out that is the same in every run: no clock, no speed."""
-    lock = yaml.safe_load(Path("dvc.lock").read_text())
-    return {
-        out["path"]: out["md5"]
-        for name, stage in lock["stages"].items()
-        if name not in ("latency", "report")
-        for out in stage["outs"]
-    }
-
-
 def files(out: Path) -> list[Path]:
     return [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
-
-
-def leftovers() -> list[Path]:
-    """What a killed writer leaves next to the outs."""
-    return [path for path in Path("data").rglob(".*") if path.name.endswith((".new", ".old"))]
 
 
 def start_afresh() -> None:

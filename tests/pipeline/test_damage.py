@@ -14,13 +14,12 @@ import pytest
 from pruneflow.errors import DamagedArtifactError
 from pruneflow.stages import run_stage_by_name
 from tasks.dvc.repair import touch_damaged_files
-from tests.pipeline.commands import environment, repro, run
-from tests.pipeline.test_crash_safety import leftovers, outs
+from tests.pipeline.commands import environment, leftovers, outs, repro, run
 
 pytestmark = pytest.mark.slow
 
 FULL_DISK = ("model", "documents", "calibration", "round@r1", "select", "report")
-# In one process, for imports take longer than stages.
+# In one process, because imports take longer than stages.
 ON_A_FULL_DISK = """
 import resource, sys
 from pruneflow.__main__ import main
@@ -64,7 +63,7 @@ def flip(path: Path) -> None:
 
 
 def flip_quietly(path: Path) -> None:
-    """Change one bit, as a failing disk does: neither size nor time tells."""
+    """Change one bit, as a failing disk does: size and time stay the same."""
     before = path.stat()
     flip(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

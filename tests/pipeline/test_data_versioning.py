@@ -3,18 +3,16 @@
 import json
 import random
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pruneflow.artifacts import sha256_file
 from pruneflow.errors import InputError
 from pruneflow.paths import CALIBRATION_SET, DOCUMENTS, HELD_OUT
 from pruneflow.settings.pipeline import parse_settings, write_settings
 from tasks.dvc.data_history import changes_since
-from tests.pipeline.commands import make, pruneflow_here, run
+from tests.pipeline.commands import commit, contents, git, make, pruneflow_here, run
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +32,6 @@ def dvc(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def git(*arguments: str) -> None:
-    author = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    subprocess.run(["git", *author, *arguments], check=True, capture_output=True)
-
-
 def write_notes(seeds: range) -> None:
     lines = [json.dumps({"text": note(seed)}) + "\n" for seed in seeds]
     Path("data/text/notes.jsonl").write_text("".join(lines))
@@ -49,14 +42,6 @@ def write_domains(licence: str) -> None:
     letters = {"kind": "files", "files": ["data/text/letters/*.txt"], "licence": licence}
     domains = yaml.safe_dump({"notes": [source], "letters": [letters]})
     Path("configs/domains.yaml").write_text(domains)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for path in sorted((folder / "data/calibration").rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -93,8 +78,7 @@ def versioned(real_workspace: Path, tiny_model_directory: Path) -> Path:
     }
     write_settings(parse_settings(values, "test"))
     git("init", "-q", ".")
-    git("add", "-A")
-    git("commit", "-qm", "nothing run yet")
+    commit("nothing run yet")
     return real_workspace
 
 
@@ -106,20 +90,19 @@ def test_the_data_is_pulled_bit_for_bit_and_a_diff_says_exactly_what_changed(
 ) -> None:
     make("model", "questions", "documents", "validate", "calibration")
     dvc("push")
-    git("add", "-A")
-    git("commit", "-qm", "first data")
-    first = contents(versioned)
+    commit("first data")
+    first = contents(Path("data/calibration"))
     assert {DOCUMENTS.name, CALIBRATION_SET.name, HELD_OUT.name, "validation.json"} <= {
-        Path(name).parts[2] for name in first
+        Path(name).parts[0] for name in first
     }
 
     clone = tmp_path / "clone"
     git("clone", "-q", str(versioned), str(clone))
     with monkeypatch.context() as patch:
         patch.chdir(clone)
-        assert not contents(clone)
+        assert not contents(Path("data/calibration"))
         dvc("pull", "documents", "validate", "calibration")
-        assert contents(clone) == first
+        assert contents(Path("data/calibration")) == first
         assert changes_since("HEAD")["domains"] == {}
 
     assert changes_since("HEAD")["domains"] == {}

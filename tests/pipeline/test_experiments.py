@@ -1,12 +1,11 @@
 """`dvc exp run`, in the workspace and queued: what changed runs, and nothing else."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from pruneflow.settings.pipeline import load_settings
-from tests.pipeline.commands import executed
+from tests.pipeline.commands import commit, executed, git
 from tests.pipeline.toy import Workspace
 
 pytestmark = pytest.mark.slow
@@ -18,13 +17,9 @@ MODEL = Path("data/checkpoints/r2/config.json")
 @pytest.fixture
 def finished(workspace: Workspace) -> Workspace:
     """A workspace whose stages have run, with a commit; dvc.lock is not in it."""
-    for command in (
-        ["config", "user.name", "ada"],
-        ["config", "user.email", "ada@example.org"],
-        ["add", "-A"],
-        ["commit", "-qm", "A toy"],
-    ):
-        subprocess.run(["git", *command], check=True)
+    git("config", "user.name", "ada")
+    git("config", "user.email", "ada@example.org")
+    commit("A toy")
     assert workspace.do("-m", "dvc", "repro", "-q").returncode == 0
     assert "r1" in workspace.executed()
     return workspace

@@ -44,7 +44,7 @@ def test_the_flow_runs_registers_promotes_and_then_has_nothing_to_do(
     client = connect(settings)
     run = client.get_run(outcome.run_id)
     assert run.data.params["rounds.r2.ratio"] == "0.2"
-    assert run.data.metrics["perplexity/domains/law/pruned"] == 12
+    assert run.data.metrics["perplexity/domains/news/pruned"] == 12
 
     def by_step(metric: str) -> list[tuple[int, float]]:
         history = client.get_metric_history(outcome.run_id, metric)
@@ -54,7 +54,7 @@ def test_the_flow_runs_registers_promotes_and_then_has_nothing_to_do(
     # The dense model is step 0.
     law = by_step("round/validation/pruned/law/perplexity")
     assert law == [(0, 10), (1, 12), (2, 12)]
-    assert by_step("round/block_weights") == [(0, 50)]
+    assert by_step("round/block_weights") == [(0, 100)]
     (dataset,) = run.inputs.dataset_inputs
     manifest = read_json(Path("data/calibration/set/manifest.json"))
     assert manifest["digest"].startswith(dataset.dataset.digest)
@@ -188,7 +188,7 @@ def test_a_task_whose_error_may_pass_is_run_again_and_bad_input_is_not(
     assert (state.name, state.message, len(errors)) == ("BadInput", "wrong", 1)
 
     Path("flaky-calibration").touch()
-    assert run(run_stage, "calibration").is_completed()
+    assert run(run_stage, "calibration", "[1/1]", {}).is_completed()
     assert workspace.executed() == ["calibration"] * 2
 
 

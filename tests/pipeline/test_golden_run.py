@@ -14,7 +14,7 @@ from pruneflow.models.digests import model_digest
 from pruneflow.plan import load_profile
 from pruneflow.settings.pipeline import parse_settings, write_settings
 from tests.pipeline.commands import environment, pruneflow_here, repro, run
-from tests.pipeline.test_serving import ask, served
+from tests.servers import ask, served
 
 # Minutes where the processor has no instructions for bfloat16.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

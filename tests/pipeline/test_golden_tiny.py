@@ -13,7 +13,7 @@ from pruneflow.__main__ import main
 from pruneflow.models.digests import model_digest
 from pruneflow.models.round_record import read_round_record
 from pruneflow.settings.pipeline import parse_settings, write_settings
-from tests.pipeline.commands import pruneflow_here, repro, run
+from tests.pipeline.commands import contents, pruneflow_here, repro, run
 
 pytestmark = pytest.mark.slow
 
@@ -102,7 +102,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_lost(
 ):
     words = spoil(finished_pipeline)
     write_settings(parse_settings(finished_pipeline, "test"))
-    before = contents()
+    before = contents(Path("data"))
     monkeypatch.setattr(sys, "argv", ["pruneflow", "stage", stage])
     capfd.readouterr()
     assert main() == 2
@@ -110,11 +110,7 @@ def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_lost(
     errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and words in errors[0]
     assert "Traceback" not in said.err + said.out
-    assert contents() == before
-
-
-def contents():
-    return {path: path.read_bytes() for path in Path("data").rglob("*") if path.is_file()}
+    assert contents(Path("data")) == before
 
 
 def test_a_run_that_is_bad_input_ends_with_exit_code_2_and_one_line(tiny_pipeline, capfd):
@@ -145,7 +141,7 @@ def test_a_candidate_is_held_against_the_model_in_production(finished_pipeline, 
     decision = json.loads(Path("data/reports/decision.json").read_text())
     assert decision["gates"][1]["reason"] == "Nothing is in production."
 
-    # On other held-out text version 1 is measured anew; the candidate is smaller, and not worse.
+    # On other held-out text, version 1 is evaluated again; the candidate is smaller and no worse.
     values["calibration"]["test_sequences"] = 3
     values["rounds"]["r2"]["ratio"] = 0.3
     write_settings(parse_settings(values, "test"))
@@ -163,7 +159,7 @@ def test_a_candidate_is_held_against_the_model_in_production(finished_pipeline, 
     ) ** (1 / len(evaluation["perplexity"]))
     assert decision["gates"][1]["value"] == pytest.approx(ratio)
 
-    # On the same text version 2 is taken from where it was registered.
+    # On the same text, the evaluation of version 2 is read from its registration.
     values["rounds"]["r2"]["ratio"] = 0.35
     write_settings(parse_settings(values, "test"))
     _gates(

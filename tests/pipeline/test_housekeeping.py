@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pruneflow.workspace import run_lock
 from tasks.gc import removable, survey
 from tasks.gc.removable import Removable
 from tasks.sweep.workspaces import prepare
+from tests.pipeline.commands import commit, git
 from tests.pipeline.garbage import CACHE, cached, collect, found, named_by, names
 from tests.pipeline.toy import SETTINGS as TOY
 from tests.pipeline.toy import Workspace
@@ -119,10 +119,6 @@ def test_what_a_longer_plan_left_goes_and_dvc_has_nothing_to_do(replanned: Works
 
 @pytest.mark.slow
 def test_what_a_commit_of_any_branch_names_stays_and_comes_back(workspace: Workspace) -> None:
-    def git(*arguments: str) -> None:
-        who = ["-c", "user.name=ada", "-c", "user.email=ada@example.org"]
-        subprocess.run(["git", *who, *arguments], check=True, capture_output=True)
-
     def plan(ratio: float) -> str:
         workspace.set(rounds={**TOY["rounds"], "r2": {"parent": "r1", "ratio": ratio}})
         repro(workspace)
@@ -130,12 +126,11 @@ def test_what_a_commit_of_any_branch_names_stays_and_comes_back(workspace: Works
 
     first = plan(0.2)
     git("checkout", "-q", "-b", "first")
-    git("add", "-A", ".")
-    git("commit", "-q", "-m", "first")
+    commit("first")
     git("checkout", "-q", "-b", "second")
     never_committed = named_by(plan(0.25))
     now = plan(0.3)
-    git("commit", "-q", "-a", "-m", "second")
+    commit("second")
     going = {Path(name).parent.name + Path(name).name for name in names("cache entry", found())}
     kept = named_by(first) | named_by(now)
     assert going == never_committed - kept and going
@@ -165,9 +160,8 @@ def test_a_cache_whose_use_cannot_be_told_is_left_alone(
     else:
         text = Path("dvc.yaml").read_text()
         Path("dvc.yaml").write_text("stages: [")
-        who = ["-c", "user.name=ada", "-c", "user.email=ada@example.org"]
-        subprocess.run(["git", "add", "dvc.yaml", "dvc.lock"], check=True)
-        subprocess.run(["git", *who, "commit", "-q", "-m", "broken"], check=True)
+        git("add", "dvc.yaml", "dvc.lock")
+        git("commit", "-q", "-m", "broken")
         Path("dvc.yaml").write_text(text)
     with survey.survey(load_settings()) as seen:
         assert [thing.kind for thing in seen.found] == ["round"]
@@ -178,7 +172,7 @@ def test_a_cache_whose_use_cannot_be_told_is_left_alone(
         "no list of files": "dvc commit round@r1",
         "a broken commit": "cannot be determined",
     }
-    assert words[why] in note and note.endswith("nothing of it is removed")
+    assert words[why] in note and note.endswith("nothing is removed from it")
 
 
 @pytest.mark.slow

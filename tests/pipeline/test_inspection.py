@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from typer.testing import CliRunner
 
@@ -14,11 +15,9 @@ from flows.cli import app
 from tasks.doctor import checks
 from tasks.doctor.checks import OK, PROBLEM
 from tasks.registry import promotion
-from tests.pipeline.test_registry import Registry, empty_store, store
+from tests.pipeline.registry import Registry
 from tests.pipeline.toy import Workspace
 from tests.unit.report_example import evaluation
-
-__all__ = ["empty_store", "store"]
 
 
 def look(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[checks.CheckResult]:
@@ -67,8 +66,6 @@ def compare(*names: str) -> dict[str, Any]:
 
 
 def test_versions_are_compared_by_number_and_alias(workspace: Workspace, store: Registry) -> None:
-    import mlflow
-
     workspace.set(registry={"name": store.settings.name})
     for content, ratio in (("a", "0.1"), ("b", "0.2")):
         version = store.register(content)

@@ -1,4 +1,4 @@
-"""Whether a run has nothing to do: what stands, and everything that makes a run worth its time."""
+"""When a run has nothing to do, and every change after which it has."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,6 @@
 """Notifications about runs: a real webhook, real flow runs, and a webhook that fails."""
 
 import logging
-import socket
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,7 +16,7 @@ from flows.run_notification import notify
 from pruneflow.settings.pipeline import NotifySettings, load_settings
 from tasks.prefect.webhook import VARIABLE, send, webhook_url, without_secrets
 from tests.pipeline.toy import Workspace
-from tests.servers import Webhook
+from tests.servers import Webhook, free_port
 
 ALL = {"runs": "all"}
 
@@ -25,9 +24,7 @@ ALL = {"runs": "all"}
 @pytest.fixture
 def nobody() -> str:
     """The URL of a port where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://ada:password@127.0.0.1:{probe.getsockname()[1]}/services/secret?token=abc"
+    return f"http://ada:password@127.0.0.1:{free_port()}/services/secret?token=abc"
 
 
 @pytest.fixture(autouse=True)

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from pruneflow.errors import InputError
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import promotion, versions
 from tasks.registry.promotion import Approval
+from tasks.registry.registered_model import rolled_back_in
 from tasks.registry.smoke_test import SmokeError
 from tests.pipeline.commands import PROMOTE_AT_ONCE, pruneflow_here
-from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
+from tests.pipeline.registry import SETTINGS, Registry
 from tests.pipeline.toy import Workspace
 from tests.servers import wait_until
-
-__all__ = ["empty_store", "store"]
 
 pytestmark = pytest.mark.slow
 
@@ -76,15 +76,14 @@ def test_a_move_says_who_and_why_and_the_history_keeps_the_order(store: Registry
         ("promotion", "2", "1", "ada", "b is good"),
         ("rollback", "1", "2", "bob", ""),
     ]
-    assert promotion.was_rolled_back(SETTINGS, "2")
-    assert not promotion.was_rolled_back(SETTINGS, "1")
+    assert rolled_back_in(promotion.history(SETTINGS), "2")
+    assert not rolled_back_in(promotion.history(SETTINGS), "1")
     promotion.promote(SETTINGS, "2")
-    assert not promotion.was_rolled_back(SETTINGS, "2")
+    assert not rolled_back_in(promotion.history(SETTINGS), "2")
 
 
 def test_a_version_knows_the_one_that_was_in_production_when_it_was_made(store: Registry) -> None:
-    store.register("a")
-    promotion.promote(SETTINGS)
+    store.put_into_production("a")
     store.register("b")
     assert store.client.get_model_version(SETTINGS.name, "1").tags["parent"] == "none"
     assert store.client.get_model_version(SETTINGS.name, "2").tags["parent"] == "1"
@@ -93,22 +92,21 @@ def test_a_version_knows_the_one_that_was_in_production_when_it_was_made(store: 
 def test_manual_promotion_needs_somebody_who_approves(store: Registry) -> None:
     store.register("a")
     manual = RegistrySettings(promotion="manual")
-    with pytest.raises(InputError, match=r"version 1 needs approval .*--approved-by NAME"):
-        promotion.promote(manual)
+    for nobody in (Approval(), Approval(why="it is small")):
+        with pytest.raises(InputError, match=r"version 1 needs approval .*--approved-by NAME"):
+            promotion.promote(manual, approval=nobody)
     assert "production" not in store.aliases()
     promotion.promote(manual, approval=Approval("ada"))
     assert store.aliases()["production"] == "1"
 
 
 def test_any_version_that_was_in_production_can_be_restored_and_no_other(store: Registry) -> None:
-    for content in "abc":
-        store.register(content)
-        promotion.promote(SETTINGS)
+    store.put_into_production("a", "b", "c")
     store.register("d")
     assert promotion.restore(SETTINGS, "1") == promotion.Move("1", "3", True)
     assert store.aliases() == {"candidate": "4", "production": "1", "previous": "3"}
     assert not promotion.restore(SETTINGS, "1").changed
-    with pytest.raises(InputError, match=r"version 4 .* never was in production"):
+    with pytest.raises(InputError, match=r"version 4 .* was never in production"):
         promotion.restore(SETTINGS, "4")
     with pytest.raises(InputError, match="has no version 9"):
         promotion.restore(SETTINGS, "9")
@@ -135,8 +133,7 @@ def test_a_version_judged_against_another_than_the_one_in_use_is_judged_anew(
 def test_a_model_that_does_not_work_does_not_stay_in_production(
     store: Registry, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    store.register("a")
-    promotion.promote(SETTINGS)
+    store.put_into_production("a")
     store.register("b")
     before = store.aliases()
 
@@ -158,14 +155,11 @@ def test_a_model_that_does_not_work_does_not_stay_in_production(
 def test_a_move_that_was_killed_is_undone_or_done_and_never_half(
     store: Registry, monkeypatch: pytest.MonkeyPatch, writes: int, move: Any
 ) -> None:
-    store.register("a")
-    promotion.promote(SETTINGS)
+    store.put_into_production("a")
     store.register("b")
     if move is promotion.rollback:
         promotion.promote(SETTINGS)
     before, told = store.aliases(), promotion.history(SETTINGS)
-
-    from mlflow import MlflowClient
 
     done: list[str] = []
 

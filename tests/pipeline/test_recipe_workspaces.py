@@ -1,6 +1,5 @@
 """A recipe's workspace: its own settings and outputs, everything else the project's."""
 
-import os
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from pruneflow.settings.pipeline import PipelineSettings, load_settings, parse_s
 from tasks.dvc.repro import stage_order
 from tasks.sweep.recipes import clear_recipes
 from tasks.sweep.workspaces import prepare, to_share
-from tests.pipeline.toy import SETTINGS, Workspace
+from tests.pipeline.toy import REPOSITORY, SETTINGS, Workspace
 
 
 def settings(**sections: dict) -> PipelineSettings:
@@ -77,8 +76,7 @@ def test_what_recipes_have_in_common_is_made_once_before_them(workspace: Workspa
 
 
 def test_what_is_timed_is_left_for_later(real_workspace: Path) -> None:
-    repository = Path(__file__).parents[2]
-    text = (repository / "configs/pipeline.yaml").read_text()
+    text = (REPOSITORY / "configs/pipeline.yaml").read_text()
     Path("configs/pipeline.yaml").write_text(text)
     (made,) = prepare({"demo": load_settings()})
     assert set(stage_order()) - set(made.untimed) == {"latency", "report"}
@@ -86,11 +84,11 @@ def test_what_is_timed_is_left_for_later(real_workspace: Path) -> None:
 
 def test_a_recipe_checks_out_what_the_last_run_made(workspace: Workspace) -> None:
     depend("toy.py")
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True, env=environment())
+    assert workspace.do("-m", "dvc", "repro", "-q").returncode == 0
     assert "r1" in workspace.executed()
     (made,) = prepare({"deep": settings(rounds=DEEP)})
     command = [sys.executable, "-m", "dvc", "repro", "-q", *made.untimed]
-    subprocess.run(command, check=True, cwd=made.folder, env=environment())
+    subprocess.run(command, check=True, cwd=made.folder, env=workspace.environment)
     assert (made.folder / "executed.txt").read_text().split() == ["r2", "select", "report"]
 
 
@@ -107,8 +105,3 @@ def test_what_a_killed_sweep_left_behind_is_ended_and_no_other_process(tmp_path:
     assert sleepers[other].poll() is None
     sleepers[other].kill()
     sleepers[other].wait()
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -1,91 +1,18 @@
 """Versions, aliases and what keeps a model from production, on a real store."""
 
-import json
 import shutil
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import mlflow
 import pytest
 
-from pruneflow.artifacts import sha256_json
 from pruneflow.errors import InputError
-from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry import promotion, versions
-from tasks.tracking.store import connect, experiment
+from tasks.tracking.store import connect
 from tests.pipeline.garbage import collect
+from tests.pipeline.registry import SETTINGS, Registry
 from tests.pipeline.toy import Workspace
-
-SETTINGS = RegistrySettings()
-# As an earlier release stored it: without the version of its schema.
-DECISION = {
-    "enforced": True,
-    "run_mode": "enabled",
-    "reasons": [],
-    "gates": [],
-    "digests": {},
-    "production": None,
-}
-
-
-class Registry:
-    """Registers made-up models and lists the aliases."""
-
-    def __init__(self, settings: RegistrySettings = SETTINGS) -> None:
-        self.settings = settings
-        self.client = connect(settings)
-        self.experiment = experiment(self.client, settings)
-
-    def register(
-        self, content: str, accepted: bool = True, dirty: str = "false", **judged: Any
-    ) -> str:
-        import mlflow
-
-        checkpoint = Path("model")
-        checkpoint.mkdir(exist_ok=True)
-        (checkpoint / "config.json").write_text(content)
-        decision = {**DECISION, "accepted": accepted, "model": content, **judged}
-        with mlflow.start_run(experiment_id=self.experiment) as run:
-            mlflow.log_text(json.dumps(decision), versions.DECISION_ARTIFACT)
-        lineage = versions.Lineage(
-            model_digest=content,
-            dense_digest="dense",
-            data_digest="data",
-            recipe_digest="recipe",
-            gates_digest="gates",
-            decision_digest=sha256_json(decision),
-            git_commit="git",
-            git_dirty=dirty,
-            dvc_lock="lock",
-        )
-        needs = ["transformers"]
-        return versions.register(self.settings, checkpoint, run.info.run_id, lineage, needs).version
-
-    def aliases(self) -> dict[str, str]:
-        found = versions.status(self.settings)
-        return {alias: each["version"] for alias, each in found.items() if each is not None}
-
-    def stored(self, version: str) -> Path:
-        import mlflow
-
-        uri = f"models:/{self.settings.name}/{version}"
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to make."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(RegistrySettings(tracking_uri=f"sqlite:///{file}"))
-    return file
-
-
-@pytest.fixture
-def store(workspace: Workspace, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """A registry whose models all work; test_promotion.py has others."""
-    shutil.copy(empty_store, "mlflow/mlflow.db")
-    monkeypatch.setattr(promotion, "smoke_tests", lambda store: nullcontext(lambda uri: ["a text"]))
-    return Registry()
 
 
 def test_the_status_of_nothing_is_nothing_and_makes_no_store(workspace: Workspace) -> None:
@@ -113,10 +40,7 @@ def test_promotion_rollback_and_rollback_again(store: Registry) -> None:
 
 
 def test_promoting_what_is_in_production_changes_nothing(store: Registry) -> None:
-    store.register("a")
-    promotion.promote(SETTINGS)
-    store.register("b")
-    promotion.promote(SETTINGS)
+    store.put_into_production("a", "b")
     before = store.aliases()
     move = promotion.promote(SETTINGS, "2")
     assert not move.changed
@@ -129,8 +53,7 @@ def test_without_a_candidate_or_a_previous_version_there_is_one_line(store: Regi
         promotion.promote(SETTINGS)
     with pytest.raises(InputError, match="no previous version"):
         promotion.rollback(SETTINGS)
-    store.register("a")
-    promotion.promote(SETTINGS)
+    store.put_into_production("a")
     with pytest.raises(InputError, match="no previous version"):
         promotion.rollback(SETTINGS)
     for unknown in ("7", "x"):
@@ -149,7 +72,7 @@ def test_a_refused_version_is_not_promoted(store: Registry) -> None:
 def test_a_decision_about_another_model_does_not_count(store: Registry, tag: str) -> None:
     version = store.register("a")
     store.client.set_model_version_tag(SETTINGS.name, version, tag, "another")
-    with pytest.raises(InputError, match="another decision"):
+    with pytest.raises(InputError, match="not the one it was registered with"):
         promotion.promote(SETTINGS)
 
 
@@ -163,8 +86,7 @@ def test_a_version_nobody_decided_on_is_not_promoted(store: Registry) -> None:
 
 
 def test_a_damaged_version_is_neither_promoted_nor_rolled_back_to(store: Registry) -> None:
-    store.register("a")
-    promotion.promote(SETTINGS)
+    store.put_into_production("a")
     store.register("b")
     (found,) = store.stored("2").rglob("config.json")
     found.write_text("c")
@@ -187,23 +109,24 @@ def test_code_that_is_not_committed_reaches_production_only_by_a_run(store: Regi
     assert store.aliases()["production"] == "1"
 
 
-def test_a_store_that_cannot_be_opened_is_one_line(workspace: Workspace) -> None:
-    Path("mlflow/mlflow.db").mkdir()
-    with pytest.raises(InputError, match=r"MLflow's store mlflow/mlflow.db cannot"):
-        connect(SETTINGS)
-
-
-def test_a_file_that_is_no_database_is_one_line(workspace: Workspace) -> None:
-    Path("mlflow/mlflow.db").write_text("not a database, whatever its name says")
-    with pytest.raises(InputError, match="file is not a database"):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.mkdir, "MLflow's store mlflow/mlflow.db cannot"),
+        (lambda file: file.write_text("not a database"), "file is not a database"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_one_line(
+    workspace: Workspace, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(Path("mlflow/mlflow.db"))
+    with pytest.raises(InputError, match=message):
         connect(SETTINGS)
 
 
 def test_results_never_go_into_a_run_that_the_environment_names(
     store: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mlflow
-
     with mlflow.start_run(experiment_id=store.experiment) as foreign:
         pass
     monkeypatch.setenv("MLFLOW_RUN_ID", foreign.info.run_id)

@@ -2,28 +2,14 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from pruneflow.artifacts import sha256_file
+from tests.pipeline.commands import commit, contents, git
 from tests.pipeline.toy import Workspace
 
 pytestmark = pytest.mark.slow
-
-
-def git(folder: Path, *arguments: str) -> None:
-    author = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
-    subprocess.run(["git", "-C", str(folder), *author, *arguments], check=True)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_an_accepted_run_is_pushed_and_a_second_clone_has_nothing_to_do(
@@ -33,10 +19,9 @@ def test_an_accepted_run_is_pushed_and_a_second_clone_has_nothing_to_do(
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)  # nothing else may be there
     assert outcome["in_production"] and outcome["not_pushed"] is None
-    git(workspace.folder, "add", "-A")
-    git(workspace.folder, "commit", "-qm", "a run")
+    commit("a run")
 
-    git(tmp_path, "clone", "-q", str(workspace.folder), "clone")
+    git("clone", "-q", ".", str(tmp_path / "clone"))
     clone = Workspace(tmp_path / "clone", tmp_path / "prefect")
     store = str(workspace.folder / ".dvc/store")
     for command in (["remote", "modify", "--local", "store", "url", store], ["pull"]):

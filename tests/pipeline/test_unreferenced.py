@@ -5,26 +5,29 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+from mlflow import MlflowClient
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from pruneflow.errors import InputError
 from tasks.registry import promotion, versions
+from tasks.registry.registered_model import rolled_back_in
 from tests.pipeline.garbage import collect, found, names
-from tests.pipeline.test_registry import SETTINGS, Registry, empty_store, store
+from tests.pipeline.registry import SETTINGS, Registry
 from tests.pipeline.toy import Workspace
-
-__all__ = ["empty_store", "store"]
 
 REGISTRY = {"name": SETTINGS.name, "experiment": SETTINGS.experiment}
 
 
-def test_versions_without_an_alias_go_and_the_others_work_as_before(
-    store: Registry, workspace: Workspace
-) -> None:
+@pytest.fixture(autouse=True)
+def same_registry(workspace: Workspace) -> None:
+    """The settings of the workspace name the registry of `store`."""
     workspace.set(registry=REGISTRY)
-    for content in "abc":
-        store.register(content)
-        promotion.promote(SETTINGS)
+
+
+def test_versions_without_an_alias_go_and_the_others_work_as_before(store: Registry) -> None:
+    store.put_into_production("a", "b", "c")
     store.register("d")
     place = store.stored("1")
     before, told = store.aliases(), promotion.history(SETTINGS)
@@ -48,10 +51,7 @@ def test_versions_without_an_alias_go_and_the_others_work_as_before(
 
 @pytest.mark.slow
 def test_the_commands_about_versions_work_after_it(store: Registry, workspace: Workspace) -> None:
-    workspace.set(registry=REGISTRY)
-    for content in "abc":
-        store.register(content)
-        promotion.promote(SETTINGS)
+    store.put_into_production("a", "b", "c")
     done = workspace.pruneflow("gc", "--yes")
     assert "pruneflow version 1" in done.stdout and done.stdout.endswith("removed\n"), done.stderr
     assert "`pruneflow restore` cannot bring them back" in done.stdout
@@ -63,30 +63,18 @@ def test_the_commands_about_versions_work_after_it(store: Registry, workspace: W
     assert lost.returncode == 2 and "has no version 1" in lost.stderr
 
 
-def test_an_alias_of_the_users_own_and_a_version_that_was_rolled_back_stay(
-    store: Registry, workspace: Workspace
-) -> None:
-    workspace.set(registry=REGISTRY)
-    for content in "ab":
-        store.register(content)
-        promotion.promote(SETTINGS)
+def test_an_alias_of_the_users_own_and_a_version_that_was_rolled_back_stay(store: Registry) -> None:
+    store.put_into_production("a", "b")
     promotion.rollback(SETTINGS)
-    for content in "cde":
-        store.register(content)
-        promotion.promote(SETTINGS)
+    store.put_into_production("c", "d", "e")
     store.client.set_registered_model_alias(SETTINGS.name, "champion", "1")
     assert names("version", found()) == ["pruneflow version 3"]
-    assert promotion.was_rolled_back(SETTINGS, "2")
+    assert rolled_back_in(promotion.history(SETTINGS), "2")
     store.client.delete_registered_model_alias(SETTINGS.name, "champion")
     assert names("version", found()) == ["pruneflow version 3", "pruneflow version 1"]
 
 
-def test_models_no_version_names_go_if_the_pipeline_logged_them(
-    store: Registry, workspace: Workspace
-) -> None:
-    import mlflow
-
-    workspace.set(registry=REGISTRY)
+def test_models_no_version_names_go_if_the_pipeline_logged_them(store: Registry) -> None:
     version = store.register("a")
     logged = []
     for tags in ({"decision": "accepted"}, {}):
@@ -103,12 +91,7 @@ def test_models_no_version_names_go_if_the_pipeline_logged_them(
         assert directory.is_dir()
 
 
-def test_files_of_deleted_runs_go_unless_a_version_stands_on_them(
-    store: Registry, workspace: Workspace
-) -> None:
-    import mlflow
-
-    workspace.set(registry=REGISTRY)
+def test_files_of_deleted_runs_go_unless_a_version_stands_on_them(store: Registry) -> None:
     version = store.register("a")
     needed = store.client.get_model_version(SETTINGS.name, version).run_id
     with mlflow.start_run(experiment_id=store.experiment) as run:
@@ -127,12 +110,8 @@ def test_files_of_deleted_runs_go_unless_a_version_stands_on_them(
     "step", ["delete_model_version", "delete_artifacts", "delete_logged_model"]
 )
 def test_a_kill_while_a_version_goes_leaves_what_the_next_gc_finishes(
-    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, step: str
+    store: Registry, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    from mlflow import MlflowClient
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
-    workspace.set(registry=REGISTRY)
     owner: Any = LocalArtifactRepository if step == "delete_artifacts" else MlflowClient
     for content in "abc":
         version = store.register(content)
@@ -155,11 +134,8 @@ def test_a_kill_while_a_version_goes_leaves_what_the_next_gc_finishes(
 
 
 def test_a_promotion_that_was_killed_is_undone_before_anything_is_called_unneeded(
-    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    store: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
-
-    workspace.set(registry=REGISTRY)
     for content in "abc":
         store.register(content)
         if content != "c":
@@ -184,8 +160,6 @@ def test_a_promotion_that_was_killed_is_undone_before_anything_is_called_unneede
 def test_the_experiment_of_the_settings_is_the_only_one_looked_at(
     store: Registry, workspace: Workspace
 ) -> None:
-    import mlflow
-
     with mlflow.start_run(experiment_id=store.experiment) as run:
         mlflow.log_text("a report", "reports/report.html")
     store.client.delete_run(run.info.run_id)

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pruneflow.settings.pipeline import parse_settings, write_settings
+from tests.unit import evaluation_example
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -94,114 +96,15 @@ SETTINGS = {
 }
 
 
-def both(dense: float, pruned: float) -> dict[str, float]:
-    return {"dense": dense, "pruned": pruned}
-
-
-def about(value: float, low: float | None = None, high: float | None = None) -> dict:
-    """An estimate; without an interval the ends are the value itself."""
-    return {
-        "value": value,
-        "low": value if low is None else low,
-        "high": value if high is None else high,
-    }
-
-
-def summary(block_ratio: float = 0.2) -> dict:
+def summary() -> dict[str, Any]:
     """A result with made-up numbers, as its JSON file holds it."""
-    fast = {"median": 2.0, "low": 1.5, "high": 2.5, "min": 1.0, "max": 3.0}
-    first = {"median": 0.1, "low": 0.1, "high": 0.15, "min": 0.1, "max": 0.2}
-    speed = {"prefill": fast, "decode": fast, "first_token": first}
-    task = {
-        "metric": "acc",
-        "chance": 0.5,
-        "questions": 200,
-        "available": 400,
-        "seed": 0,
-        "output_type": "multiple_choice",
-        "shots": 0,
-        "version": 1.0,
-        "template": "{{question}}",
-        "prompt": "Why?",
-        "digest": "q",
-        "measurable": True,
-        "dense": about(0.6, 0.53, 0.67),
-        "pruned": about(0.5, 0.43, 0.57),
-        "difference": about(-0.1, -0.17, -0.03),
-        "retention": about(0.83, 0.7, 0.9),
-        "above_chance": about(0.0, -0.6, 0.6),
-    }
-    law = {"tokens": 100, "windows": 2, "bytes": 400, "bits_per_byte": both(0.8, 0.9)}
-    return {
-        "schema_version": 1,
-        "model": {
-            "name": "toy",
-            "source": "dense",
-            "revision": None,
-            "delivered": "r2",
-            "planned": "r2",
-            "target": {"ratio": 0.2},
-            "layout": "uniform",
-            "score": "mask_fisher",
-            "refit": "none",
-        },
-        "parameters": {
-            **both(100, 80),
-            "ratio": 0.2,
-            "block_weights": both(50, 40),
-            "block_ratio": block_ratio,
-        },
-        "perplexity": {
-            "domains": {"law": {**both(10, 12), "ratio": about(1.2), **law}},
-            "mean_ratio": about(1.2),
-            "worst": {"domain": "law", **about(1.2)},
-        },
-        "tasks": {"piqa": task},
-        "mean_retention": task["retention"],
-        "mean_difference": task["difference"],
-        "latency": {
-            "dense": speed,
-            "pruned": speed,
-            "speedup": speed,
-            "placement": {"dense": "whole", "pruned": "whole"},
-            "device": "cpu",
-            "machine": "x86_64",
-            "threads": 2,
-            "dtype": "float32",
-            "prompt_tokens": 16,
-            "new_tokens": 4,
-            "repeats": 7,
-            "lm_eval_questions": 20,
-            "width_multiple": 64,
-        },
-        "memory": {
-            "dense": {"before": 1, "peak": 2, "device_peak": None},
-            "pruned": {"before": 1, "peak": 1, "device_peak": None},
-        },
-        "disk": both(1100, 900),
-        "bytes": {**both(1000, 800), "ratio": 0.8},
-        "reload": {"ok": True, "text": "a text", "reason": None},
-        "answers": [],
-        "lm_eval": {
-            "ok": True,
-            "reason": None,
-            "command": "lm_eval",
-            "task": "piqa",
-            "questions": 20,
-            "metric": "acc",
-            "accuracy": 0.5,
-        },
-        "warnings": [],
-        "calibration_domains": {"law": 12},
-        "rounds": [],
-        "knee": None,
-        "recovery": None,
-        "versions": {},
-    }
+    values = evaluation_example.summary().to_json()
+    values["model"].update({"delivered": "r2", "planned": "r2"})
+    return values
 
 
 class Workspace:
-    """A toy project folder and the commands one would type in it."""
+    """A toy project folder, and commands to run in it."""
 
     def __init__(self, folder: Path, prefect_home: Path) -> None:
         self.folder = folder
@@ -245,7 +148,7 @@ class Workspace:
         return self.do("-m", "flows.cli", *arguments)
 
     def executed(self) -> list[str]:
-        """Return the stages that really ran, in order, and forget them."""
+        """Return the stages that were executed since the last call, in order."""
         log = self.folder / "executed.txt"
         names = log.read_text().split() if log.exists() else []
         log.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +67,3 @@ class Team:
         made.environment.update(self.member(user))
         made.set(registry=self.registry(model).model_dump())
         return made
-
-
-def commit(folder: Path, why: str) -> None:
-    """Commit everything in a folder, whoever git thinks we are."""
-    somebody = ["-c", "user.name=team", "-c", "user.email=team@example.org"]
-    for arguments in (["add", "--all"], [*somebody, "commit", "--quiet", "--message", why]):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)

@@ -7,7 +7,7 @@ import pytest
 
 from tasks.registry import promotion
 from tests.pipeline.commands import PROMOTE_AT_ONCE
-from tests.pipeline.test_registry import Registry
+from tests.pipeline.registry import Registry
 from tests.pipeline.toy import Workspace
 from tests.team.shared import Team
 

@@ -1,7 +1,6 @@
 """The pipeline on PostgreSQL and S3, and its data in somebody else's clone."""
 
 import json
-import subprocess
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
@@ -12,10 +11,11 @@ import pytest
 
 from tasks.registry import versions
 from tasks.tracking.store import connect
-from tests.pipeline.test_registry import Registry
+from tests.pipeline.commands import commit, contents, git
+from tests.pipeline.registry import Registry
 from tests.pipeline.toy import Workspace
 from tests.servers import free_port
-from tests.team.shared import BUCKET, PASSWORD, S3_KEYS, Team, commit
+from tests.team.shared import BUCKET, PASSWORD, S3_KEYS, Team
 
 pytestmark = pytest.mark.team
 
@@ -37,14 +37,6 @@ def flow_runs(team: Team) -> list[str]:
         return [run["state_name"] for run in json.load(response)]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def test_the_pipeline_runs_on_shared_stores_and_its_data_comes_back_byte_for_byte(
     team: Team, ada: Callable[[str], Workspace], tmp_path: Path
 ) -> None:
@@ -52,7 +44,7 @@ def test_the_pipeline_runs_on_shared_stores_and_its_data_comes_back_byte_for_byt
     for line in team.documented("bash", "dvc remote").splitlines():
         done = workspace.do("-m", *line.split())
         assert done.returncode == 0, done.stderr
-    commit(workspace.folder, "settings")
+    commit("settings")
     done = workspace.pruneflow("run")
     assert done.returncode == 0, done.stderr
     assert f"accepted    version 1 of {MODEL} is in production" in done.stdout
@@ -65,12 +57,12 @@ def test_the_pipeline_runs_on_shared_stores_and_its_data_comes_back_byte_for_byt
     assert found["version"] == "1"
     run = connect(settings).get_run(found["run_id"])
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
-    assert versions.read_artifact(settings, found, versions.DECISION_ARTIFACT)["accepted"]
+    assert versions.read_artifact(found, versions.DECISION_ARTIFACT)["accepted"]
     assert not Path("mlflow/artifacts").exists()
 
-    commit(workspace.folder, "dvc.lock")
+    commit("dvc.lock")
     clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "--quiet", workspace.folder, clone], check=True)
+    git("clone", "--quiet", ".", str(clone))
     other = Workspace(clone, tmp_path / "clone-prefect")
     other.environment.update(team.member("ben"))
     done = other.do("-m", "dvc", "pull", "--quiet")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.registry import promotion
-from tests.pipeline.test_registry import Registry
+from tests.pipeline.registry import Registry
 from tests.pipeline.toy import Workspace
 from tests.team.shared import ADMIN, MLFLOW_USER, PASSWORD, Team
 

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from flows import cli_options
 from flows.cli import app, main
-from pruneflow.plan import configure
 from tests.conftest import ROOT
 
 
@@ -44,7 +43,7 @@ def pruneflow(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[[str], Shown]:
-    """Run a command as one types it, in a folder of its own."""
+    """Run a command as a user would, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(command: str) -> Shown:
@@ -66,7 +65,7 @@ def test_help_of_the_command_line_imports_nothing_heavy() -> None:
 
 
 def commands(group: Any, path: str = "") -> dict[str, Any]:
-    """Every command by what one types for it."""
+    """Every command by its name on the command line."""
     found = {}
     for name, command in group.commands.items():
         inner = hasattr(command, "commands")
@@ -119,28 +118,19 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flows.cli._enter_workspace", interrupt)
+    monkeypatch.setattr("flows.cli.check_workspace", interrupt)
     line = "interrupted: run it again to continue where it stopped\n"
     assert pruneflow("run") == Shown(130, "", line)
 
 
-@pytest.fixture
-def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """We are in a project folder that is configured, with nothing run yet."""
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    configure("demo")
-
-
-def test_the_plan_is_told_as_json(configured: None) -> None:
+def test_the_plan_is_told_as_json(project: Path) -> None:
     words = ["plan", "--ratio", "0.3", "--rounds", "2", "--json"]
     said = json.loads(CliRunner().invoke(app, words).stdout)
     assert said["final_round"] == "r2"
     assert said["rounds"]["r2"]["ratio"] == 0.3 and said["rounds"]["r2"]["parent"] == "r1"
 
 
-def test_the_shell_completes_profiles_stages_and_what_can_be_compared(configured: None) -> None:
+def test_the_shell_completes_profiles_stages_and_what_can_be_compared(project: Path) -> None:
     assert cli_options.one_of(cli_options.profiles)("de") == ["demo"]
     assert cli_options.one_of(cli_options.stages)("round") == ["round@r1", "round@r2", "round@r3"]
     assert "r3" in cli_options.models()
@@ -148,7 +138,7 @@ def test_the_shell_completes_profiles_stages_and_what_can_be_compared(configured
     assert cli_options.one_of(cli_options.models)("") == []
 
 
-def test_the_shell_completes_versions_from_the_store(configured: None) -> None:
+def test_the_shell_completes_versions_from_the_store(project: Path) -> None:
     assert cli_options.versions() == []
     name = yaml.safe_load(Path("configs/pipeline.yaml").read_text())["registry"]["name"]
     Path("mlflow").mkdir()
@@ -259,7 +249,7 @@ def test_diff_without_calibration_data_says_how_to_make_it(
 
 
 def test_a_stage_that_failed_in_its_processes_fails_the_command(monkeypatch):
-    monkeypatch.setattr("flows.cli._enter_workspace", lambda: None)
+    monkeypatch.setattr("flows.cli.check_workspace", lambda: None)
     for code in (0, 1):
         monkeypatch.setattr("pruneflow.stages.run_stage_by_name", lambda _name, code=code: code)
         assert CliRunner().invoke(app, ["stage", "round@r1"]).exit_code == code

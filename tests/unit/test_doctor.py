@@ -16,10 +16,8 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from pruneflow import footprint
-from pruneflow.errors import InputError
 from pruneflow.models import loading
 from pruneflow.models.source import source_parameters
-from pruneflow.plan import configure
 from pruneflow.settings.pipeline import ModelSettings, load_settings
 from tasks.doctor import checks, installed_versions
 from tasks.doctor.checks import CHECKS, OK, PROBLEM, WARNING, CheckResult, diagnose
@@ -31,19 +29,6 @@ PROJECT = """
 requires-python = ">=3.11"
 dependencies = ["typer>=0.1", "rich>=9000", "not-there-at-all>=1"]
 """
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """We are in a project folder that is configured, with nothing run yet."""
-    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
-    for name in ("dvc.yaml", "prefect.yaml"):
-        shutil.copy(REPOSITORY / name, tmp_path)
-    (tmp_path / "data").mkdir()
-    shutil.copy(REPOSITORY / "data/sources.lock", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    configure("demo")
-    return tmp_path
 
 
 @pytest.fixture
@@ -254,12 +239,3 @@ def test_only_a_problem_makes_the_command_fail(
     told: dict[str, Any] = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert told["ok"] == (code == 0)
     assert CheckResult(**told["findings"][0]).message == "a state: its fix"
-
-
-def test_errors_of_the_checks_are_lines(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def look() -> Iterator[checks.Result]:
-        raise InputError("the thing is broken: fix it")
-        yield
-
-    monkeypatch.setattr(checks, "CHECKS", {"thing": look})
-    assert list(diagnose()) == [CheckResult("thing", PROBLEM, "the thing is broken: fix it")]
