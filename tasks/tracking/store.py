@@ -75,7 +75,7 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
             raise InputError(
                 f"MLflow at {settings.tracking_uri} {_REFUSALS[code]}: see mlflow/README.md"
             ) from None
-        detail = str(error).strip().splitlines()[0]
+        detail = " ".join(str(error).split())[:500]
         if _LOCKED in detail:
             raise _busy(settings.tracking_uri) from None
         raise InputError(

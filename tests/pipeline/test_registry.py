@@ -101,6 +101,19 @@ def test_a_damaged_version_is_neither_promoted_nor_rolled_back_to(store: Registr
     assert store.aliases()["production"] == "2"
 
 
+def test_a_version_that_cannot_be_read_now_is_not_called_damaged(store: Registry) -> None:
+    store.register("a")
+    artifacts = Path(SETTINGS.artifact_location, "models")
+    artifacts.rename("away")
+    with pytest.raises(InputError, match="version 1 of pruneflow cannot be read") as caught:
+        promotion.promote(SETTINGS)
+    assert "mlflow/artifacts/models/" in str(caught.value)
+    assert "delete" not in str(caught.value)
+    Path("away").rename(artifacts)
+    promotion.promote(SETTINGS)
+    assert store.aliases()["production"] == "1"
+
+
 def test_code_that_is_not_committed_reaches_production_only_by_a_run(store: Registry) -> None:
     store.register("a", dirty="true")
     with pytest.raises(InputError, match="not committed"):
