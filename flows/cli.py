@@ -18,6 +18,7 @@ from flows.gc_cli import app as housekeeping_app
 from flows.inspection_cli import app as inspection_app
 from flows.registry_cli import app as registry_app
 from pruneflow.errors import PruneflowError, report
+from pruneflow.process_environment import complete_environment
 from pruneflow.workspace import check_workspace, check_writable, run_lock
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def main() -> None:
     """Run the command line; errors a user can act on are one line on stderr."""
     # SIGTERM ends a run as Ctrl-C does, so that no stage is left behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name, why in complete_environment().items():
+        print(f"{name} is ignored: {why}", file=sys.stderr)
     try:
         app()
     except PruneflowError as error:

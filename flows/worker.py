@@ -10,6 +10,7 @@ import sys
 import time
 
 from pruneflow.errors import InputError, PruneflowError, report
+from pruneflow.process_environment import complete_environment
 from tasks.prefect.schedules import active_schedules, check_crons, restore_active
 from tasks.registry.lock import check_server
 
@@ -23,6 +24,7 @@ def main() -> None:
     Raises:
         InputError: a cron is not valid, no server answers, or it refuses a deployment.
     """
+    complete_environment()
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         raise InputError("PREFECT_API_URL is not set: start services with `make services`")

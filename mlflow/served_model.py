@@ -45,6 +45,8 @@ class PrunedModel(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Continue each prompt; `params` may hold ``max_new_tokens``.
 
+        Of a prompt that is longer than the context leaves room for, the last tokens are used.
+
         Without type hints on purpose: MLflow would make the signature from them, and such a
         signature has no parameters.
 
@@ -57,18 +59,27 @@ class PrunedModel(PythonModel):
 
         prompts = model_input if isinstance(model_input, list) else model_input.iloc[:, 0]
         budget = int((params or {}).get("max_new_tokens", MAX_NEW_TOKENS))
+        context_length = getattr(self.model.config, "max_position_embeddings", None)
+        if context_length is not None:
+            budget = min(budget, context_length - 1)
         texts = []
         for prompt in prompts:
-            inputs = self.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+            ids = self.tokenizer(prompt)["input_ids"]
+            if not ids:  # an empty prompt of a tokenizer that adds no beginning-of-text token
+                bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+                ids = [eos if bos is None else bos]
+            if context_length is not None:
+                ids = ids[-(context_length - budget) :]
+            inputs = torch.tensor([ids])
             with torch.inference_mode():
                 output = self.model.generate(
-                    **inputs,
+                    input_ids=inputs,
+                    attention_mask=torch.ones_like(inputs),
                     max_new_tokens=budget,
                     do_sample=False,
                     pad_token_id=self.tokenizer.eos_token_id,
                 )
-            new = output[0, inputs["input_ids"].shape[1] :]
-            texts.append(self.tokenizer.decode(new, skip_special_tokens=True))
+            texts.append(self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
         return texts
 
 

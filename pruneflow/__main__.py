@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pruneflow.compute.torchrun import is_first
 from pruneflow.errors import InputError, PruneflowError, report
+from pruneflow.process_environment import complete_environment
 
 NEEDED = ("filelock", "pydantic", "torch", "transformers")
 
@@ -20,6 +21,7 @@ def main() -> int:
     stage.add_argument("name", help="as in dvc.yaml, e.g. documents or round@r1")
     arguments = parser.parse_args()
     _use_project_python()
+    complete_environment()
     try:
         from pruneflow.stages import run_stage_by_name
         from pruneflow.workspace import check_workspace

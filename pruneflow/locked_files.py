@@ -136,9 +136,10 @@ def expand(root: Path, patterns: list[str], where: str) -> list[Path]:
     for pattern in patterns:
         if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
             raise InputError(f"{pattern} leaves its folder: give a path inside {where}")
-        matches = sorted(
-            path for path in root.glob(pattern) if path.is_file() and not path.name.startswith(".")
-        )
+        # A name may hold characters that mean something in a pattern: report[1].txt.
+        literal = root / pattern
+        paths = [literal] if literal.is_file() else root.glob(pattern)
+        matches = sorted(path for path in paths if path.is_file() and path.name[0] != ".")
         if not matches:
             raise InputError(f"{pattern} matches no file in {where}: correct it or add the file")
         found.update(dict.fromkeys(matches))

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import pyarrow
 import pyarrow.parquet
@@ -150,16 +150,29 @@ def parquet_rows(path: Path, name: str, settings: RecordFormat, max_bytes: int) 
         with pyarrow.parquet.ParquetFile(path, buffer_size=CHUNK) as file:
             known = file.schema_arrow.names
             needed = [field for field in settings.fields if field in known]
-            # If a column is missing, read all: every row then reports the available fields.
-            columns = needed if len(needed) == len(settings.fields) else known
             number = 0
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns, use_threads=False):
-                for value in batch.to_pylist():
+            for batch in file.iter_batches(BATCH_ROWS, columns=needed, use_threads=False):
+                for index in range(batch.num_rows):
                     number += 1
-                    yield Row(f"{name}, row {number}", value)
+                    # A row reports the columns of the file if the template names another one.
+                    values = dict.fromkeys(known)
+                    yield _parquet_row(batch, index, values, f"{name}, row {number}")
     except (pyarrow.ArrowException, OSError) as error:
         detail = " ".join(str(error).split())[:200]
         yield Unreadable(name, f"is not valid parquet ({detail})")
+
+
+def _parquet_row(
+    batch: pyarrow.RecordBatch, index: int, values: dict[str, Any], place: str
+) -> Row | Unreadable:
+    for column in batch.schema.names:
+        try:
+            values[column] = batch.column(column)[index].as_py()
+        except (ValueError, ArithmeticError, LookupError, pyarrow.ArrowException) as error:
+            # Invalid UTF-8, a date after the year 9999, an unknown time zone.
+            detail = " ".join(str(error).split())[:200]
+            return Unreadable(place, f"has a value in {column} that cannot be read ({detail})")
+    return Row(place, values)
 
 
 READERS: dict[str, Reader] = {

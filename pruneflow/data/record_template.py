@@ -5,12 +5,18 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from string import Formatter
 from typing import Any, Literal, Self
+from uuid import UUID
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pruneflow.settings.base import Count, Settings
+
+SCALARS = (str, bool, int, float, Decimal, date, time, timedelta, UUID, type(None))
+"""Types of fields that have one reading as text."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +146,10 @@ def fill(
 ) -> Iterator[TextRecord | Unreadable]:
     """Format rows by the template, and join consecutive records of a group without duplicates.
 
-    A row that is a string or a list of lines has the single field `text`. A field that is a list is
-    joined by line ends; null is empty. An empty record gives an empty text and is never joined.
+    A row that is a string or a list of lines has the single field `text`. A field that is a list of
+    lines is joined by line ends; null is empty. A conversation, a list of messages with `role` and
+    `content`, becomes a paragraph "role: content" for each message. An empty record gives an empty
+    text and is never joined.
 
     Args:
         rows: of one file, in order.
@@ -223,13 +231,10 @@ def _filled(row: Row, settings: RecordFormat, max_bytes: int) -> TextRecord | Un
                 f"has no field {name} (it has {known})",
                 "correct `template`" if f"{{{name}}}" in settings.template else "correct `group`",
             )
-        field = value[name]
-        if isinstance(field, bytes):
-            return Unreadable(row.place, f"has bytes in {name}", "exclude it", "binary")
-        if isinstance(field, dict):
-            return Unreadable(row.place, f"has a mapping, not text, in {name}")
-        lines = field if isinstance(field, list) else ["" if field is None else field]
-        values[name] = "\n".join(str(line) for line in lines)
+        field = _text(value[name], name, row.place)
+        if isinstance(field, Unreadable):
+            return field
+        values[name] = field
     text = _formatted(settings.template, values).strip()
     if settings.remove:
         text = re.sub(settings.remove, "", text).strip()
@@ -237,6 +242,39 @@ def _filled(row: Row, settings: RecordFormat, max_bytes: int) -> TextRecord | Un
     if isinstance(record, Unreadable) or settings.group is None:
         return record
     return TextRecord(text, row.place, _group(_formatted(settings.group, values), settings))
+
+
+def _text(field: Any, name: str, place: str) -> str | Unreadable:
+    """The text of a field: a scalar, a list of lines, or the turns of a conversation."""
+    items = field if isinstance(field, list) else [field]
+    if isinstance(field, list) and items and all(isinstance(item, dict) for item in items):
+        turns = [_turn(item) for item in items]
+        spoken = [turn for turn in turns if turn is not None]
+        if len(spoken) == len(turns):
+            return "\n\n".join(filter(None, spoken))
+        return Unreadable(place, f"has a list of mappings that is no conversation in {name}")
+    unfit = next((item for item in items if not isinstance(item, SCALARS)), None)
+    if unfit is None:
+        return "\n".join("" if item is None else str(item) for item in items)
+    if isinstance(unfit, bytes | bytearray):
+        return Unreadable(place, f"has bytes in {name}", "exclude it", "binary")
+    kind = "a mapping" if isinstance(unfit, dict) else f"a value of type {type(unfit).__name__}"
+    return Unreadable(place, f"has {kind}, not text, in {name}")
+
+
+def _turn(message: dict[str, Any]) -> str | None:
+    """One turn as "role: content"; "" if it has no text, None if it is no turn.
+
+    A message has `role` and `content` (a text, or parts of which some have `text`), or `from` and
+    `value`, as in ShareGPT's data.
+    """
+    role, content = ("role", "content") if "role" in message else ("from", "value")
+    who, said = message.get(role), message.get(content)
+    if isinstance(said, list) and all(isinstance(part, dict) for part in said):
+        said = "\n".join(part["text"] for part in said if isinstance(part.get("text"), str))
+    if not isinstance(who, str) or content not in message or not isinstance(said, str | None):
+        return None
+    return f"{who}: {said}" if said else ""
 
 
 def _formatted(template: str, values: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ Sources are never imported or executed, except for Python's own help topics. Pac
 match their sha256 in `data/sources.lock`: an upgrade cannot change the text unnoticed.
 """
 
+import os
 import sysconfig
 import tokenize
 from abc import ABC, abstractmethod
@@ -40,6 +41,18 @@ LANGUAGE = r"^[a-z]{2,3}(?:-[A-Za-z0-9]{2,8})*$"
 """Pattern of a BCP-47 tag."""
 NO_LANGUAGE = "zxx"
 """The tag of text in no human language, such as source code."""
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ImportError,
+    ArithmeticError,  # a date after the year 9999
+    LookupError,  # an unknown time zone
+    DatasetsError,
+    HTTPError,
+)
+"""What `datasets` raises for a dataset that cannot be read."""
 
 Patterns = Annotated[list[str], Field(min_length=1)]
 Records = Iterator[TextRecord | Unreadable]
@@ -172,6 +185,7 @@ class FilesSource(Source, RecordFormat):
 
     def read(self, reading: Reading) -> Records:
         """Yield a record for each file, or for each record or separated part of it."""
+        _check_links(reading.root)
         for path in expand(reading.root, self.files, str(reading.root / TEXT_FOLDER)):
             name = path.relative_to(reading.root).as_posix()
             # The folder's own README and DVC's files are not text.
@@ -239,7 +253,7 @@ class HubSource(Source, RecordFormat):
                 for number, row in enumerate(islice(iter(rows), self.rows), start=1)
             )
             yield from fill(places, self, reading.max_record_bytes)
-        except (OSError, ValueError, RuntimeError, ImportError, DatasetsError, HTTPError) as error:
+        except UNREADABLE as error:
             detail = " ".join(str(error).split())[:200]
             if self.is_local:
                 fix = (
@@ -257,6 +271,7 @@ class HubSource(Source, RecordFormat):
 
     def _local_copy(self, reading: Reading) -> str:
         """Return the folder of the copy; its files are logged."""
+        _check_links(reading.root)
         folder = reading.root / self.dataset
         paths = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
         if not paths:
@@ -296,6 +311,18 @@ def _below_text(path: str) -> bool:
 
 def _shortened(patterns: list[str]) -> str:
     return patterns[0] + (f" (+{len(patterns) - 1})" if len(patterns) > 1 else "")
+
+
+def _check_links(root: Path) -> None:
+    """Refuse links to folders in data/text: DVC does not see changes behind them."""
+    for folder, names, _ in os.walk(root / TEXT_FOLDER):
+        linked = next((name for name in sorted(names) if Path(folder, name).is_symlink()), None)
+        if linked is not None:
+            place = Path(folder, linked).relative_to(root).as_posix()
+            raise InputError(
+                f"{place} is a link to a folder, and DVC does not see changes behind it: put the "
+                "folder itself there, or mount it (`mount --bind`)"
+            )
 
 
 def _code(path: Path, name: str, max_bytes: int) -> TextRecord | Unreadable:

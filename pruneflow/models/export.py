@@ -15,7 +15,7 @@ from pruneflow.errors import PruneflowError
 from pruneflow.models.families import configured_widths, uniform_config
 from pruneflow.models.loading import cast_parameters, empty_model
 from pruneflow.models.per_layer import convert_to_per_layer
-from pruneflow.models.structure import layers_of, widths_of
+from pruneflow.models.structure import layers_of, record_tying, widths_of
 
 
 def rebuild(model: PreTrainedModel, layout: str = "uniform") -> PreTrainedModel:
@@ -30,6 +30,7 @@ def rebuild(model: PreTrainedModel, layout: str = "uniform") -> PreTrainedModel:
         PruneflowError: layout `uniform`, and widths differ between layers, or the family does not
             support the head count, or a tensor does not match.
     """
+    record_tying(model)
     if layout == "per_layer":
         return model.eval().requires_grad_(False)
     layers = layers_of(model)
@@ -67,6 +68,7 @@ def save(
     A model with layers that differ from its configuration is written in layout `per_layer`.
     """
     cast_parameters(model, dtype)
+    record_tying(model)
     model.config.dtype = dtype
     configured = configured_widths(model.config)
     uniform = all(widths_of(layer) == configured for layer in layers_of(model))

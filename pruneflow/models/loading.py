@@ -24,6 +24,7 @@ from pruneflow.models.families import FAMILIES, family_of
 from pruneflow.models.per_layer import is_per_layer, load_per_layer
 from pruneflow.models.round_record import read_round_record
 from pruneflow.models.source import check_source
+from pruneflow.models.structure import record_tying
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 
 STORED_TYPES = ("F64", "F32", "F16", "BF16")
@@ -187,6 +188,7 @@ def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
 
 def _plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The same weights in a new model whose configuration has no quantisation and no code."""
+    record_tying(model)
     values = model.config.to_dict()
     for key in ("quantization_config", "auto_map", "_model_name_or_path", "_name_or_path"):
         values.pop(key, None)

@@ -191,6 +191,21 @@ def block_weights(model: PreTrainedModel) -> int:
     )
 
 
+def record_tying(model: PreTrainedModel) -> None:
+    """Set `tie_word_embeddings` to false in the configuration of a model that does not tie them.
+
+    transformers leaves the two untied, and the configuration as it is, where a checkpoint has an
+    ``lm_head.weight`` of its own although its configuration ties it to the embeddings: a model
+    built from that configuration would lose the head.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    weight, tied = head.weight, embeddings.weight
+    if weight is not tied and not torch.equal(weight.to(tied.device), tied):
+        model.config.tie_word_embeddings = False
+
+
 def parameters(model: PreTrainedModel) -> int:
     """Number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

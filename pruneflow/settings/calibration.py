@@ -116,6 +116,11 @@ class CalibrationSettings(Settings):
     validation_sequences: Count = Field(4, description="Validation sequences per domain.")
     test_sequence_length: int = Field(256, ge=8, description="Tokens in a perplexity window.")
     test_sequences: Count = Field(12, description="Perplexity windows per domain.")
+    add_bos_token: bool | Literal["auto"] = Field(
+        "auto",
+        description="Whether every sequence and perplexity window begins with the "
+        "beginning-of-text token; `auto` for what the tokenizer itself puts before a text.",
+    )
     seed: int = Field(0, ge=0, description="Seed for sampling sequences.")
 
     @model_validator(mode="after")

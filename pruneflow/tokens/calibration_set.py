@@ -26,9 +26,11 @@ from pruneflow.settings.calibration import CalibrationSettings
 from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.mixture import Mixture
 from pruneflow.tokens.packing import (
+    AddBos,
     BlockRequest,
     Document,
     PackedBlocks,
+    beginning_of,
     block_requests,
     read_batches,
     sample_blocks,
@@ -112,6 +114,7 @@ class CalibrationSet:
         weights: Mapping[str, float] | None = None,
         reserve: float = 2.0,
         validation_share: float = 0.2,
+        add_bos_token: AddBos = "auto",
         seed: int = 0,
     ) -> Self:
         """Build a set in memory from documents by domain.
@@ -127,6 +130,8 @@ class CalibrationSet:
                 rounded up to a multiple of the number of domains.
             reserve: sequences stored per domain, as a multiple of those used without feedback.
             validation_share: share of documents and of sequences for validation.
+            add_bos_token: whether every sequence begins with the beginning-of-text token; ``auto``
+                for what the tokenizer itself puts before a text.
             seed: for sampling sequences.
 
         Raises:
@@ -154,9 +159,15 @@ class CalibrationSet:
                     ("validation", validation, validation),
                 )
             ]
-        packed = _named(sample_blocks(requests, [documents], tokenizer, seed))
+        beginning = beginning_of(tokenizer, add_bos_token)
+        packed = _named(sample_blocks(requests, [documents], tokenizer, beginning, seed))
         named = {name: torch.from_numpy(rows).long() for name, rows in packed.items()}
-        facts = {"seed": seed, "sequence_length": sequence_length, "mixture": mixture.facts}
+        facts = {
+            "seed": seed,
+            "sequence_length": sequence_length,
+            "beginning": beginning,
+            "mixture": mixture.facts,
+        }
         digest = sha256_json({"blocks": tensors_digest(named), "mixture": mixture.facts})
         return cls(_by_split(named), digest, facts)
 
@@ -190,7 +201,8 @@ def build_blocks(
         longest: maximum sequence length of the model (max_position_embeddings).
 
     Returns:
-        The manifests of the two folders. `mixture` is the requested and the actual mixture of the
+        The manifests of the two folders. `beginning` are the token ids at the beginning of every
+        block; `mixture` is the requested and the actual mixture of the
         calibration split; `domains` counts by domain and split; for calibration, the sequences of
         a round without feedback, and all stored ones (`held`).
 
@@ -207,8 +219,10 @@ def build_blocks(
                 f"of up to {longest} tokens (max_position_embeddings): lower it"
             )
     documents = verify_manifest(documents_dir)["digest"]
-    packed = sample_blocks(requests, read_batches(documents_dir), tokenizer, settings.seed)
-    facts = {"tokenizer": tokenizer_digest, "documents": documents}
+    beginning = beginning_of(tokenizer, settings.add_bos_token)
+    batches = read_batches(documents_dir)
+    packed = sample_blocks(requests, batches, tokenizer, beginning, settings.seed)
+    facts = {"tokenizer": tokenizer_digest, "documents": documents, "beginning": beginning}
     set_facts = {
         "seed": settings.seed,
         "sequence_length": settings.sequence_length,

@@ -1,9 +1,10 @@
 """Packing of documents into token blocks, and sampling of the blocks.
 
 The documents of a domain and split are concatenated with the end-of-text token between them, and
-cut into blocks of equal length without padding; the remainder is dropped. Blocks are sampled from
-the complete stream, so one long document cannot fill the set, in a single pass that stores only
-the sampled blocks.
+cut into blocks of equal length without padding; the remainder is dropped. Every block begins as the
+tokenizer begins a text, because many models need their beginning-of-text token. Blocks are sampled
+from the complete stream, so one long document cannot fill the set, in a single pass that stores
+only the sampled blocks.
 """
 
 import heapq
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import pyarrow.parquet
@@ -27,6 +28,8 @@ from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.mixture import Mixture
 
 BATCH_DOCUMENTS = 128
+
+AddBos = bool | Literal["auto"]
 
 Document = tuple[str, str, str]
 """Domain, split and text of a document."""
@@ -114,7 +117,11 @@ class PackedBlocks:
 
 
 def sample_blocks(
-    requests: list[BlockRequest], batches: Iterable[list[Document]], tokenizer: Any, seed: int
+    requests: list[BlockRequest],
+    batches: Iterable[list[Document]],
+    tokenizer: Any,
+    beginning: list[int],
+    seed: int,
 ) -> dict[BlockRequest, PackedBlocks]:
     """Read the documents once, and pack each one's tokens for all requests that use it.
 
@@ -122,6 +129,7 @@ def sample_blocks(
         requests: number and length of the blocks of each split and domain.
         batches: the documents, in order; a batch is tokenized at once.
         tokenizer: a transformers tokenizer with an end-of-text token.
+        beginning: token ids at the beginning of every block.
         seed: for sampling; the split test does not depend on it.
 
     Raises:
@@ -133,7 +141,7 @@ def sample_blocks(
     readers: dict[tuple[str, str], list[Packer]] = {}
     for request in requests:
         key = f"{request.split}/{request.domain}" + ("" if request.split == "test" else f":{seed}")
-        packer = Packer(request.length, tokenizer.eos_token_id, request.most, key)
+        packer = Packer(request.length, beginning, tokenizer.eos_token_id, request.most, key)
         packers[request] = packer
         readers.setdefault((request.domain, request.source), []).append(packer)
     for batch in batches:
@@ -173,13 +181,17 @@ class Packer:
 
     Args:
         length: tokens in a block.
+        beginning: token ids at the beginning of every block.
         separator: the token id between two documents.
         most: maximum number of blocks.
         key: seed of the random numbers.
     """
 
-    def __init__(self, length: int, separator: int, most: int, key: str) -> None:
-        self._length, self._separator, self._most = length, separator, most
+    def __init__(
+        self, length: int, beginning: list[int], separator: int, most: int, key: str
+    ) -> None:
+        self._beginning, self._separator, self._most = beginning, separator, most
+        self._length = length - len(beginning)  # of the text in a block
         self._random = random.Random(key)
         self._kept: list[tuple[float, int, numpy.ndarray]] = []
         self._starts = array("q")  # where in the stream each document starts
@@ -211,9 +223,11 @@ class Packer:
     def sampled(self) -> PackedBlocks:
         """The blocks sampled so far."""
         kept = sorted(self._kept, key=lambda item: item[:2], reverse=True)
-        blocks = numpy.empty((len(kept), self._length), dtype=numpy.int32)
+        before = len(self._beginning)
+        blocks = numpy.empty((len(kept), before + self._length), dtype=numpy.int32)
+        blocks[:, :before] = self._beginning
         for row, (_, _, block) in enumerate(kept):
-            blocks[row] = block
+            blocks[row, before:] = block
         first = numpy.array([-index * self._length for _, index, _ in kept], dtype=numpy.int64)
         starts = numpy.asarray(self._starts, dtype=numpy.int64)
         # A separator belongs to the document before it.
@@ -223,11 +237,41 @@ class Packer:
         return PackedBlocks(blocks, documents, self._blocks)
 
 
-def tokens_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """The token ids of each text, without special tokens."""
+def beginning_of(tokenizer: Any, add_bos: AddBos = "auto") -> list[int]:
+    """The token ids before a text.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        add_bos: whether to add the beginning-of-text token; ``auto`` for what the tokenizer itself
+            puts before a text.
+
+    Raises:
+        InputError: the token is to be added and the tokenizer has none.
+    """
+    if add_bos != "auto":
+        if add_bos and tokenizer.bos_token_id is None:
+            raise InputError(
+                "calibration.add_bos_token is true, but the model's tokenizer has no bos_token: "
+                "set it to auto"
+            )
+        return [tokenizer.bos_token_id] if add_bos else []
+    (text,) = tokens_of(["1"], tokenizer)
+    (whole,) = tokens_of(["1"], tokenizer, add_special_tokens=True)
+    return whole[: whole.index(text[0])]
+
+
+def tokens_of(
+    texts: list[str], tokenizer: Any, add_special_tokens: bool = False
+) -> list[list[int]]:
+    """The token ids of each text, by default without special tokens."""
     if not texts:
         return []
     # verbose=False: no warning for documents longer than the model's context, which are cut later.
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        return_attention_mask=False,
+        verbose=False,
+    )
     ids: list[list[int]] = encoded["input_ids"]
     return ids

@@ -58,6 +58,9 @@ def diagnose() -> Iterator[CheckResult]:
             else:
                 known.add(str(error))
                 yield CheckResult(name, PROBLEM, str(error))
+        except Exception as error:  # noqa: BLE001 - the other checks may tell the cause
+            detail = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            yield CheckResult(name, PROBLEM, f"this check failed ({detail})")
 
 
 def _python() -> Iterator[Result]:

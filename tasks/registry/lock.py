@@ -43,9 +43,15 @@ def check_server() -> None:
     """Check that the Prefect server at PREFECT_API_URL, if set, is up and accepts our login.
 
     Raises:
-        InputError: it is not up, or refuses.
+        InputError: it is not up, or refuses; or it is not set and a temporary one is not allowed.
     """
-    url = get_current_settings().api.url
+    prefect = get_current_settings()
+    url = prefect.api.url
+    if url is None and not prefect.server.ephemeral.enabled:
+        raise InputError(
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE is false and PREFECT_API_URL is not set: unset "
+            "the first, or start a server with `make services` and set the second"
+        )
     if url is not None:
         with _server_errors(str(url)), get_client(sync_client=True) as client:
             client.read_global_concurrency_limits(limit=1)  # changes nothing, and needs a login

@@ -27,8 +27,8 @@ from pruneflow.records import Record, RecordT, parse_record
 from pruneflow.settings.pipeline import RegistrySettings
 from tasks.registry.lock import registry_held
 from tasks.registry.registered_model import ALIASES, CANDIDATE, DECISION_RUN, PRODUCTION
-from tasks.tracking.location import has_store
-from tasks.tracking.store import FOLDER_SCHEMES, connect, store_errors
+from tasks.tracking.location import FOLDER_SCHEMES, has_store
+from tasks.tracking.store import connect, store_errors
 
 SERVED_MODEL = Path("mlflow/served_model.py")
 DECISION_ARTIFACT = "reports/decision.json"
@@ -285,11 +285,16 @@ def _verified_files(client: MlflowClient, name: str, version: Version, scratch: 
         )
         model = mlflow.models.Model.load(str(stored))
         directory = stored / model.flavors["python_function"]["artifacts"]["checkpoint"]["path"]
-        if files_digest(directory) == version.get(_FILES):
-            return directory
-    except (MlflowException, OSError, KeyError):
-        pass
-    raise InputError(
-        f"version {number} of {name} is damaged (its files are not those that were "
-        "registered): delete that version in MLflow and `pruneflow run` again"
-    )
+        digest = files_digest(directory)
+    except (MlflowException, OSError, KeyError) as error:
+        detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InputError(
+            f"version {number} of {name} cannot be read ({detail}): its files are in {place}; make "
+            "them readable, and free the temporary folder if it is full"
+        ) from None
+    if digest != version.get(_FILES):
+        raise InputError(
+            f"version {number} of {name} is damaged (the files in {place} are not those that were "
+            "registered): delete that version in MLflow and `pruneflow run` again"
+        )
+    return directory

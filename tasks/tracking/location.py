@@ -3,7 +3,10 @@
 from pathlib import Path
 from urllib.parse import urlparse
 
+from pruneflow.errors import InputError
 from pruneflow.settings.pipeline import RegistrySettings
+
+FOLDER_SCHEMES = ("", "file")
 
 
 def is_server(settings: RegistrySettings) -> bool:
@@ -12,11 +15,24 @@ def is_server(settings: RegistrySettings) -> bool:
 
 
 def store_file(settings: RegistrySettings) -> Path | None:
-    """Return the SQLite file of the store, or None if it is not one."""
+    """Return the SQLite file of the store, or None if it is not one.
+
+    Raises:
+        InputError: MLflow cannot open a file in this folder.
+    """
     prefix = "sqlite:///"
     if not settings.tracking_uri.startswith(prefix):
         return None
-    return Path(settings.tracking_uri.removeprefix(prefix))
+    file = Path(settings.tracking_uri.removeprefix(prefix))
+    # MLflow takes the first for the beginning of a query, puts the second into an SQL string, and
+    # decodes the third in paths that are no URLs.
+    wrong = next((character for character in "?'%" if character in str(file.absolute())), None)
+    if wrong is not None:
+        raise InputError(
+            f"MLflow's SQLite store cannot be in a folder whose path has {wrong} "
+            f"({file.parent.absolute()}): rename that folder"
+        )
+    return file
 
 
 def has_store(settings: RegistrySettings) -> bool:

@@ -17,7 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pruneflow.errors import InputError, StoreBusyError
 from pruneflow.settings.pipeline import RegistrySettings
-from tasks.tracking.location import is_server, store_file
+from tasks.tracking.location import FOLDER_SCHEMES, is_server, store_file
+from tasks.tracking.relocation import follow_workspace
 
 # MLflow's error codes of a server with users, and the remedies.
 _REFUSALS = {
@@ -26,7 +27,6 @@ _REFUSALS = {
     "PERMISSION_DENIED": "does not let you do this: ask its admin for the permission MANAGE",
 }
 _SERVER_SECONDS = 10  # within which a server that is up answers
-FOLDER_SCHEMES = ("", "file")
 _LOCKED = "database is locked"  # SQLite's message
 
 
@@ -36,6 +36,7 @@ def connect(settings: RegistrySettings) -> MlflowClient:
     Raises:
         InputError: the store cannot be opened.
     """
+    os.environ.pop("MLFLOW_RUN_ID", None)  # start_run would continue that run
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -44,6 +45,7 @@ def connect(settings: RegistrySettings) -> MlflowClient:
     file = store_file(settings)
     if file is not None:
         _check_file(file)
+        follow_workspace(settings)
 
     # Absolute, because MLflow caches open stores by URI, whatever the current folder.
     uri = settings.tracking_uri if file is None else f"sqlite:///{file.absolute()}"
@@ -73,7 +75,7 @@ def store_errors(settings: RegistrySettings) -> Iterator[None]:
             raise InputError(
                 f"MLflow at {settings.tracking_uri} {_REFUSALS[code]}: see mlflow/README.md"
             ) from None
-        detail = str(error).strip().splitlines()[0]
+        detail = " ".join(str(error).split())[:500]
         if _LOCKED in detail:
             raise _busy(settings.tracking_uri) from None
         raise InputError(

@@ -1,13 +1,16 @@
 """Versions, aliases and what keeps a model from production, on a real store."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from pruneflow.errors import InputError
 from tasks.registry import promotion, versions
 from tasks.tracking.store import connect
+from tests.pipeline.garbage import collect
 from tests.pipeline.registry import SETTINGS, Registry
 from tests.pipeline.toy import Workspace
 
@@ -98,6 +101,19 @@ def test_a_damaged_version_is_neither_promoted_nor_rolled_back_to(store: Registr
     assert store.aliases()["production"] == "2"
 
 
+def test_a_version_that_cannot_be_read_now_is_not_called_damaged(store: Registry) -> None:
+    store.register("a")
+    artifacts = Path(SETTINGS.artifact_location, "models")
+    artifacts.rename("away")
+    with pytest.raises(InputError, match="version 1 of pruneflow cannot be read") as caught:
+        promotion.promote(SETTINGS)
+    assert "mlflow/artifacts/models/" in str(caught.value)
+    assert "delete" not in str(caught.value)
+    Path("away").rename(artifacts)
+    promotion.promote(SETTINGS)
+    assert store.aliases()["production"] == "1"
+
+
 def test_code_that_is_not_committed_reaches_production_only_by_a_run(store: Registry) -> None:
     store.register("a", dirty="true")
     with pytest.raises(InputError, match="not committed"):
@@ -119,3 +135,78 @@ def test_a_store_that_cannot_be_opened_is_one_line(
     damage(Path("mlflow/mlflow.db"))
     with pytest.raises(InputError, match=message):
         connect(SETTINGS)
+
+
+def test_results_never_go_into_a_run_that_the_environment_names(
+    store: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mlflow.start_run(experiment_id=store.experiment) as foreign:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", foreign.info.run_id)
+    version = Registry().register("a")
+    assert versions.find_version(SETTINGS, version)["run_id"] != foreign.info.run_id
+
+
+NAME = "feature #1: [a] {b} & c+d;e@f~!$(g)"
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_artifacts_follow_a_workspace(
+    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A copy must not write to the files of the original, nor delete them."""
+    for content in "ab":
+        store.register(content)
+        promotion.promote(SETTINGS)
+    original = workspace.folder
+    folder = original.with_name(NAME)
+    if how == "moved":
+        original.rename(folder)
+    else:
+        shutil.copytree(original, folder)
+    monkeypatch.chdir(folder)
+    elsewhere = Registry()
+    for number in "12":
+        with versions.checkpoint(SETTINGS, number) as directory:
+            assert directory.is_relative_to(folder)
+    elsewhere.register("c")
+    promotion.promote(SETTINGS)
+    Workspace(folder, folder / "prefect").set(
+        registry={"name": SETTINGS.name, "experiment": SETTINGS.experiment}
+    )
+    collect()  # version 1
+    assert elsewhere.aliases() == {"candidate": "3", "production": "3", "previous": "2"}
+    with pytest.raises(InputError, match="has no version 1"):
+        versions.find_version(SETTINGS, "1")
+    if how == "moved":
+        assert not original.exists()
+        return
+    monkeypatch.chdir(original)
+    again = Registry()
+    assert again.aliases() == {"candidate": "2", "production": "2", "previous": "1"}
+    for number in "12":
+        with versions.checkpoint(SETTINGS, number) as directory:
+            assert directory.is_relative_to(original)
+
+
+def test_a_store_without_its_artifacts_is_refused(
+    store: Registry, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.register("a")
+    folder = workspace.folder.with_name("copy")
+    shutil.copytree(workspace.folder, folder)
+    shutil.rmtree(folder / SETTINGS.artifact_location)
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"has no mlflow/artifacts: copy that folder too"):
+        connect(SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a'b", "feature%2Flogin"])
+def test_a_folder_that_mlflow_cannot_open_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(InputError, match=r"whose path has [?'%] .*: rename that folder"):
+        connect(SETTINGS)
+    assert not list(tmp_path.rglob("*.db"))

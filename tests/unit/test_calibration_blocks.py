@@ -25,13 +25,20 @@ SETTINGS = CalibrationSettings(
 
 
 class Tokenizer:
-    """One token for each word, its number."""
+    """One token for each word, its number; `before` and `after` are special tokens."""
 
     eos_token_id = SEPARATOR
+    bos_token_id = None
+    before, after = [], []
 
     def __call__(self, texts, add_special_tokens, **_):
-        assert add_special_tokens is False
-        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+        ids = [[int(word) for word in text.split()] for text in texts]
+        if add_special_tokens:
+            ids = [[*self.before, *each, *self.after] for each in ids]
+        return {"input_ids": ids}
+
+
+BOS = 99_999
 
 
 @pytest.fixture
@@ -202,6 +209,48 @@ def test_a_tokenizer_without_an_end_token_is_refused(documents, monkeypatch):
     monkeypatch.setattr(Tokenizer, "eos_token_id", None)
     with pytest.raises(InputError, match="end-of-text"):
         build(documents)
+
+
+@pytest.mark.parametrize(
+    ("before", "add_bos_token", "beginning"),
+    [
+        ([BOS], "auto", [BOS]),
+        ([BOS], False, []),
+        ([], "auto", []),
+        ([], True, [BOS]),
+        ([BOS, BOS - 1], "auto", [BOS, BOS - 1]),
+    ],
+)
+def test_every_block_begins_as_the_tokenizer_begins_a_text(
+    documents, monkeypatch, before, add_bos_token, beginning
+):
+    for name, value in (("bos_token_id", BOS), ("before", before), ("after", [SEPARATOR])):
+        monkeypatch.setattr(Tokenizer, name, value)
+    recovery = RecoverySettings(token_budget=24, sequence_length=8)
+    build(documents, recovery, add_bos_token=add_bos_token)
+    sets = [CalibrationSet.load(documents.parent / name) for name in ("set", "held_out")]
+    sets.append(
+        CalibrationSet.from_texts(TEXTS, Tokenizer(), sequences=12, add_bos_token=add_bos_token)
+    )
+    assert {split for each in sets for split in each.blocks} == {
+        "calibration",
+        "validation",
+        "recovery",
+        "test",
+    }
+    for each in sets:
+        assert each.manifest["beginning"] == beginning
+        for split, domains in each.blocks.items():
+            length = {"test": 10}.get(split, 128 if each is sets[2] else 8)
+            for rows in domains.values():
+                assert rows.shape[1] == length
+                assert (rows[:, : len(beginning)] == torch.tensor(beginning)).all()
+                assert not (rows[:, len(beginning) :] >= BOS - 1).any()
+
+
+def test_a_beginning_token_that_the_tokenizer_does_not_have_is_refused(documents):
+    with pytest.raises(InputError, match=r"add_bos_token is true, but .* no bos_token"):
+        build(documents, add_bos_token=True)
 
 
 def test_another_tokenizer_or_a_damaged_file_is_refused(documents):

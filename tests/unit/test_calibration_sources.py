@@ -112,6 +112,31 @@ def test_a_file_outside_the_text_folder_is_refused(root, path):
         texts(root, kind="files", files=[path])
 
 
+@pytest.mark.parametrize("source", [text_files("*.txt"), text_files("**/*.txt"), {"kind": "hub"}])
+def test_a_link_to_a_folder_in_the_text_folder_is_refused(root, tmp_path_factory, source):
+    """DVC does not see what changes behind it."""
+    folder = root / "data/text/own"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a text")
+    (folder / "b.txt").symlink_to(folder / "a.txt")  # DVC reads a link to a file
+    source = {"dataset": "data/text/own", **source} if source["kind"] == "hub" else source
+    if source["kind"] == "files":
+        assert texts(root, **text_files("own/*.txt")) == ["a text", "a text"]
+    (folder / "more").symlink_to(tmp_path_factory.mktemp("elsewhere"))
+    with pytest.raises(InputError, match=r"data/text/own/more is a link to a folder.*mount it"):
+        texts(root, **source)
+
+
+def test_a_file_is_found_by_its_name_whatever_characters_it_has(root):
+    name = "".join(chr(code) for code in range(32, 127) if chr(code) != "/") + ".txt"
+    for each, text in ((name, "all of them"), ("a[1].txt", "one"), ("a1.txt", "two")):
+        (root / "data/text" / each).write_text(text)
+    assert texts(root, **text_files(name)) == ["all of them"]
+    assert texts(root, **text_files("a[1].txt")) == ["one"]
+    (root / "data/text/a[1].txt").unlink()
+    assert texts(root, **text_files("a[1].txt")) == ["two"]
+
+
 def test_a_source_without_text_is_refused(root):
     (root / "data/text/a.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(InputError, match="it has no text: correct the source"):

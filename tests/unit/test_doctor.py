@@ -11,11 +11,17 @@ import psutil
 import pytest
 import torch
 from dvc.repo import Repo
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from flows.cli import app
 from pruneflow import footprint
+from pruneflow.errors import InputError
 from pruneflow.models import loading
 from pruneflow.models.source import source_parameters
 from pruneflow.settings.pipeline import ModelSettings, load_settings
@@ -39,6 +45,32 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(checks, "CHECKS", {name: CHECKS[name] for name in names})
 
     return choose
+
+
+def test_a_run_without_any_server_is_a_problem() -> None:
+    off = {PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}
+    with (
+        temporary_settings(off, restore_defaults={PREFECT_API_URL}),
+        pytest.raises(InputError, match="ALLOW_EPHEMERAL_MODE is false"),
+    ):
+        found("prefect")
+
+
+def test_a_check_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Iterator[checks.Result]:
+        raise KeyError("getpwuid(): uid not found: 54321")
+        yield
+
+    def succeed() -> Iterator[checks.Result]:
+        yield OK, "well"
+
+    monkeypatch.setattr(checks, "CHECKS", {"first": fail, "second": succeed})
+    assert list(diagnose()) == [
+        CheckResult(
+            "first", PROBLEM, "this check failed (KeyError: 'getpwuid(): uid not found: 54321')"
+        ),
+        CheckResult("second", OK, "well"),
+    ]
 
 
 def found(name: str) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from pruneflow.api import save_model
 from pruneflow.errors import DamagedArtifactError, PruneflowError
 from pruneflow.measure import reload
 from pruneflow.models.digests import model_digest
@@ -181,16 +182,40 @@ def test_widths_that_do_not_fit_the_weights_are_refused(saved, change):
         load_unrecorded(directory, CPU)
 
 
-@pytest.mark.parametrize("layout", ["uniform", "per_layer"])
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_tied_weights_stay_tied_and_untied_ones_apart(saved, family, layout, tied):
-    model, directory, _dense = saved(family, layout, tie_word_embeddings=tied)
-    trust = layout == "per_layer"
-    loaded = [load_unrecorded(directory, CPU), by_transformers(directory, trust_remote_code=trust)]
-    for each in (model, *loaded):
-        head, embedding = each.get_output_embeddings(), each.get_input_embeddings()
-        assert (head.weight.data_ptr() == embedding.weight.data_ptr()) is tied
+def shares_embeddings(model):
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("tying", ["tied", "untied", "tied in config.json only"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_of_a_checkpoint_is_kept(
+    tiny_model, tiny_tokenizer, tiny_tokens, tmp_path, family, tying
+):
+    """Whether it is the embeddings, and whatever `tie_word_embeddings` says."""
+    dense = tiny_model(family, vocab_size=400, tie_word_embeddings=tying == "tied").float()
+    dense.save_pretrained(tmp_path / "dense")
+    tiny_tokenizer.save_pretrained(tmp_path / "dense")
+    config = json.loads((tmp_path / "dense/config.json").read_text())
+    config["tie_word_embeddings"] = tying != "untied"
+    (tmp_path / "dense/config.json").write_text(json.dumps(config))
+    tokens = tiny_tokens["prose"]
+    plain = by_transformers(tmp_path / "dense")
+    assert same_logits(plain, dense, tokens)
+    source = ModelSettings(source=str(tmp_path / "dense"), dtype="float32")
+    # As the pipeline loads it, and as a user of the library may have loaded it.
+    loaded = (("uniform", load_source(source)[0]), ("per_layer", plain))
+    for layout, model in loaded:
+        assert same_logits(model, dense, tokens)
+        (cut_alike if layout == "uniform" else cut_apart)(model)
+        pruned = rebuild(model, layout)
+        save_model(pruned, tiny_tokenizer, tmp_path / layout)
+        for reloaded in (
+            load_unrecorded(tmp_path / layout, CPU),
+            by_transformers(tmp_path / layout, trust_remote_code=layout == "per_layer"),
+        ):
+            assert same_logits(reloaded, pruned, tokens)
+            assert shares_embeddings(reloaded) is (tying == "tied")
+            assert reloaded.config.tie_word_embeddings is (tying == "tied")
 
 
 LLAMA_3 = {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -70,6 +71,27 @@ def test_parquet_is_read_in_batches_of_the_needed_columns(tmp_path):
     assert (bad.place, bad.reason) == ("a.parquet, row 1", "binary")
     assert "has bytes" in read(tmp_path / "a.parquet", template="{bytes}")[0].problem
     assert "it has bytes, other, text" in read(tmp_path / "a.parquet", template="{body}")[0].problem
+
+
+def test_parquet_values_that_python_cannot_hold_are_placed_and_others_are_read(tmp_path):
+    invalid = pyarrow.Array.from_buffers(
+        pyarrow.utf8(),
+        2,
+        [None, *map(pyarrow.py_buffer, (struct.pack("<3i", 0, 2, 4), b"ok\xff\xfe"))],
+    )
+    late = pyarrow.array([0, 2**62]).view(pyarrow.timestamp("us"))
+    nowhere = pyarrow.array([0, 1]).view(pyarrow.timestamp("us", tz="Mars/Base"))
+    columns = {"invalid": invalid, "late": late, "nowhere": nowhere, "text": ["a", "b"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert [record.text for record in read(tmp_path / "a.parquet")] == ["a", "b"]
+    for column, first in (("invalid", "ok"), ("late", "1970-01-01 00:00:00")):
+        good, bad = read(tmp_path / "a.parquet", template=f"{{{column}}}")
+        assert good.text == first
+        assert bad.place == "a.parquet, row 2"
+        assert bad.problem.startswith(f"has a value in {column} that cannot be read (")
+    bad = read(tmp_path / "a.parquet", template="{nowhere}")
+    assert [one.place for one in bad] == ["a.parquet, row 1", "a.parquet, row 2"]
+    assert "it has invalid, late" in read(tmp_path / "a.parquet", template="{body}")[0].problem
 
 
 @pytest.mark.parametrize(

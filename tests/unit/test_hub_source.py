@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pruneflow.artifacts import sha256_file
@@ -34,6 +36,20 @@ def test_a_local_copy_of_a_hub_dataset_is_streamed(root):
         texts(root, **source, split="nowhere")
     with pytest.raises(InputError, match=r"has no field text \(it has body\): correct `template`"):
         texts(root, kind="hub", dataset="data/text/copy")
+
+
+def test_a_local_copy_of_conversations_and_of_dates_out_of_range(root):
+    folder = root / "data/text/copy"
+    folder.mkdir()
+    late = pyarrow.array([0, 2**62]).view(pyarrow.timestamp("us"))
+    messages = [[{"role": "user", "content": f"Question {number}?"}] for number in range(2)]
+    table = pyarrow.table({"messages": messages, "late": late})
+    pyarrow.parquet.write_table(table, folder / "train.parquet")
+    source = {"kind": "hub", "dataset": "data/text/copy"}
+    found = texts(root, **source, template="{messages}", rows=1)
+    assert found == ["user: Question 0?"]
+    with pytest.raises(InputError, match=r"data/text/copy cannot be read \(.*out of range"):
+        texts(root, **source, template="{late}")
 
 
 def test_a_missing_copy_or_one_outside_the_text_folder_is_refused(root):

@@ -44,6 +44,7 @@ def test_the_served_model_continues_prompts_and_obeys_its_parameter(
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
+        max_position_embeddings=80,
         bos_token_id=2,
         eos_token_id=2,
     )
@@ -60,3 +61,7 @@ def test_the_served_model_continues_prompts_and_obeys_its_parameter(
     served = mlflow.pyfunc.load_model(str(tmp_path / "served"))
     assert served.predict(["a b", "b"], params={"max_new_tokens": 3}) == ["a a a", "a a a"]
     assert len(served.predict(["b"])[0].split()) == 64
+    # An empty prompt, and prompts and budgets longer than the context, leave the others unharmed.
+    prompts = ["", "a b", " ".join("ab" * 100), "b"]
+    assert served.predict(prompts, params={"max_new_tokens": 2}) == ["a a"] * 4
+    assert len(served.predict(["b"], params={"max_new_tokens": 500})[0].split()) == 79

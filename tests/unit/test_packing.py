@@ -14,8 +14,8 @@ EVERYTHING = 10_000
 documents = st.lists(st.lists(st.integers(1, 1000), max_size=30), max_size=12)
 
 
-def _packed(texts, length, most=EVERYTHING, key="key", at_once=5):
-    packer = Packer(length, SEPARATOR, most, key)
+def _packed(texts, length, most=EVERYTHING, key="key", at_once=5, beginning=()):
+    packer = Packer(length, [*beginning], SEPARATOR, most, key)
     for start in range(0, len(texts), at_once):
         packer.add(texts[start : start + at_once])
     return packer.sampled()
@@ -37,6 +37,14 @@ def test_packing_neither_loses_nor_invents_tokens(texts, length, at_once):
     for block, of in zip(drawn.blocks.tolist(), drawn.documents, strict=True):
         allowed = {SEPARATOR} | {token for index in of for token in texts[index]}
         assert set(block) <= allowed
+
+
+@given(documents, st.integers(1, 16), st.lists(st.integers(1, 3), max_size=3))
+def test_a_beginning_is_put_before_the_blocks_of_shorter_ones(texts, length, beginning):
+    plain = _packed(texts, length)
+    begun = _packed(texts, length + len(beginning), beginning=beginning)
+    assert begun.blocks.tolist() == [[*beginning, *block] for block in plain.blocks.tolist()]
+    assert (begun.documents, begun.available) == (plain.documents, plain.available)
 
 
 def test_a_block_names_the_documents_that_have_tokens_in_it():

@@ -1,5 +1,6 @@
 """Records from rows: the template, the group, and joined records."""
 
+import numpy
 import pytest
 
 from pruneflow.data.record_template import (
@@ -28,6 +29,43 @@ def test_fields_go_into_the_template():
 def test_an_empty_record_is_an_empty_text():
     assert [item.text for item in filled("", {"text": None}, "  \n")] == ["", "", ""]
     assert [item.text for item in filled("a", "", "b", join=2)] == ["", "a\n\nb"]
+
+
+CONVERSATION = [
+    {"role": "system", "content": None},
+    {"role": "user", "content": [{"type": "text", "text": "Two\nlines?"}, {"type": "image"}]},
+    {"role": "assistant", "content": "Yes."},
+]
+
+
+@pytest.mark.parametrize(
+    "messages", [CONVERSATION, [{"from": "user", "value": "Two\nlines?"}, CONVERSATION[2]]]
+)
+def test_a_conversation_is_a_paragraph_for_each_message(messages):
+    expected = "user: Two\nlines?\n\nassistant: Yes."
+    (record,) = filled({"messages": messages}, template="{messages}")
+    assert record.text == expected
+    assert filled(messages)[0].text == expected  # a line that is a conversation
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"a": 1}, "has a mapping, not text, in x"),
+        ([{"a": 1}], "has a list of mappings that is no conversation in x"),
+        ([{"role": "user", "content": {"a": 1}}], "has a list of mappings that is no conversation"),
+        ([{"role": "user"}], "has a list of mappings that is no conversation"),
+        ([*CONVERSATION, "more"], "has a mapping, not text, in x"),
+        (b"bytes", "has bytes in x"),
+        (["line", b"bytes"], "has bytes in x"),
+        ([["a"], ["b"]], "has a value of type list, not text, in x"),
+        (numpy.arange(3), "has a value of type ndarray, not text, in x"),
+    ],
+)
+def test_what_is_no_text_is_never_written_as_python_would(value, problem):
+    (found,) = filled({"x": value}, template="{x}")
+    assert isinstance(found, Unreadable)
+    assert found.problem.startswith(problem)
 
 
 def test_the_group_is_what_related_records_share():
