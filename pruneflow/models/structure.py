@@ -198,7 +198,8 @@ def record_tying(model: PreTrainedModel) -> None:
     ``lm_head.weight`` of its own although its configuration ties it to the embeddings: a model
     built from that configuration would lose the head.
     """
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
     if head is None or not getattr(model.config, "tie_word_embeddings", False):
         return
     weight, tied = head.weight, embeddings.weight

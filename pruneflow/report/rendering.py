@@ -10,7 +10,7 @@ from pruneflow.report import number_format
 from pruneflow.templating import templates
 
 
-def render(name: str, **values: Any) -> str:
+def render(name: str, /, **values: Any) -> str:
     """Fill a template; HTML is escaped in ``*.html.jinja``, and a missing value is an error."""
     environment = templates(Path(__file__).parent, autoescape=name.endswith(".html.jinja"))
     for function in (

@@ -120,6 +120,7 @@ def test_the_earlier_result_survives_a_stage_that_fails(workspace: Workspace) ->
     assert model.read_text() != before
 
 
+@pytest.mark.slow
 def test_an_upgrade_is_noticed_and_nothing_runs_again_without_one(workspace: Workspace) -> None:
     def run() -> list[str]:
         done = workspace.do("-m", "dvc", "repro", "round@r1")

@@ -145,6 +145,7 @@ def build(hub, manager, monkeypatch):
     return write
 
 
+@pytest.mark.slow
 def test_the_stage_writes_a_drawn_sample_that_lm_eval_runs_again(build, manager):
     manifest = build(0)
     assert manifest["tasks"]["arc_easy"]["questions"] == 10
