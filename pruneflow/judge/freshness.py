@@ -1,7 +1,6 @@
 """Whether a summary was made from the current files."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from pruneflow.artifacts import read_json, sha256_json
@@ -33,18 +32,18 @@ def stale(summary: Summary, settings: PipelineSettings) -> list[str]:
         summary is fresh.
     """
     then = summary.digests
-    now: dict[Path, tuple[str, Callable[[], str]]] = {
-        MODEL: (then.pruned, lambda: model_digest(MODEL)),
-        PIPELINE_FILE: (then.settings, settings.digest),
-        DOCUMENTS: (then.documents, partial(_manifest_digest, DOCUMENTS)),
-        CALIBRATION_SET: (then.calibration_set, partial(_manifest_digest, CALIBRATION_SET)),
-        HELD_OUT: (then.held_out, partial(_manifest_digest, HELD_OUT)),
-        QUESTIONS: (then.questions, partial(_manifest_digest, QUESTIONS)),
-        BASELINE: (then.reports.baseline, partial(json_digest, BASELINE)),
-        EVALUATION: (then.reports.evaluation, partial(json_digest, EVALUATION)),
-        LATENCY: (then.reports.latency, partial(json_digest, LATENCY)),
-    }
-    return [sentence for place in now if (sentence := _changed(place, *now[place]))]
+    files: list[tuple[Path, str, Callable[[Path], str]]] = [
+        (MODEL, then.pruned, model_digest),
+        (PIPELINE_FILE, then.settings, lambda _: settings.digest()),
+        (DOCUMENTS, then.documents, _manifest_digest),
+        (CALIBRATION_SET, then.calibration_set, _manifest_digest),
+        (HELD_OUT, then.held_out, _manifest_digest),
+        (QUESTIONS, then.questions, _manifest_digest),
+        (BASELINE, then.reports.baseline, json_digest),
+        (EVALUATION, then.reports.evaluation, json_digest),
+        (LATENCY, then.reports.latency, json_digest),
+    ]
+    return [sentence for file in files if (sentence := _changed(*file))]
 
 
 def json_digest(path: Path) -> str:
@@ -56,9 +55,9 @@ def _manifest_digest(directory: Path) -> str:
     return str(read_json(directory / "manifest.json")["digest"])
 
 
-def _changed(place: Path, then: str, digest: Callable[[], str]) -> str | None:
+def _changed(place: Path, then: str, digest: Callable[[Path], str]) -> str | None:
     try:
-        if digest() == then:
+        if digest(place) == then:
             return None
     except DamagedArtifactError as error:
         return f"The report is stale: {error}."

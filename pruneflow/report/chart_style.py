@@ -7,7 +7,6 @@ colours are the page's CSS variables, so that it follows the page from light to 
 from functools import cache
 from typing import Any, NamedTuple
 
-import altair
 import altair as alt
 import vl_convert
 
@@ -73,5 +72,5 @@ def finish(
 @cache
 def library() -> str:
     """Return the JavaScript that draws charts (Vega, Vega-Lite and Vega-Embed), for inlining."""
-    major_minor = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    major_minor = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", major_minor)

@@ -16,6 +16,7 @@ from pruneflow.settings.pipeline import HealthSettings
 LINEAR = 10  # perplexity ratio up to which an axis is linear; one broken round would hide the rest
 NAMES = {"neurons": "neurons", "heads": "query heads", "kv_groups": "KV groups"}
 _CELL = 22  # pixels
+_SPACED = alt.Scale(padding=0.06)  # of cells
 _SHADES = [0.06, 1]  # opacities of zero and of the maximum: an empty cell stays visible
 
 
@@ -181,12 +182,9 @@ def removed_chart(rounds: list[RoundRecord], dense: RoundRecord) -> Chart | None
         .mark_rect(color=ACCENT)
         .encode(
             x=alt.X(
-                "layer:O",
-                title="layer",
-                axis=alt.Axis(values=every, labelAngle=0),
-                scale=alt.Scale(padding=0.06),
+                "layer:O", title="layer", axis=alt.Axis(values=every, labelAngle=0), scale=_SPACED
             ),
-            y=alt.Y("row:N", sort=None, title=None, scale=alt.Scale(padding=0.06)),
+            y=alt.Y("row:N", sort=None, title=None, scale=_SPACED),
             opacity=_shade("share:Q", most, "removed, per cent", ".0f"),
             tooltip=[alt.Tooltip("row:N", title="kind, round"), "layer:O", "removed:N", "left:N"],
         )
@@ -229,13 +227,9 @@ def agreement_chart(agreement: dict[str, Agreement]) -> Chart | None:
         .mark_rect(color=ACCENT)
         .encode(
             x=alt.X(
-                "with:N",
-                sort=domains,
-                title=None,
-                axis=alt.Axis(labelAngle=-60),
-                scale=alt.Scale(padding=0.06),
+                "with:N", sort=domains, title=None, axis=alt.Axis(labelAngle=-60), scale=_SPACED
             ),
-            y=alt.Y("domain:N", sort=domains, title=None, scale=alt.Scale(padding=0.06)),
+            y=alt.Y("domain:N", sort=domains, title=None, scale=_SPACED),
             opacity=_shade("value:Q", most, "rank correlation", ".2f"),
             tooltip=["domain:N", "with:N", "correlation:N"],
         )
