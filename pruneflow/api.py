@@ -14,6 +14,7 @@ from pruneflow.measure.perplexity import perplexity_by_domain
 from pruneflow.models import loading
 from pruneflow.models.export import save
 from pruneflow.models.round_record import RECORD
+from pruneflow.models.token_blocks import check_blocks
 from pruneflow.records import DomainLoss
 from pruneflow.report.directory_card import write_library_card
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings, Placement
@@ -91,7 +92,10 @@ def evaluate(
         batch_tokens: tokens in one forward pass.
 
     Raises:
-        InputError: a domain has no windows, or the loss is not finite.
+        InputError: a domain has no windows, or windows of another tokenizer or longer than the
+            model's context; the model's weights hold NaN or infinity, or the loss is not finite.
     """
     windows = text.blocks["validation"] if isinstance(text, CalibrationSet) else dict(text)
+    check_blocks(model, windows, "evaluate", "held-out")
+    loading.check_weights(model)
     return perplexity_by_domain(model, windows, batch_tokens, "evaluate")

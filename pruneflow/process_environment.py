@@ -11,8 +11,6 @@ REDIRECTIONS = {
     "MLFLOW_RUN_ID": "results are always a new run",
     "MLFLOW_EXPERIMENT_ID": "registry.experiment names the experiment",
     "MLFLOW_EXPERIMENT_NAME": "registry.experiment names the experiment",
-    "MLFLOW_TRACKING_URI": "registry.tracking_uri names the store",
-    "MLFLOW_REGISTRY_URI": "registry.tracking_uri names the store",
     "GIT_DIR": "the workspace's own repository is used",
     "GIT_WORK_TREE": "the workspace's own repository is used",
     "GIT_INDEX_FILE": "the workspace's own repository is used",

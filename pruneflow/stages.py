@@ -41,6 +41,7 @@ from pruneflow.paths import (
     PLOTS,
     QUESTIONS,
     SOURCES_LOCK,
+    STATISTICS,
     SUMMARY,
     VALIDATION,
 )
@@ -215,9 +216,8 @@ def select(settings: PipelineSettings) -> None:
         recover_round(settings, source, MODEL)
         return
     with staged_directory(MODEL) as directory:
-        for path in sorted(source.iterdir()):
-            if path.is_file():
-                shutil.copy2(path, directory / path.name)
+        without = shutil.ignore_patterns(STATISTICS)
+        shutil.copytree(source, directory, ignore=without, dirs_exist_ok=True)
 
 
 def evaluation(settings: PipelineSettings) -> None:

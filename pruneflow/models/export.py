@@ -14,7 +14,7 @@ from pruneflow.compute.placement import place_like
 from pruneflow.errors import PruneflowError
 from pruneflow.models.families import configured_widths, uniform_config
 from pruneflow.models.loading import cast_parameters, empty_model
-from pruneflow.models.per_layer import convert_to_per_layer
+from pruneflow.models.per_layer import save_in_layout
 from pruneflow.models.structure import layers_of, record_tying, widths_of
 
 
@@ -32,6 +32,7 @@ def rebuild(model: PreTrainedModel, layout: str = "uniform") -> PreTrainedModel:
     """
     record_tying(model)
     if layout == "per_layer":
+        save_in_layout(model)
         return model.eval().requires_grad_(False)
     layers = layers_of(model)
     found = {widths_of(layer) for layer in layers}
@@ -72,11 +73,11 @@ def save(
     model.config.dtype = dtype
     configured = configured_widths(model.config)
     uniform = all(widths_of(layer) == configured for layer in layers_of(model))
-    # transformers renames some tensors when saving (the head of GPT-NeoX) and restores the names
-    # only for its own classes, so a directory with a model file keeps the model's names.
-    model.save_pretrained(directory, max_shard_size="4GB", save_original_format=uniform)
-    if not uniform:
-        convert_to_per_layer(model, directory)
+    if uniform:
+        type(model).save_pretrained(model, directory, max_shard_size="4GB")
+    else:
+        save_in_layout(model)
+        model.save_pretrained(directory, max_shard_size="4GB")
     tokenizer.save_pretrained(directory)
-    for path in directory.iterdir():
-        path.chmod(0o644)  # safetensors makes files readable by the owner only
+    for path in directory.rglob("*"):  # safetensors makes files readable by the owner only
+        path.chmod(0o755 if path.is_dir() else 0o644)

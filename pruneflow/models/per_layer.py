@@ -7,6 +7,7 @@ instead of building wrong widths. pruneflow loads the directory without executin
 
 import json
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -68,6 +69,24 @@ def convert_to_per_layer(model: PreTrainedModel, directory: Path) -> None:
     (directory / f"{module}.py").write_text(source, encoding="utf-8")
 
 
+def save_in_layout(model: PreTrainedModel) -> None:
+    """Let `model.save_pretrained` write this layout.
+
+    The class is the family's own, whose `save_pretrained` would write the dense widths next to the
+    pruned weights, which nothing loads.
+    """
+    vars(model)["save_pretrained"] = MethodType(_save_pretrained, model)
+
+
+def _save_pretrained(model: PreTrainedModel, save_directory: str | Path, **options: Any) -> None:
+    # transformers renames some tensors when saving (the head of GPT-NeoX) and restores the names
+    # only for its own classes, so a directory with a model file keeps the model's names.
+    options["save_original_format"] = False
+    type(model).save_pretrained(model, save_directory, **options)
+    if options.get("is_main_process", True):
+        convert_to_per_layer(model, Path(save_directory))
+
+
 def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a directory of this layout as the family's plain class with pruned layers, on the CPU.
 
@@ -94,6 +113,7 @@ def load_per_layer(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     _load_weights(model, directory, dtype)
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
+    save_in_layout(model)
     loaded: PreTrainedModel = model.eval().requires_grad_(False)
     return loaded
 

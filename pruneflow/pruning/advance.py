@@ -5,7 +5,7 @@ round is measured and in where its directory is.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruneflow.artifacts import write_json
-from pruneflow.errors import InputError
 from pruneflow.models.digests import model_digest
 from pruneflow.models.export import save
 from pruneflow.models.loading import cast_parameters
@@ -71,7 +70,7 @@ def cut_round(model: PreTrainedModel, parent: RoundRecord, plan: RoundPlan) -> R
     """
     weights = weights_after(parent, plan.calibration)
     blocks = plan.calibration.take(weights)
-    check_calibration(model, blocks)
+    check_blocks(model, blocks, "prune", "calibration")
     return prune_round(
         model,
         blocks,
@@ -135,22 +134,6 @@ def advance_round(
 def weights_after(parent: RoundRecord, calibration: CalibrationSet) -> dict[str, float]:
     """Weights of the domains in the round after `parent`."""
     return parent.next_weights or calibration.mixture.weights
-
-
-def check_calibration(model: PreTrainedModel, blocks: Mapping[str, torch.Tensor]) -> None:
-    """Check that a model can read calibration blocks, by domain, ``[sequences, tokens]``.
-
-    Raises:
-        InputError: there are none, or they hold token ids or a length that it does not support.
-    """
-    check_blocks(model, blocks, "prune", "calibration")
-    longest = getattr(model.config, "max_position_embeddings", None)
-    for domain, tokens in blocks.items():
-        if longest is not None and tokens.shape[1] > longest:
-            raise InputError(
-                f"prune: domain {domain} has sequences of {tokens.shape[1]} tokens, but the model "
-                f"supports at most {longest} (max_position_embeddings): lower sequence_length"
-            )
 
 
 def _record(

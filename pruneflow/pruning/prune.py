@@ -20,7 +20,8 @@ from pruneflow.models.loading import check_weights, load_model
 from pruneflow.models.round_record import RoundRecord, Validation, read_round_record
 from pruneflow.models.structure import dense_reference, parameters
 from pruneflow.models.tensor_digest import tensors_digest
-from pruneflow.pruning.advance import RoundMeasures, RoundPlan, advance_round, check_calibration
+from pruneflow.models.token_blocks import check_blocks
+from pruneflow.pruning.advance import RoundMeasures, RoundPlan, advance_round
 from pruneflow.pruning.schedule import Schedule, targets
 from pruneflow.records import DomainLoss
 from pruneflow.settings.base import Count
@@ -154,9 +155,9 @@ def _calibration_set(
 ) -> CalibrationSet:
     """The calibration set, or a set of all the blocks given, with equally weighted domains."""
     if isinstance(calibration, CalibrationSet):
-        check_calibration(model, calibration.blocks["calibration"])
+        check_blocks(model, calibration.blocks["calibration"], "prune", "calibration")
         return calibration
-    check_calibration(model, calibration)
+    check_blocks(model, calibration, "prune", "calibration")
     counts = {domain: len(rows) for domain, rows in calibration.items()}
     mixture = Mixture(dict.fromkeys(counts, 1 / len(counts)), counts)
     blocks = {"calibration": dict(calibration)}

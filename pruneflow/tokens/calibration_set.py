@@ -135,8 +135,11 @@ class CalibrationSet:
             seed: for sampling sequences.
 
         Raises:
-            InputError: a domain has too little text, or the shares cannot be reached.
+            InputError: a document is no text, a domain has too little of it, or the shares cannot
+                be reached.
         """
+        for domain, of_domain in texts.items():
+            _check_texts(domain, of_domain)
         mixture = _mixture_of(list(texts), sequences, sequence_length, weights, reserve)
         requests: list[BlockRequest] = []
         documents: list[Document] = []
@@ -236,6 +239,20 @@ def build_blocks(
             _write(calibration, others, {**facts, **set_facts}),
             _write(held_out, test, test_facts),
         )
+
+
+def _check_texts(domain: str, texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise InputError(f"document {number} of {domain} is of type {kind}: give a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"document {number} of {domain} is not valid Unicode (a lone surrogate at "
+                f"character {error.start + 1}): decode it with the right encoding"
+            ) from None
 
 
 def _named(packed: dict[BlockRequest, PackedBlocks]) -> dict[str, numpy.ndarray]:

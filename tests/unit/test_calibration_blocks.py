@@ -301,6 +301,20 @@ def test_a_set_from_texts_has_shares_and_a_reserve():
     assert not known["calibration"] & known["validation"]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "document 2 of one is of type NoneType: give a string"),
+        (b"1 2", "document 2 of one is of type bytes"),
+        ("1 \ud800", r"document 2 of one is not valid Unicode \(a lone surrogate at character 3\)"),
+    ],
+)
+def test_documents_that_are_no_text_are_refused(text, words):
+    texts = {**TEXTS, "one": [TEXTS["one"][0], text, *TEXTS["one"][1:]]}
+    with pytest.raises(InputError, match=words):
+        CalibrationSet.from_texts(texts, Tokenizer())
+
+
 def test_a_set_from_texts_has_equal_domains_and_a_digest_of_its_text():
     def made(texts, **changes):
         return CalibrationSet.from_texts(

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from flows import cli_options
 from flows.cli import app, main
-from pruneflow.process_environment import REDIRECTIONS
 from tests.conftest import ROOT
 
 
@@ -120,8 +119,6 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flows.cli.check_workspace", interrupt)
-    for name in REDIRECTIONS:  # MLflow itself sets some
-        monkeypatch.delenv(name, raising=False)
     line = "interrupted: run it again to continue where it stopped\n"
     assert pruneflow("run") == Shown(130, "", line)
 

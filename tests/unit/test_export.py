@@ -1,5 +1,6 @@
 """Both layouts on disk: what is reloaded is what was saved, by transformers and by pruneflow."""
 
+import copy
 import json
 import sys
 
@@ -119,6 +120,21 @@ def test_a_per_layer_model_is_saved_again_by_transformers(saved, tiny_tokens, tm
     again = by_transformers(tmp_path / "again", trust_remote_code=True)
     assert same_logits(again, model, tiny_tokens["prose"])
     assert same_logits(load_unrecorded(tmp_path / "again", CPU), model, tiny_tokens["prose"])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_per_layer_model_saves_itself_as_such(saved, tiny_tokens, tmp_path, family):
+    """Its class is the family's own, whose `save_pretrained` knows nothing of the layout."""
+    model, directory, _dense = saved(family, "per_layer")
+    for name, each in (
+        ("pruned", model),
+        ("loaded", load_unrecorded(directory, CPU)),
+        ("copied", copy.deepcopy(model)),
+    ):
+        each.save_pretrained(tmp_path / name)
+        again = by_transformers(tmp_path / name, trust_remote_code=True)
+        assert same_logits(again, model, tiny_tokens["prose"])
+        assert same_logits(load_unrecorded(tmp_path / name, CPU), model, tiny_tokens["prose"])
 
 
 def test_plain_transformers_asks_for_trust_instead_of_building_wrong_widths(saved):

@@ -1,7 +1,9 @@
 """Sources of models, digests, and what is refused."""
 
+import copy
 import json
 import shutil
+import stat
 
 import pytest
 import torch
@@ -9,7 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.digests import model_digest, tokenizer_digest
-from pruneflow.models.loading import load_model, load_source, resolve_device, resolve_dtype
+from pruneflow.models.export import save
+from pruneflow.models.loading import (
+    load_model,
+    load_source,
+    load_tokenizer,
+    resolve_device,
+    resolve_dtype,
+)
 from pruneflow.models.source import check_source
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 from tests.round_records import record_as_done
@@ -121,17 +130,36 @@ def test_a_directory_without_a_record_is_refused(tiny_model_directory):
         load_model(tiny_model_directory, CPU)
 
 
-def test_the_digest_is_over_weights_configuration_and_tokenizer_only(
-    tiny_model_directory, tmp_path
-):
+def test_the_digest_is_over_all_files_but_cards_and_records(tiny_model_directory, tmp_path):
     digest, tokenizer = model_digest(tiny_model_directory), tokenizer_digest(tiny_model_directory)
     other = shutil.copytree(tiny_model_directory, tmp_path / "other")
-    (other / "notes.md").write_text("nothing that matters")
+    (other / "README.md").write_text("a card")
+    (other / "round.json").write_text("{}")
     assert (model_digest(other), tokenizer_digest(other)) == (digest, tokenizer)
+    (other / "additional_chat_templates").mkdir()
+    template = other / "additional_chat_templates/tools.jinja"
+    template.write_text("{{ tools }}")
+    assert model_digest(other) != digest and tokenizer_digest(other) != tokenizer
+    template.unlink()
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
     assert model_digest(other) != digest
     assert tokenizer_digest(other) == tokenizer
+
+
+def test_a_tokenizer_of_two_chat_templates_is_saved_by_any_user(
+    tiny_model, tiny_tokenizer, tmp_path
+):
+    """A folder without permission to be searched would only stop those who are not root."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    model = tiny_model(vocab_size=400).float()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save(model, tokenizer, folder, torch.float32)
+    for path in folder.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o755 == (0o755 if path.is_dir() else 0o644)
+    assert load_tokenizer(folder).chat_template == tokenizer.chat_template
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

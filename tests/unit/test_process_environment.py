@@ -70,13 +70,11 @@ def test_characters_that_the_terminal_cannot_show_are_escaped():
 
 
 def test_variables_that_lead_results_elsewhere_are_removed_and_named(monkeypatch):
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow itself sets it
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "GIT_DIR", "PREFECT_API_URL", "no_proxy"):
+    for name in ("MLFLOW_RUN_ID", "GIT_DIR", "PREFECT_API_URL", "no_proxy"):
         monkeypatch.setenv(name, "http://elsewhere")
     removed = complete_environment()
     assert removed == {
         "MLFLOW_RUN_ID": "results are always a new run",
-        "MLFLOW_TRACKING_URI": "registry.tracking_uri names the store",
         "GIT_DIR": "the workspace's own repository is used",
     }
     assert not removed.keys() & os.environ.keys()

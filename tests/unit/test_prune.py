@@ -75,8 +75,9 @@ def test_a_round_of_another_run_or_a_damaged_one_is_refused(
 def test_a_model_with_nan_is_refused_by_the_name_of_the_tensor(tiny_model, tiny_tokens):
     model = tiny_model()
     model.model.layers[1].mlp.up_proj.weight.data[3, 2] = torch.nan
-    with pytest.raises(InputError, match=r"layers.1.mlp.up_proj.weight contains NaN"):
-        _prune(model, tiny_tokens)
+    for use in (_prune, evaluate):
+        with pytest.raises(InputError, match=r"layers.1.mlp.up_proj.weight contains NaN"):
+            use(model, tiny_tokens)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,10 @@ def test_text_or_a_target_that_does_not_fit_the_model_is_refused(
 ):
     with pytest.raises(InputError, match=words):
         _prune(tiny_model(), tokens, **changes)
+    if not changes:
+        words = words.replace("calibration", "held-out")
+        with pytest.raises(InputError, match=words):
+            evaluate(tiny_model(), tokens)
 
 
 def test_the_closed_loop_raises_the_weight_of_the_domain_that_lost_most():
