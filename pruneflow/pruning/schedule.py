@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from pruneflow.errors import InputError
 from pruneflow.records import DomainLoss
 from pruneflow.settings.pruning import Target
 
 Schedule = Literal["linear", "geometric"]
-SCHEDULES: tuple[Schedule, ...] = ("linear", "geometric")
+SCHEDULES = get_args(Schedule)
 
 
 def targets(goal: Target, rounds: int, schedule: str, dense: int | None = None) -> list[Target]:

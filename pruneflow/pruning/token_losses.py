@@ -17,7 +17,6 @@ def losses_of(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-
     losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return losses.view_as(targets)
 
