@@ -48,7 +48,10 @@ def load_domains(domains_file: Path) -> dict[str, list[Source]]:
     """
     values = read_yaml(domains_file)
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise InputError(f"{domains_file}: must be a mapping of domain names to lists of sources")
+        raise InputError(
+            f"{domains_file}: must be a mapping of domain names to lists of sources; put a name "
+            "such as no or 2024 in quotes, because YAML does not read it as text"
+        )
     domains: dict[str, list[Source]] = {}
     for domain, entries in values.items():
         if not isinstance(entries, list):

@@ -23,7 +23,7 @@ from pruneflow.models.digests import model_digest
 from pruneflow.models.families import FAMILIES, family_of
 from pruneflow.models.per_layer import is_per_layer, load_per_layer
 from pruneflow.models.round_record import read_round_record
-from pruneflow.models.source import check_source
+from pruneflow.models.source import check_source, check_unquantised, weight_files
 from pruneflow.models.structure import record_tying
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 
@@ -102,6 +102,7 @@ def load_unrecorded(directory: Path, compute: ComputeSettings) -> PreTrainedMode
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_check_keys` names them
         )
         model, info = read
         _check_keys(info, str(directory))
@@ -146,17 +147,27 @@ def load_source(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTok
             check_weights(pruned)
             return pruned, load_tokenizer(Path(location))
     try:
+        extra: dict[str, Any] = {}
         if gguf is None:  # parsing a GGUF header takes as long as loading its small model
-            family_of(AutoConfig.from_pretrained(location, **common).model_type)
-        extra = {"quantization_config": GgufConfig(dequantize=True)} if gguf else {}
+            config = AutoConfig.from_pretrained(location, **common)
+            family_of(config.model_type)
+            check_unquantised(getattr(config, "quantization_config", None), settings.source)
+            if "flash" in str(getattr(config, "_attn_implementation", None)):
+                config._attn_implementation = "sdpa"  # how a model computes is not its content
+            extra["config"] = config
+        else:
+            extra["quantization_config"] = GgufConfig(dequantize=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             dtype=dtype,
             use_safetensors=None if gguf else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_check_keys` names them
             **extra,
             **common,
         )
+        model, info = loaded
+        _check_keys(info, settings.source)
         tokenizer = AutoTokenizer.from_pretrained(location, **common)
     except (OSError, ValueError, LookupError, SafetensorError) as error:
         detail = " ".join(str(error).split())[:300]
@@ -164,9 +175,7 @@ def load_source(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTok
             f"model.source: {settings.source} cannot be loaded ({detail}): give a model of a "
             f"supported family ({', '.join(sorted(FAMILIES))})"
         ) from None
-    model, info = loaded
     family_of(model.config.model_type)
-    _check_keys(info, settings.source)
     check_weights(model)
     return _plain(model, dtype), tokenizer
 
@@ -200,7 +209,12 @@ def _plain(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _check_keys(info: dict[str, Any], where: str) -> None:
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    for name, stored, configured in sorted(info.get("mismatched_keys") or ()):
+        raise DamagedArtifactError(
+            f"{where}: tensor {name} is {list(stored)} in its weights and {list(configured)} by "
+            "config.json: give weights and config.json of the same model"
+        )
+    for kind in ("missing_keys", "unexpected_keys"):
         if info.get(kind):
             first = sorted(str(key) for key in info[kind])[0]
             raise DamagedArtifactError(
@@ -227,7 +241,7 @@ def check_weights(model: PreTrainedModel) -> None:
 
 def _check_stored_types(directory: Path) -> None:
     """Check from the file headers that weights are not stored as integers or in eight bits."""
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118

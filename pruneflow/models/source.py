@@ -7,11 +7,12 @@ import importlib.util
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from gguf import GGUFReader
 from safetensors import SafetensorError, safe_open
 
-from pruneflow.artifacts import sha256_file
+from pruneflow.artifacts import read_json, sha256_file
 from pruneflow.errors import InputError
 from pruneflow.models.families import family_of
 from pruneflow.settings.pipeline import ModelSettings
@@ -34,11 +35,41 @@ def check_source(settings: ModelSettings) -> tuple[str, str | None]:
         if not config_file.is_file():
             raise InputError(f"model.source: {location} has no config.json: give a model directory")
         try:
-            model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+            values = json.loads(config_file.read_text(encoding="utf-8"))
+            model_type, quantisation = values.get("model_type"), values.get("quantization_config")
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
             raise InputError(f"model.source: {config_file} is not valid JSON: correct it") from None
         family_of(model_type)
+        check_unquantised(quantisation, settings.source)
+        if (Path(location) / "adapter_config.json").exists():
+            raise InputError(
+                f"model.source: {location} has an adapter (adapter_config.json): merge it into the "
+                "model with PEFT's merge_and_unload, or remove that file"
+            )
     return location, gguf
+
+
+def check_unquantised(quantisation: dict[str, Any] | None, source: str) -> None:
+    """Check the entry `quantization_config` of a configuration.
+
+    Raises:
+        InputError: the weights are quantised.
+    """
+    if quantisation is not None:
+        raise InputError(
+            f"model.source: the configuration of {source} names quantised weights "
+            f"({quantisation.get('quant_method')}): give the model before quantisation"
+        )
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files that transformers reads: those of the index, or model.safetensors."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(read_json(index)["weight_map"].values())
+        return [directory / name for name in sorted(names)]
+    single = directory / "model.safetensors"
+    return [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
 
 
 def source_parameters(settings: ModelSettings) -> int | None:
@@ -54,12 +85,12 @@ def source_parameters(settings: ModelSettings) -> int | None:
         if not Path(location).is_dir():
             return None
         total = 0
-        for file in Path(location).glob("*.safetensors"):
+        for file in weight_files(Path(location)):
             with safe_open(file, framework="numpy") as tensors:
                 shapes = (tensors.get_slice(name).get_shape() for name in tensors.keys())  # noqa: SIM118
                 total += sum(math.prod(shape) for shape in shapes)
         return total
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, SafetensorError) as error:
         raise InputError(
             f"model.source: {settings.source} cannot be read ({error}): give a complete model"
         ) from None

@@ -1,5 +1,6 @@
 """Base class and common types of all settings, and errors that name the key."""
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -44,6 +45,8 @@ def check(kind: type[SettingsT], values: Any, where: Path | str) -> SettingsT:
             message = str(first["ctx"]["error"])
         else:
             message = f"{key} is {first['input']!r}: {first['msg'].lower()}"
+            if first["type"] == "string_type" and isinstance(first["input"], bool | float | date):
+                message += " (YAML does not read it as text: put it in quotes)"
         raise InputError(f"{where}: {message}") from None
 
 

@@ -144,7 +144,7 @@ class RegistrySettings(Settings):
 
     name: str = Field(
         "pruneflow",
-        pattern=r"^[^/:'.\s][^/:']*$",
+        pattern=r"^[A-Za-z0-9_-]([A-Za-z0-9_. -]*[A-Za-z0-9_.-])?$",
         description="Registered model in MLflow; if omitted, `configure` names it after the model.",
     )
     experiment: str = Field("pruneflow", min_length=1, description="MLflow experiment.")

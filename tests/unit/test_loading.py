@@ -19,7 +19,7 @@ from pruneflow.models.loading import (
     resolve_device,
     resolve_dtype,
 )
-from pruneflow.models.source import check_source
+from pruneflow.models.source import check_source, source_parameters
 from pruneflow.settings.pipeline import ComputeSettings, ModelSettings
 from tests.round_records import record_as_done
 
@@ -95,6 +95,73 @@ def test_weights_that_cannot_be_used_are_refused_and_the_tensor_is_named(
     with pytest.raises(refusal, match=words) as caught:
         load_source(ModelSettings(source=str(tiny_model_directory), dtype="float32"))
     assert "\n" not in str(caught.value)
+
+
+def edit_config(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"intermediate_size": 48},
+            r"tensor model\.layers\.0\.mlp\.down_proj\.weight is \[24, 40\] in its weights and "
+            r"\[24, 48\] by config.json: give weights and config.json of the same model",
+        ),
+        ({"num_hidden_layers": 2}, r"unexpected keys, e.g. model\.layers\.2\."),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            r"quantised weights \(gptq\)",
+        ),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"\(bitsandbytes\): give the"),
+    ],
+    ids=["shape", "layers", "gptq", "bitsandbytes"],
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_one_clear_line(
+    tiny_model_directory, changes, words
+):
+    edit_config(tiny_model_directory, **changes)
+    with pytest.raises(InputError, match=words) as caught:
+        load_source(ModelSettings(source=str(tiny_model_directory)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_beside_a_model_is_refused_before_loading(tiny_model_directory):
+    (tiny_model_directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"has an adapter .*: merge it into the model"):
+        check_source(ModelSettings(source=str(tiny_model_directory)))
+
+
+def test_how_a_configuration_wants_attention_computed_is_left_aside(
+    tiny_model_directory, tiny_tokens
+):
+    settings = ModelSettings(source=str(tiny_model_directory), dtype="float32")
+    before, _ = load_source(settings)
+    edit_config(tiny_model_directory, attn_implementation="flash_attention_2")
+    after, _ = load_source(settings)
+    tokens = tiny_tokens["prose"]
+    assert torch.equal(before(input_ids=tokens).logits, after(input_ids=tokens).logits)
+    assert "flash" not in json.dumps(after.config.to_dict())
+
+
+def test_a_second_copy_of_the_weights_is_not_counted(tiny_model_directory, tiny_model):
+    settings = ModelSettings(source=str(tiny_model_directory))
+    model = tiny_model(vocab_size=400).float()
+    parameters = source_parameters(settings)
+    assert parameters == sum(each.numel() for each in model.parameters())
+    weights = {f"layers.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file(
+        {k: t.clone() for k, t in weights.items()},
+        tiny_model_directory / "consolidated.safetensors",
+    )
+    assert source_parameters(settings) == parameters
+    model.save_pretrained(tiny_model_directory, max_shard_size="20KB")
+    (tiny_model_directory / "model.safetensors").unlink(missing_ok=True)
+    assert len(list(tiny_model_directory.glob("model-*.safetensors"))) > 1
+    assert source_parameters(settings) == parameters
+    load_source(settings)
 
 
 def test_code_in_a_model_directory_is_never_run(tiny_model_directory):
