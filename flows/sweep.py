@@ -26,7 +26,7 @@ from pruneflow.sweep_recipes import load_recipes
 from pruneflow.workspace import STATE, check_workspace, run_lock
 from tasks.dvc.repro import failed
 from tasks.prefect.flow_runs import only_run
-from tasks.sweep.recipes import clear_recipes, run_recipe, shared_environment, stop_recipes
+from tasks.sweep.recipes import clear_recipes, run_recipe, stop_recipes
 from tasks.sweep.workspaces import RecipeWorkspace, prepare, to_share
 from tasks.tracking.runs import log_sweep
 
@@ -93,9 +93,7 @@ def _sweep(
 
 def _run_alone(workspace: RecipeWorkspace, part: str, targets: list[str]) -> str | None:
     """Run stages of one recipe (all without targets); returns why they failed, or None."""
-    return _error(
-        run_recipe(workspace.name, workspace.folder, part, targets, {}, return_state=True)
-    )
+    return _error(run_recipe(workspace.name, workspace.folder, part, targets, return_state=True))
 
 
 def _run_in_parallel(workspaces: Sequence[RecipeWorkspace], workers: int) -> dict[str, str]:
@@ -114,14 +112,11 @@ def _run_in_parallel(workspaces: Sequence[RecipeWorkspace], workers: int) -> dic
             "local_directory": str(STATE.absolute() / "dask"),
         }
     )
-    environment = shared_environment(workers - 1)
-    return make_models.with_options(task_runner=runner)(workspaces, environment)
+    return make_models.with_options(task_runner=runner)(workspaces)
 
 
 @flow(name="recipes", validate_parameters=False)
-def make_models(
-    workspaces: Sequence[RecipeWorkspace], environment: dict[str, str]
-) -> dict[str, str]:
+def make_models(workspaces: Sequence[RecipeWorkspace]) -> dict[str, str]:
     """Map the recipes over the task runner; one that fails does not stop the others."""
     folders = [each.folder for each in workspaces]
     try:
@@ -130,7 +125,6 @@ def make_models(
             folders,
             unmapped("model"),
             [list(each.untimed) for each in workspaces],
-            unmapped(environment),
             return_state=True,
         )
     except BaseException:

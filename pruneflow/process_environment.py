@@ -24,7 +24,7 @@ def complete_environment() -> dict[str, str]:
 
     * Variables that would lead results elsewhere (`REDIRECTIONS`) are removed.
     * OpenMP's threads sleep while they wait. By default they spin, which slows a machine that does
-      something else several times (benchmarks/results/busy.json).
+      something else several times (benchmarks/results/busy_machine.json).
     * Servers on this machine are not reached through a proxy.
     * A user without an entry in /etc/passwd, as in many containers, has a name.
     * Characters that the terminal's encoding lacks are written as escapes, as Python does on

@@ -1,6 +1,5 @@
 """Run the stages of a recipe: `dvc repro` as a child process in the recipe's workspace."""
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,9 +30,7 @@ class RecipeStopped(StageError):
 
 
 @task(name="recipe", task_run_name="{name}: {part}", cache_policy=NO_CACHE)
-def run_recipe(
-    name: str, folder: Path, part: str, targets: list[str], environment: dict[str, str]
-) -> State:
+def run_recipe(name: str, folder: Path, part: str, targets: list[str]) -> State:
     """Run outdated stages of a recipe, and outdated stages that they depend on.
 
     Args:
@@ -41,7 +38,6 @@ def run_recipe(
         folder: its workspace.
         part: what these stages are called in the log.
         targets: the stages as DVC addresses them; all stages when empty.
-        environment: added to the child's environment.
 
     Returns:
         A Completed state; or a Failed state whose message is one line for the user.
@@ -49,9 +45,7 @@ def run_recipe(
     logger = get_run_logger()
     started = time.monotonic()
     try:
-        executed = _reproduce(
-            folder, targets, environment, lambda stage: logger.info(f"{name}: {stage}")
-        )
+        executed = _reproduce(folder, targets, lambda stage: logger.info(f"{name}: {stage}"))
     except RecipeStopped as error:
         return failed(error)
     except PruneflowError as error:
@@ -62,12 +56,7 @@ def run_recipe(
     return Completed(message=done)
 
 
-def _reproduce(
-    folder: Path,
-    targets: list[str],
-    environment: dict[str, str],
-    announce: Callable[[str], Any],
-) -> int:
+def _reproduce(folder: Path, targets: list[str], announce: Callable[[str], Any]) -> int:
     """Run `dvc repro TARGETS` in a recipe's workspace; returns the number of executed stages.
 
     Raises:
@@ -92,7 +81,7 @@ def _reproduce(
             # In this order, either we see the stop file, or `stop_recipes` sees the session.
             _check_not_stopped(folder)
 
-        code, output = run_child([*DVC, "repro", *targets], on_line, environment, folder, on_start)
+        code, output = run_child([*DVC, "repro", *targets], on_line, {}, folder, on_start)
     (folder / _SESSION).unlink()
     if code == 0:
         return executed
@@ -136,12 +125,3 @@ def _end(folder: Path) -> None:
         return
     if ours:
         end_session(session)
-
-
-def shared_environment(others: int) -> dict[str, str]:
-    """Return environment variables for stages that share the machine with `others` recipes.
-
-    Waiting OpenMP threads sleep instead of spinning. The number of threads stays the same, because
-    a different order of summation would give a different model.
-    """
-    return {} if not others or "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
