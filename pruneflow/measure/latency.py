@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +40,8 @@ from pruneflow.progress import track
 from pruneflow.settings.pipeline import ComputeSettings, LatencySettings
 
 CONFIDENCE = 0.95
+
+BUSY = 0.1  # share of the threads' time spent waiting for a CPU
 
 ROOM = 0.9  # share of a GPU's free memory for weights; only one sequence is processed
 
@@ -78,7 +81,9 @@ def measure_latency(
         models = turns.models
         with turns.turn("pruned") as model:
             alone["pruned"] = _confirm_first_token(model, alone["pruned"])
+        before = run_queue()
         runs = time_in_turn(models, settings, None if turns.together else turns.turn)
+        after = run_queue()
     reloaded, placement = alone["pruned"], Placement(**turns.placement)
     return Deployment(
         dense=_speed(runs["dense"]),
@@ -89,7 +94,10 @@ def measure_latency(
         machine=platform.machine(),
         threads=torch.get_num_threads(),
         dtype=str(models["dense"].dtype).removeprefix("torch."),
-        **settings.model_dump(),
+        **{
+            **settings.model_dump(exclude={"precision", "max_seconds"}),
+            "repeats": len(runs["dense"]["decode"]),
+        },
         bytes=DiskUsages(dense=disk_usage(dense), pruned=disk_usage(pruned)),
         memory=Memories(dense=alone["dense"].memory, pruned=reloaded.memory),
         reload=Reload(
@@ -101,8 +109,38 @@ def measure_latency(
         warnings=[
             *slow_widths(models["pruned"], settings.width_multiple),
             *_placement_warnings(placement),
+            *_load_warnings(before, after),
         ],
     )
+
+
+def run_queue() -> tuple[int, int] | None:
+    """Nanoseconds that this process's threads have run and waited for a CPU; None off Linux.
+
+    Source: proc_pid_schedstat(5), summed over threads.
+    """
+    ran = waited = 0
+    try:
+        for thread in Path("/proc/self/task").iterdir():
+            fields = (thread / "schedstat").read_text().split()
+            ran, waited = ran + int(fields[0]), waited + int(fields[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return ran, waited
+
+
+def _load_warnings(before: tuple[int, int] | None, after: tuple[int, int] | None) -> list[str]:
+    """Warn where other processes kept this one from the CPU."""
+    if before is None or after is None:
+        return []
+    ran, waited = after[0] - before[0], after[1] - before[1]
+    share = waited / (ran + waited) if waited > 0 else 0.0
+    if share <= BUSY:
+        return []
+    return [
+        f"the machine was busy: threads waited for a CPU for {share:.0%} of their time, so speeds "
+        "vary; run the stage latency again when nothing else is running"
+    ]
 
 
 def _placement_warnings(placement: Placement) -> list[str]:
@@ -149,6 +187,9 @@ def time_in_turn(
 ) -> dict[str, dict[str, list[float]]]:
     """Time every model once per repeat, in alternating order; the first repeat is not counted.
 
+    Repeats continue beyond `settings.repeats` until the intervals of the speed-ups are as narrow as
+    `settings.precision`, or `settings.max_seconds` have passed.
+
     Args:
         models: by name; on the device where they are timed, unless `turn` is given.
         settings: prompt length, decoded tokens, repeats.
@@ -169,7 +210,18 @@ def time_in_turn(
         name: {"prefill": [], "decode": [], "first_token": []} for name in models
     }
     names = list(models)
-    for repeat in track(range(settings.repeats + 1), "latency"):
+    started = time.perf_counter()
+
+    def unsettled() -> Iterator[int]:
+        """Count repeats until enough have been timed."""
+        yield from range(settings.repeats + 1)
+        for repeat in count(settings.repeats + 1):
+            elapsed = time.perf_counter() - started
+            if elapsed > settings.max_seconds or _settled(speedups(runs), settings.precision):
+                return
+            yield repeat
+
+    for repeat in track(unsettled(), "latency", settings.repeats + 1):
         for name in names if repeat % 2 else reversed(names):
             model = models[name]
             with turn(name) if turn else nullcontext():
@@ -242,6 +294,16 @@ class Turns:
             yield model
         finally:
             place(model, "cpu")
+
+
+def _settled(speedup: Speed, precision: float) -> bool:
+    """Whether the intervals reach at most this share of the median to either side."""
+    return all(
+        found["low"] is not None
+        and found["high"] is not None
+        and found["high"] - found["low"] <= 2 * precision * found["median"]
+        for found in (speedup.prefill, speedup.decode)
+    )
 
 
 def _time_once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:

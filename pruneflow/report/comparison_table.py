@@ -22,6 +22,7 @@ from pruneflow.report.number_format import (
     ratio,
     share,
     span,
+    speed_ratio,
     thousandfold,
     times,
 )
@@ -71,8 +72,8 @@ def tiles(summary: Summary) -> list[Tile]:
         ),
         Tile("perplexity, mean", *ratio(summary.perplexity.mean_ratio)),
         Tile("accuracy kept, mean", *kept(summary.mean_retention)),
-        Tile("prefill speed", *ratio(speedup.prefill, "median")),
-        Tile("decode speed", *ratio(speedup.decode, "median")),
+        Tile("prefill speed", *speed_ratio(speedup.prefill)),
+        Tile("decode speed", *speed_ratio(speedup.decode)),
         Tile("peak memory", change(dense, pruned), f"{megabytes(pruned)} of {megabytes(dense)}"),
     ]
 
@@ -204,7 +205,7 @@ def _speed(latency: Timing) -> list[ComparisonRow]:
             label,
             write(getattr(latency.dense, key)["median"]),
             write(getattr(latency.pruned, key)["median"]),
-            str(ratio(getattr(latency.speedup, key), "median")),
+            str(speed_ratio(getattr(latency.speedup, key))),
         )
         for key, (label, write, _) in SPEEDS.items()
     ]

@@ -80,6 +80,15 @@ def ratio(found: Mapping[str, Any] | None, key: str = "value") -> Figure:
     return figure(found, times, decimal, key)
 
 
+def speed_ratio(found: Mapping[str, Any]) -> Figure:
+    """Write a speed-up; `not measurable` if its interval is wider than half of it."""
+    low, high = found["low"], found["high"]
+    written = ratio(found, "median")
+    if low is not None and high is not None and high - low > found["median"] / 2:
+        return written._replace(value=NOT_MEASURABLE)
+    return written
+
+
 def share(found: Mapping[str, Any] | None) -> Figure:
     """Write an estimated share of one as per cent, as in ``93.4 % (88.9 to 97.8)``."""
     return figure(found, percent, _hundredfold)

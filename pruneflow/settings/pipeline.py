@@ -127,7 +127,15 @@ class LatencySettings(Settings):
     prompt_tokens: Count = Field(256, description="Prompt tokens in the prefill phase.")
     new_tokens: Count = Field(24, description="Tokens generated in the decode phase.")
     repeats: Annotated[int, Field(ge=6)] = Field(
-        7, description="Interleaved repeats; below 6 a median has no 95 % interval."
+        7, description="Minimum interleaved repeats; below 6 a median has no 95 % interval."
+    )
+    precision: Share = Field(
+        0.1,
+        description="Repeats continue until the 95 % intervals of the speed-ups reach at most this "
+        "share of the median to either side, or `max_seconds` have passed.",
+    )
+    max_seconds: float = Field(
+        90.0, ge=0, description="Seconds after which no repeat beyond `repeats` is started."
     )
     lm_eval_questions: Count = Field(
         20, description="Questions of the first task to run with the lm_eval command."

@@ -39,7 +39,7 @@ def small_budget(real_workspace):
     values["final_round"] = "r2"
     tasks = {"piqa": 10, "siqa": 10}
     values["evaluation"].update({"tasks": tasks, "bootstrap_samples": 100})
-    values["latency"].update({"prompt_tokens": 32, "new_tokens": 4, "repeats": 6})
+    values["latency"].update({"prompt_tokens": 32, "new_tokens": 4, "repeats": 6, "max_seconds": 0})
     write_settings(parse_settings(values, "test"))
     gates = {
         "run_mode": "enabled",
