@@ -205,24 +205,29 @@ def preflight() -> "PipelineSettings":
     """Run the quick checks of a run before Prefect starts.
 
     Raises:
-        InputError: a setting, the model, a domain, the data folder or MLflow's store cannot be
-            used.
+        InputError: a setting, the model, a domain, the data folder, the temporary folder, DVC's
+            cache, MLflow's store or its experiment cannot be used.
     """
     from pruneflow.data.sources import known_domains
+    from pruneflow.footprint import check_temporary_folder
     from pruneflow.judge.gates import load_gates
     from pruneflow.models.source import check_source
     from pruneflow.paths import DOMAINS_FILE, GATES_FILE
     from pruneflow.settings.pipeline import load_settings
+    from tasks.dvc.status import check_cache
     from tasks.tracking.location import has_store
-    from tasks.tracking.store import connect
+    from tasks.tracking.store import check_experiment, connect
 
     settings = load_settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
     check_writable(Path("data"))
     load_gates(GATES_FILE)
     check_source(settings.model)
+    # Now, and not after hours of pruning.
+    check_temporary_folder(settings)
+    check_cache()
     if has_store(settings.registry):
-        connect(settings.registry)  # not after hours of pruning
+        check_experiment(connect(settings.registry), settings.registry)
     return settings
 
 

@@ -1,8 +1,11 @@
 """Estimated disk space and memory of a run, from the model's size and the number of rounds."""
 
 import math
+import shutil
+import tempfile
 from typing import NamedTuple
 
+from pruneflow.errors import InputError
 from pruneflow.models.digests import weight_file_bytes
 from pruneflow.models.source import source_parameters
 from pruneflow.paths import CHECKPOINTS, MODEL
@@ -19,11 +22,13 @@ class Footprint(NamedTuple):
         disk_least: when DVC's cache and remote take no extra space (reflinks).
         disk_most: when they are copies on the same disk.
         memory: of the process that compares a round with the dense model.
+        temporary: in the temporary folder, where MLflow copies a model that is registered.
     """
 
     disk_least: int
     disk_most: int
     memory: int
+    temporary: int
 
 
 def footprint(settings: PipelineSettings, dtype: str) -> Footprint | None:
@@ -47,7 +52,24 @@ def footprint(settings: PipelineSettings, dtype: str) -> Footprint | None:
         disk_least=(rounds + 3) * model,
         disk_most=(rounds + 4 + copies) * model,
         memory=2 * parameters * _BYTES[dtype] + _LIBRARIES,
+        temporary=model,
     )
+
+
+def check_temporary_folder(settings: PipelineSettings) -> None:
+    """Check that the temporary folder holds a model.
+
+    Raises:
+        InputError: it is too small.
+    """
+    needed = footprint(settings, "float32")
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if needed is not None and free < needed.temporary:
+        raise InputError(
+            f"the temporary folder {folder} has {free / 1e9:.1f} GB free, and registering a model "
+            f"takes {needed.temporary / 1e9:.1f} GB: free some, or set TMPDIR to a larger folder"
+        )
 
 
 def present() -> int:

@@ -173,16 +173,22 @@ def _remote() -> Iterator[Result]:
         yield OK, f"not in use, registry.push is false ({problem})"
 
 
+def _cache() -> Iterator[Result]:
+    from tasks.dvc.status import check_cache
+
+    yield OK, f"DVC's cache.type is {check_cache()}"
+
+
 def _store() -> Iterator[Result]:
     from tasks.tracking.location import has_store, is_server
-    from tasks.tracking.store import connect, store_errors
+    from tasks.tracking.store import check_experiment, connect, store_errors
 
     settings = load_settings().registry
     store = f"MLflow's store {settings.tracking_uri}"
     if not has_store(settings):
         yield OK, f"{store} is made by the first run"
         return
-    connect(settings)  # refuses tables of another MLflow version
+    check_experiment(connect(settings), settings)  # refuses tables of another MLflow version
     if is_server(settings):
         yield OK, f"{store} answers"
         return
@@ -271,8 +277,9 @@ def _memory() -> Iterator[Result]:
 
 
 def _disk() -> Iterator[Result]:
-    from pruneflow.footprint import footprint, present
+    from pruneflow.footprint import check_temporary_folder, footprint, present
 
+    check_temporary_folder(load_settings())
     needed = footprint(load_settings(), "float32")
     free = shutil.disk_usage(Path.cwd()).free
     if needed is None:
@@ -319,6 +326,7 @@ CHECKS: dict[str, Callable[[], Iterator[Result]]] = {
     "model": _model,
     "sources": _sources,
     "stages": _stages,
+    "cache": _cache,
     "remote": _remote,
     "mlflow": _store,
     "prefect": _prefect,

@@ -8,7 +8,7 @@ from dvc.repo import Repo
 
 from pruneflow.artifacts import read_json, sha256_file, write_json
 from pruneflow.environment import STAGE, installed_versions
-from pruneflow.errors import DamagedArtifactError
+from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.paths import DVC_LOCK, ENVIRONMENT
 from pruneflow.workspace import STATE
 from tasks.dvc.repair import touch_damaged_files
@@ -30,6 +30,26 @@ def is_up_to_date() -> bool:
     except (DvcException, DamagedArtifactError):
         return False
     return changed == {STAGE: ["always changed"]}
+
+
+def check_cache() -> str:
+    """Check that DVC puts files, not links to its cache, into the workspace; returns how.
+
+    Raises:
+        InputError: `cache.type` allows symbolic links, through which a stage would write.
+    """
+    try:
+        with Repo() as repo:
+            found = repo.config["cache"].get("type") or ["reflink", "copy"]
+    except DvcException as error:
+        raise InputError(f"DVC cannot read its configuration ({error}): correct it") from None
+    kinds = found.split(",") if isinstance(found, str) else list(found)
+    if "symlink" in kinds:
+        raise InputError(
+            "DVC's cache.type allows symlink, and a model behind links can be neither verified nor "
+            "registered: run `dvc config cache.type reflink,copy`, then `dvc checkout --relink`"
+        )
+    return ",".join(kinds)
 
 
 def record_push() -> None:

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlparse
 import mlflow
 from alembic.util.exc import CommandError
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
@@ -92,6 +93,7 @@ def experiment(client: MlflowClient, settings: RegistrySettings) -> str:
     """
     found = client.get_experiment_by_name(settings.experiment)
     if found is not None:
+        check_experiment(client, settings)
         return str(found.experiment_id)
     location: str | None = settings.artifact_location
     place = urlparse(settings.artifact_location)
@@ -108,6 +110,21 @@ def experiment(client: MlflowClient, settings: RegistrySettings) -> str:
         if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:
             raise
         return str(made.experiment_id)  # another process created it first
+
+
+def check_experiment(client: MlflowClient, settings: RegistrySettings) -> None:
+    """Check that results can be logged to the experiment, if it exists.
+
+    Raises:
+        InputError: it is deleted.
+    """
+    found = client.get_experiment_by_name(settings.experiment)
+    if found is not None and found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise InputError(
+            f"MLflow's experiment {settings.experiment} is deleted: restore it with `mlflow "
+            f"experiments restore -x {found.experiment_id}`, or change registry.experiment in "
+            "configs/pipeline.yaml"
+        )
 
 
 def _busy(store: str) -> StoreBusyError:

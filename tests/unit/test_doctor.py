@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -171,6 +172,26 @@ def test_disk_is_measured_against_the_model_and_its_rounds(
         monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
         ((said, _),) = found("disk")
         assert said == status
+
+
+def test_a_temporary_folder_smaller_than_the_model_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "source_parameters", lambda model: 10**9)
+    for free, refused in ((1.9e9, True), (2.1e9, False)):
+        usage = shutil._ntuple_diskusage(10**12, 0, free)  # type: ignore[attr-defined]
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        words = r"has 1\.9 GB free, and registering a model takes 2\.0 GB: .*TMPDIR"
+        with pytest.raises(InputError, match=words) if refused else nullcontext():
+            footprint.check_temporary_folder(load_settings())
+
+
+def test_a_cache_of_symbolic_links_is_refused(project: Path) -> None:
+    Repo.init(no_scm=True).close()
+    assert found("cache") == [(OK, "DVC's cache.type is reflink,copy")]
+    Path(".dvc/config").write_text("[core]\n    no_scm = true\n[cache]\n    type = symlink\n")
+    with pytest.raises(InputError, match=r"allows symlink.*`dvc checkout --relink`"):
+        found("cache")
 
 
 @pytest.mark.parametrize(
