@@ -66,7 +66,7 @@ def test_a_store_that_is_locked_or_of_a_newer_schema(
         newer.execute("UPDATE alembic_version SET version_num = 'feedfacecafe'")
         newer.commit()
     workspace.set(registry={"tracking_uri": "sqlite:///newer.db"})
-    for command in ("status", "run"):  # not after hours of pruning
+    for command in ("promote", "run"):  # not after hours of pruning
         refused(command, words=["newer.db cannot be used", "schema"])
     assert workspace.executed() == []
 

@@ -88,7 +88,7 @@ def test_the_data_is_pulled_bit_for_bit_and_a_diff_says_exactly_what_changed(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    make("model", "questions", "documents", "validate", "calibration")
+    make("environment", "model", "questions", "documents", "validate", "calibration")
     dvc("push")
     commit("first data")
     first = contents(Path("data/calibration"))
