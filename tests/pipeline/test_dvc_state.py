@@ -25,6 +25,7 @@ def test_a_list_of_readers_that_was_cut_short_is_removed(workspace: Workspace) -
     assert repair_dvc_files() == [] and RWLOCK.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rest", ["", "schema: '2.0'\nstages:\n  calibration:\n    cmd: 'pyth"])
 def test_a_dvc_lock_that_was_cut_short_is_what_it_was_when_the_last_stage_began(
     workspace: Workspace, rest: str

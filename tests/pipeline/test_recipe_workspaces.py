@@ -82,6 +82,7 @@ def test_what_is_timed_is_left_for_later(real_workspace: Path) -> None:
     assert set(stage_order()) - set(made.untimed) == {"latency", "report"}
 
 
+@pytest.mark.slow
 def test_a_recipe_checks_out_what_the_last_run_made(workspace: Workspace) -> None:
     depend("toy.py")
     assert workspace.do("-m", "dvc", "repro", "-q").returncode == 0

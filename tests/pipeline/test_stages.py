@@ -104,6 +104,7 @@ def test_a_failure_that_may_pass_is_told_from_bad_input(workspace: Workspace) ->
     assert reproduce("calibration", print, {})
 
 
+@pytest.mark.slow
 def test_the_earlier_result_survives_a_stage_that_fails(workspace: Workspace) -> None:
     model = Path("data/checkpoints/r1/config.json")
     for name in ("environment", "calibration", "round@r1"):

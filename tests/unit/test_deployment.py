@@ -114,6 +114,7 @@ def test_a_left_over_tensor_is_a_problem(tiny_model_directory):
     assert problems == [f"unexpected keys: {name}"]
 
 
+@pytest.mark.slow
 def test_the_fresh_process_fails_on_a_missing_tensor(tiny_model_directory):
     name = "model.layers.1.mlp.up_proj.weight"
     change(tiny_model_directory, lambda weights: weights.pop(name))
@@ -139,6 +140,7 @@ def attempts(forbid):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "forbid",
     [

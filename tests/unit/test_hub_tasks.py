@@ -163,6 +163,7 @@ def test_the_stage_writes_a_drawn_sample_that_lm_eval_runs_again(build, manager)
     assert build(0)["digest"] == manifest["digest"] != build(1)["digest"]
 
 
+@pytest.mark.slow
 def test_calibration_text_that_holds_a_frozen_question_is_recognised(build):
     build()
     sequences = question_ngrams(Path("data/questions"))

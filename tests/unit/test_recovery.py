@@ -236,6 +236,7 @@ recover_files(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_kill_9_and_another_start_end_in_the_same_bytes(
     tmp_path, tiny_model, blocks, train, monkeypatch
 ):
