@@ -104,15 +104,16 @@ def kill_in(stages: list[str], delay: float, orphan: bool, *command: str) -> str
     if process.poll() is not None:
         return "ended"  # too soon for us
     hit = at_work()
-    if orphan:
-        process.kill()
-    else:
-        for pid in _session(process.pid):
-            os.kill(pid, signal.SIGKILL)
+    killed = [process.pid] if orphan else _session(process.pid)
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
     process.wait()
-    # An orphan ends by itself, on a busy machine late; what is killed takes a moment to be gone.
-    deadline = time.monotonic() + 300
-    while _is_held() and time.monotonic() < deadline:
+    started = time.monotonic()
+    # An orphan ends by itself, on a busy machine late.
+    while _is_held() and time.monotonic() < started + 300:
+        time.sleep(0.1)
+    # What a killed DVC has locked is free when it has been reaped, which some containers never do.
+    while any(map(psutil.pid_exists, killed)) and time.monotonic() < started + 20:
         time.sleep(0.1)
     return hit
 
