@@ -216,7 +216,7 @@ def preflight() -> "PipelineSettings":
     from pruneflow.settings.pipeline import load_settings
     from tasks.dvc.status import check_cache
     from tasks.tracking.location import has_store
-    from tasks.tracking.store import check_experiment, connect
+    from tasks.tracking.store import connect, find_experiment
 
     settings = load_settings()
     known_domains(settings.documents.domains, DOMAINS_FILE)
@@ -227,7 +227,7 @@ def preflight() -> "PipelineSettings":
     check_temporary_folder(settings)
     check_cache()
     if has_store(settings.registry):
-        check_experiment(connect(settings.registry), settings.registry)
+        find_experiment(connect(settings.registry), settings.registry)
     return settings
 
 

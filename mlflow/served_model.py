@@ -45,7 +45,7 @@ class PrunedModel(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Continue each prompt; `params` may hold ``max_new_tokens``.
 
-        Of a prompt that is longer than the context leaves room for, the last tokens are used.
+        If a prompt does not fit in the context, only its last tokens are used.
 
         Without type hints on purpose: MLflow would make the signature from them, and such a
         signature has no parameters.

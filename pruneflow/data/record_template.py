@@ -252,7 +252,7 @@ def _text(field: Any, name: str, place: str) -> str | Unreadable:
         spoken = [turn for turn in turns if turn is not None]
         if len(spoken) == len(turns):
             return "\n\n".join(filter(None, spoken))
-        return Unreadable(place, f"has a list of mappings that is no conversation in {name}")
+        return Unreadable(place, f"has a list of mappings that is not a conversation in {name}")
     unfit = next((item for item in items if not isinstance(item, SCALARS)), None)
     if unfit is None:
         return "\n".join("" if item is None else str(item) for item in items)
@@ -263,7 +263,7 @@ def _text(field: Any, name: str, place: str) -> str | Unreadable:
 
 
 def _turn(message: dict[str, Any]) -> str | None:
-    """One turn as "role: content"; "" if it has no text, None if it is no turn.
+    """One turn as "role: content"; "" if it has no text, None if it is not one.
 
     A message has `role` and `content` (a text, or parts of which some have `text`), or `from` and
     `value`, as in ShareGPT's data.

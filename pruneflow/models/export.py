@@ -73,7 +73,7 @@ def save(
     model.config.dtype = dtype
     configured = configured_widths(model.config)
     uniform = all(widths_of(layer) == configured for layer in layers_of(model))
-    if uniform:
+    if uniform:  # a model that was loaded from the other layout would save itself in that one
         type(model).save_pretrained(model, directory, max_shard_size="4GB")
     else:
         save_in_layout(model)

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from pruneflow.settings.base import Count, Name, Settings, Share
 
+AddBos = bool | Literal["auto"]
+
 MAX_SHARE_ERROR = 0.02
 """Largest difference between a domain's actual and requested share of the calibration tokens."""
 
@@ -116,7 +118,7 @@ class CalibrationSettings(Settings):
     validation_sequences: Count = Field(4, description="Validation sequences per domain.")
     test_sequence_length: int = Field(256, ge=8, description="Tokens in a perplexity window.")
     test_sequences: Count = Field(12, description="Perplexity windows per domain.")
-    add_bos_token: bool | Literal["auto"] = Field(
+    add_bos_token: AddBos = Field(
         "auto",
         description="Whether every sequence and perplexity window begins with the "
         "beginning-of-text token; `auto` for what the tokenizer itself puts before a text.",

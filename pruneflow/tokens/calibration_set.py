@@ -22,11 +22,10 @@ from pruneflow.artifacts import sha256_json, staged_directory, verify_manifest, 
 from pruneflow.errors import DamagedArtifactError, InputError
 from pruneflow.models.tensor_digest import tensors_digest
 from pruneflow.settings.base import check
-from pruneflow.settings.calibration import CalibrationSettings
+from pruneflow.settings.calibration import AddBos, CalibrationSettings
 from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.mixture import Mixture
 from pruneflow.tokens.packing import (
-    AddBos,
     BlockRequest,
     Document,
     PackedBlocks,
@@ -135,8 +134,8 @@ class CalibrationSet:
             seed: for sampling sequences.
 
         Raises:
-            InputError: a document is no text, a domain has too little of it, or the shares cannot
-                be reached.
+            InputError: a document is not a valid string, a domain has too little text, or the
+                shares cannot be reached.
         """
         for domain, of_domain in texts.items():
             _check_texts(domain, of_domain)
@@ -204,10 +203,10 @@ def build_blocks(
         longest: maximum sequence length of the model (max_position_embeddings).
 
     Returns:
-        The manifests of the two folders. `beginning` are the token ids at the beginning of every
-        block; `mixture` is the requested and the actual mixture of the
-        calibration split; `domains` counts by domain and split; for calibration, the sequences of
-        a round without feedback, and all stored ones (`held`).
+        The manifests of the two folders. `beginning` holds the token ids at the beginning of every
+        block, `mixture` the requested and the actual mixture of the calibration split, `domains`
+        counts by domain and split: for calibration, the sequences of a round without feedback, and
+        all stored ones (`held`).
 
     Raises:
         InputError: a domain has too few tokens, its share cannot be reached, or a sequence is

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 import pyarrow.parquet
@@ -23,13 +23,11 @@ import pyarrow.parquet
 from pruneflow.data.documents import TABLE
 from pruneflow.errors import InputError
 from pruneflow.progress import track
-from pruneflow.settings.calibration import CalibrationSettings
+from pruneflow.settings.calibration import AddBos, CalibrationSettings
 from pruneflow.settings.recovery import RecoverySettings
 from pruneflow.tokens.mixture import Mixture
 
 BATCH_DOCUMENTS = 128
-
-AddBos = bool | Literal["auto"]
 
 Document = tuple[str, str, str]
 """Domain, split and text of a document."""

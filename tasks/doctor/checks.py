@@ -181,14 +181,14 @@ def _cache() -> Iterator[Result]:
 
 def _store() -> Iterator[Result]:
     from tasks.tracking.location import has_store, is_server
-    from tasks.tracking.store import check_experiment, connect, store_errors
+    from tasks.tracking.store import connect, find_experiment, store_errors
 
     settings = load_settings().registry
     store = f"MLflow's store {settings.tracking_uri}"
     if not has_store(settings):
         yield OK, f"{store} is made by the first run"
         return
-    check_experiment(connect(settings), settings)  # refuses tables of another MLflow version
+    find_experiment(connect(settings), settings)  # refuses tables of another MLflow version
     if is_server(settings):
         yield OK, f"{store} answers"
         return

@@ -91,10 +91,9 @@ def experiment(client: MlflowClient, settings: RegistrySettings) -> str:
     Its files go to `registry.artifact_location`; on a server to the server's default location when
     that setting is a relative folder, which other hosts cannot reach.
     """
-    found = client.get_experiment_by_name(settings.experiment)
+    found = find_experiment(client, settings)
     if found is not None:
-        check_experiment(client, settings)
-        return str(found.experiment_id)
+        return found
     location: str | None = settings.artifact_location
     place = urlparse(settings.artifact_location)
     if is_server(settings) and not (place.scheme or Path(settings.artifact_location).is_absolute()):
@@ -112,19 +111,22 @@ def experiment(client: MlflowClient, settings: RegistrySettings) -> str:
         return str(made.experiment_id)  # another process created it first
 
 
-def check_experiment(client: MlflowClient, settings: RegistrySettings) -> None:
-    """Check that results can be logged to the experiment, if it exists.
+def find_experiment(client: MlflowClient, settings: RegistrySettings) -> str | None:
+    """Return the id of the experiment; None if it does not exist yet.
 
     Raises:
         InputError: it is deleted.
     """
     found = client.get_experiment_by_name(settings.experiment)
-    if found is not None and found.lifecycle_stage != LifecycleStage.ACTIVE:
+    if found is None:
+        return None
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
         raise InputError(
             f"MLflow's experiment {settings.experiment} is deleted: restore it with `mlflow "
             f"experiments restore -x {found.experiment_id}`, or change registry.experiment in "
             "configs/pipeline.yaml"
         )
+    return str(found.experiment_id)
 
 
 def _busy(store: str) -> StoreBusyError:

@@ -9,7 +9,7 @@ import pytest
 
 from pruneflow.errors import InputError
 from tasks.registry import promotion, versions
-from tasks.tracking.store import check_experiment, connect
+from tasks.tracking.store import connect, find_experiment
 from tests.pipeline.garbage import collect
 from tests.pipeline.registry import SETTINGS, Registry
 from tests.pipeline.toy import Workspace
@@ -140,11 +140,11 @@ def test_a_store_that_cannot_be_opened_is_one_line(
 def test_a_deleted_experiment_is_found_before_the_first_stage(store: Registry) -> None:
     store.client.delete_experiment(store.experiment)
     with pytest.raises(InputError, match=r"pruneflow is deleted: restore it with `mlflow exp"):
-        check_experiment(store.client, SETTINGS)
+        find_experiment(store.client, SETTINGS)
     with pytest.raises(InputError, match="is deleted"):
         Registry()
     store.client.restore_experiment(store.experiment)
-    check_experiment(store.client, SETTINGS)
+    find_experiment(store.client, SETTINGS)
 
 
 def test_results_never_go_into_a_run_that_the_environment_names(

@@ -52,9 +52,12 @@ def test_a_conversation_is_a_paragraph_for_each_message(messages):
     ("value", "problem"),
     [
         ({"a": 1}, "has a mapping, not text, in x"),
-        ([{"a": 1}], "has a list of mappings that is no conversation in x"),
-        ([{"role": "user", "content": {"a": 1}}], "has a list of mappings that is no conversation"),
-        ([{"role": "user"}], "has a list of mappings that is no conversation"),
+        ([{"a": 1}], "has a list of mappings that is not a conversation in x"),
+        (
+            [{"role": "user", "content": {"a": 1}}],
+            "has a list of mappings that is not a conversation",
+        ),
+        ([{"role": "user"}], "has a list of mappings that is not a conversation"),
         ([*CONVERSATION, "more"], "has a mapping, not text, in x"),
         (b"bytes", "has bytes in x"),
         (["line", b"bytes"], "has bytes in x"),
