@@ -49,25 +49,36 @@ def check_source(settings: ModelSettings) -> tuple[str, str | None]:
     return location, gguf
 
 
-def check_unquantised(quantisation: dict[str, Any] | None, source: str) -> None:
+def check_unquantised(quantisation: Any, source: str) -> None:
     """Check the entry `quantization_config` of a configuration.
 
     Raises:
         InputError: the weights are quantised.
     """
     if quantisation is not None:
+        named = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
         raise InputError(
-            f"model.source: the configuration of {source} names quantised weights "
-            f"({quantisation.get('quant_method')}): give the model before quantisation"
+            f"model.source: the configuration of {source} names quantised weights ({named}): give "
+            "the model before quantisation"
         )
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that transformers reads: those of the index, or model.safetensors."""
+    """The safetensors files that transformers reads: those of the index, or model.safetensors.
+
+    Raises:
+        InputError: the index is damaged, or a file that it names is missing.
+    """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = set(read_json(index)["weight_map"].values())
-        return [directory / name for name in sorted(names)]
+        try:
+            names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        except (KeyError, TypeError, AttributeError):
+            raise InputError(f"{index} has no weight_map: give a complete model") from None
+        missing = next((name for name in names if not (directory / name).is_file()), None)
+        if missing is not None:
+            raise InputError(f"{index} names {missing}, which is missing: give a complete model")
+        return [directory / name for name in names]
     single = directory / "model.safetensors"
     return [single] if single.is_file() else sorted(directory.glob("*.safetensors"))
 

@@ -40,7 +40,7 @@ def follow_workspace(settings: RegistrySettings) -> None:
         if recorded is None or urlparse(recorded).scheme not in FOLDER_SCHEMES:
             return
         there = Path(unquote(urlparse(recorded).path))
-        if there.is_relative_to(Path.cwd()):
+        if there == here.absolute() or (there.is_relative_to(Path.cwd()) and there.is_dir()):
             return
         if here.is_dir() and there.is_dir() and there.samefile(here):
             return  # a link or a mount

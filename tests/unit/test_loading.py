@@ -164,6 +164,21 @@ def test_a_second_copy_of_the_weights_is_not_counted(tiny_model_directory, tiny_
     load_source(settings)
 
 
+@pytest.mark.parametrize("read", [source_parameters, load_source])
+def test_an_index_that_names_missing_weights_is_one_clear_line(
+    tiny_model_directory, tiny_model, read
+):
+    settings = ModelSettings(source=str(tiny_model_directory))
+    tiny_model(vocab_size=400).float().save_pretrained(tiny_model_directory, max_shard_size="20KB")
+    first = min(tiny_model_directory.glob("model-*.safetensors"))
+    first.unlink()
+    with pytest.raises(InputError, match=f"names {first.name}, which is missing: give a complete"):
+        read(settings)
+    (tiny_model_directory / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match="has no weight_map: give a complete model"):
+        read(settings)
+
+
 def test_code_in_a_model_directory_is_never_run(tiny_model_directory):
     config = json.loads((tiny_model_directory / "config.json").read_text())
     names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
